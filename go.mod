@@ -1,0 +1,10 @@
+module github.com/godkms-hermetic/godkms-hermetic
+
+go 1.26.8
+
+require (
+	github.com/google/go-containerregistry v0.22.1
+	github.com/klauspost/compress v1.20.3
+	github.com/mikelolasagasti/xz v1.0.1
+	golang.org/x/sys v0.49.0
+)

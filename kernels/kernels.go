@@ -1,0 +1,98 @@
+// Package kernels names Linux kernels and pins the distribution packages that are needed to build modules for one.
+package kernels
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+)
+
+// ErrNotFound is wrapped by every error that means: the distribution has no such kernel, suite or package.
+var ErrNotFound = errors.New("not found")
+
+// Kernel names one kernel. The release alone is not enough: two suites of one distribution can have the same release
+// with different compilers and symbol versions.
+type Kernel struct {
+	Distro  string `json:"distro"`  // "debian"
+	Suite   string `json:"suite"`   // "bookworm", the codename
+	Arch    string `json:"arch"`    // the distribution's own name of it: "amd64"
+	Release string `json:"release"` // what uname -r prints: "6.1.0-56-amd64"
+}
+
+// String gives the form that --kernels takes, "debian/bookworm:6.1.0-56-amd64".
+func (k Kernel) String() string { return k.Distro + "/" + k.Suite + ":" + k.Release }
+
+// Candidate is a kernel that a distribution offers now.
+type Candidate struct {
+	Kernel
+	PackageVersion string `json:"package_version"` // of the header package: "6.1.192-2"
+	Compiler       string `json:"compiler"`        // the package that provides it: "gcc-12"
+}
+
+// Package pins one distribution package. URL says where it was last seen and is not part of any digest: mirrors differ.
+type Package struct {
+	Name    string  `json:"name"`
+	Version string  `json:"version"`
+	Arch    string  `json:"arch"`
+	URL     string  `json:"url"`
+	Digest  v1.Hash `json:"digest"` // sha256 of the package file
+	Size    int64   `json:"size"`   // bytes of the package file
+}
+
+// Lock pins everything that the root of a build is made of. Toolchain is the same for every kernel of a suite with that
+// compiler; Headers is what this kernel (and the extra packages that were asked for) needs beside it. Both are sorted by name.
+type Lock struct {
+	Kernel    Kernel    `json:"kernel"`
+	Compiler  string    `json:"compiler"` // "gcc-12"
+	Toolchain []Package `json:"toolchain"`
+	Headers   []Package `json:"headers"`
+}
+
+// Digest is the SHA-256 over the lock's canonical form: kernel, compiler, and each package's name, version, architecture,
+// digest and size, in the lock's order. Where a package was downloaded from does not count.
+func (l Lock) Digest() v1.Hash {
+	l.Toolchain, l.Headers = withoutURLs(l.Toolchain), withoutURLs(l.Headers)
+	return digest(l)
+}
+
+// ToolchainDigest is the same for the toolchain alone: locks that share it share that layer of their header images.
+func (l Lock) ToolchainDigest() v1.Hash { return digest(withoutURLs(l.Toolchain)) }
+
+// Provider answers for one distribution. Implementations are safe for concurrent use.
+type Provider interface {
+	// Suites lists the suites that are known, newest first.
+	Suites() []string
+	// Kernels lists what can be built for in a suite, newest first. An unknown suite wraps ErrNotFound.
+	Kernels(ctx context.Context, suite, arch string) ([]Candidate, error)
+	// Lock pins the build root of a kernel, with extra packages by name. An unknown kernel or package wraps ErrNotFound.
+	Lock(ctx context.Context, k Kernel, extra []string) (Lock, error)
+	// Payload turns a package file into the tar stream of the files that it installs. The caller closes it.
+	Payload(pkg io.Reader) (io.ReadCloser, error)
+}
+
+func withoutURLs(in []Package) []Package {
+	out := make([]Package, len(in))
+	for i, p := range in {
+		p.URL = ""
+		out[i] = p
+	}
+	return out
+}
+
+// digest hashes a value's JSON, which for the plain structs of this package has one form only.
+func digest(v any) v1.Hash {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(fmt.Sprintf("kernels: marshal %T: %v", v, err)) // strings and numbers only: cannot fail
+	}
+	h, _, err := v1.SHA256(strings.NewReader(string(b)))
+	if err != nil {
+		panic(fmt.Sprintf("kernels: hash: %v", err)) // reads memory: cannot fail
+	}
+	return h
+}

@@ -8,3 +8,8 @@ require (
 	github.com/mikelolasagasti/xz v1.0.1
 	golang.org/x/sys v0.49.0
 )
+
+require (
+	golang.org/x/term v0.45.0 // indirect
+	mvdan.cc/sh/v3 v3.14.1
+)

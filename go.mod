@@ -9,7 +9,4 @@ require (
 	golang.org/x/sys v0.49.0
 )
 
-require (
-	golang.org/x/term v0.45.0 // indirect
-	mvdan.cc/sh/v3 v3.14.1
-)
+require mvdan.cc/sh/v3 v3.14.1

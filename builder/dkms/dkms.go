@@ -46,6 +46,9 @@ func (t Target) Output() string {
 	return path.Join(Tree, t.Module, t.Version, t.Release, t.Machine, "module")
 }
 
+// Symvers is where the step "collect" leaves what every Module.symvers of the build says, wherever make wrote it.
+func (t Target) Symvers() string { return path.Join(path.Dir(t.Output()), "symvers") }
+
 // KernelSource is $kernel_source_dir.
 func (t Target) KernelSource() string { return path.Join(InstallTree, t.Release, "build") }
 
@@ -369,7 +372,8 @@ while (($#)); do
 	cp "$1" "$out/$2"
 	shift 3
 done
-if [[ -f Module.symvers && ! -L Module.symvers ]]; then cp Module.symvers "$out/Module.symvers"; fi`, "bash"}, args...)}
+if [[ -f Module.symvers && ! -L Module.symvers ]]; then cp Module.symvers "$out/Module.symvers"; fi
+find . -name Module.symvers -type f -print0 | sort -z | xargs -0r cat >"$out/../symvers"`, "bash"}, args...)}
 }
 
 // compareBound compares a release with a bound from a dkms.conf: the numbers before the first other sign first, where an

@@ -1,0 +1,172 @@
+package builder
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+const conf = "PACKAGE_NAME=\"m\"\nPACKAGE_VERSION=\"1\"\n"
+
+// writeTree makes a source tree: names that end in / are folders, values that begin with -> are links.
+func writeTree(t *testing.T, files map[string]string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, content := range files {
+		p := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		var err error
+		if to, ok := strings.CutPrefix(content, "->"); ok {
+			err = os.Symlink(to, p)
+		} else if strings.HasSuffix(name, "/") {
+			err = os.MkdirAll(p, 0o755)
+		} else {
+			err = os.WriteFile(p, []byte(content), 0o644)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+func open(t *testing.T, src string, o SourceOptions) *Source {
+	t.Helper()
+	s, err := OpenSource(context.Background(), src, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+// One tree has one digest, whichever way it comes in, whatever its times, owners, masks and version control.
+func TestSourceDigest(t *testing.T) {
+	dir := writeTree(t, map[string]string{
+		"dkms.conf": conf, "Makefile": "obj-m := m.o\n", "src/m.c": "int x;\n", "link": "->src/m.c", "run.sh": "#!/bin/sh\n", "empty/": "",
+	})
+	os.Chmod(filepath.Join(dir, "run.sh"), 0o755)
+	want := open(t, dir, SourceOptions{})
+	if want.Module != "m" || want.Version != "1" {
+		t.Errorf("OpenSource(%q) = %q, %q; want m, 1", dir, want.Module, want.Version)
+	}
+
+	archive := filepath.Join(t.TempDir(), "a.tar")
+	run(t, dir, "tar", "--transform=s,^\\.,m-1,", "-cf", archive, ".")
+	run(t, "", "gzip", "-k", archive)
+	run(t, "", "xz", "-k", archive)
+	out := filepath.Join(dir, "out")
+	for _, tt := range []struct {
+		name    string
+		prepare func()
+		src     string
+	}{
+		{"conf", func() {}, filepath.Join(dir, "dkms.conf")},
+		{"tar", func() {}, archive},
+		{"gzip", func() {}, archive + ".gz"},
+		{"xz", func() {}, archive + ".xz"},
+		{"times", func() { os.Chtimes(filepath.Join(dir, "Makefile"), time.Time{}, time.Unix(1, 0)) }, dir},
+		{"modes", func() { os.Chmod(filepath.Join(dir, "Makefile"), 0o600) }, dir},
+		{"git", func() { os.MkdirAll(filepath.Join(dir, ".git/objects"), 0o755) }, dir},
+		{"output", func() { os.MkdirAll(filepath.Join(out, "debian-bookworm"), 0o755) }, dir},
+	} {
+		tt.prepare()
+		if got := open(t, tt.src, SourceOptions{Exclude: []string{out}}); got.Digest != want.Digest {
+			t.Errorf("%s: digest %s; want %s", tt.name, got.Digest, want.Digest)
+		}
+	}
+
+	for _, tt := range []struct {
+		name   string
+		change func()
+	}{
+		{"content", func() { os.WriteFile(filepath.Join(dir, "src/m.c"), []byte("int y;\n"), 0o644) }},
+		{"mode", func() { os.Chmod(filepath.Join(dir, "run.sh"), 0o644) }},
+		{"name", func() { os.Rename(filepath.Join(dir, "run.sh"), filepath.Join(dir, "runs.sh")) }},
+		{"link", func() { os.Remove(filepath.Join(dir, "link")); os.Symlink("Makefile", filepath.Join(dir, "link")) }},
+	} {
+		before := open(t, dir, SourceOptions{})
+		tt.change()
+		if after := open(t, dir, SourceOptions{}); after.Digest == before.Digest {
+			t.Errorf("%s: the digest is the same after the change", tt.name)
+		}
+	}
+}
+
+// What was hashed is what is built: changes after OpenSource do not matter.
+func TestSourceIsRead(t *testing.T) {
+	dir := writeTree(t, map[string]string{"dkms.conf": conf, "m.c": "before"})
+	s := open(t, dir, SourceOptions{})
+	os.WriteFile(filepath.Join(dir, "m.c"), []byte("later!"), 0o644)
+	for range 2 {
+		b, err := io.ReadAll(s.Tar())
+		if err != nil || !bytes.Contains(b, []byte("before")) || bytes.Contains(b, []byte("later!")) {
+			t.Fatalf("Tar() does not hold what was hashed (error %v)", err)
+		}
+	}
+}
+
+func TestSourceRefused(t *testing.T) {
+	fifo := writeTree(t, map[string]string{"dkms.conf": conf})
+	run(t, fifo, "mkfifo", "pipe")
+	hostile := filepath.Join(t.TempDir(), "hostile.tar.gz")
+	f, err := os.Create(hostile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	z := gzip.NewWriter(f)
+	w := tar.NewWriter(z)
+	for _, name := range []string{"dkms.conf", "../../outside"} {
+		if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(conf))}); err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(w, conf)
+	}
+	w.Close()
+	z.Close()
+	f.Close()
+
+	text := filepath.Join(t.TempDir(), "text")
+	os.WriteFile(text, []byte("this is no archive"), 0o644)
+	two := filepath.Join(t.TempDir(), "two.tar")
+	run(t, writeTree(t, map[string]string{"a/dkms.conf": conf, "b/dkms.conf": conf}), "tar", "-cf", two, "a", "b")
+
+	for _, tt := range []struct{ name, src, err string }{
+		{"no conf", writeTree(t, map[string]string{"Makefile": ""}), "there is no dkms.conf in it"},
+		{"no such file", "/nonexistent/tree", "no such file"},
+		{"absolute link", writeTree(t, map[string]string{"dkms.conf": conf, "x": "->/etc/passwd"}), `the link "x" leads out of the tree`},
+		{"link up", writeTree(t, map[string]string{"dkms.conf": conf, "a/x": "->../../y"}), `the link "a/x" leads out of the tree`},
+		{"pipe", fifo, `"pipe" is neither a file, a folder nor a link`},
+		{"name that leaves", hostile, `has a ".." in its name`},
+		{"no archive", text, "neither a folder with a dkms.conf, a tarball nor a .deb"},
+		{"two trees", two, "it has several: a, b"},
+		{"not bash", writeTree(t, map[string]string{"dkms.conf": "if then"}), "not valid bash"},
+	} {
+		s, err := OpenSource(context.Background(), tt.src, SourceOptions{})
+		if err == nil {
+			s.Close()
+		}
+		if err == nil || !strings.Contains(err.Error(), tt.err) {
+			t.Errorf("%s: error %v; want one with %q", tt.name, err, tt.err)
+		}
+	}
+}
+
+func run(t *testing.T, dir, name string, args ...string) {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", name, err, out)
+	}
+}

@@ -10,3 +10,8 @@ require (
 )
 
 require mvdan.cc/sh/v3 v3.14.1
+
+require (
+	github.com/opencontainers/go-digest v1.0.0 // indirect
+	github.com/opencontainers/image-spec v1.1.1 // indirect
+)

@@ -1,0 +1,326 @@
+// Package artifact turns a set of built modules into an OCI image, and back.
+package artifact
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+)
+
+// Media types of what an artifact is made of. The layer is not compressed: modules are small, and a hash over plain bytes
+// depends on no compressor's version.
+const (
+	ManifestType = types.OCIManifestSchema1
+	ConfigType   = types.OCIConfigJSON
+	LayerType    = types.OCIUncompressedLayer
+)
+
+// Annotations of the manifest, repeated as labels of the image's config for clients that show only those.
+const (
+	prefix = "dev.godkms-hermetic."
+
+	AnnotationModule   = prefix + "module"   // the DKMS package name
+	AnnotationVersion  = prefix + "version"  // its version
+	AnnotationDistro   = prefix + "distro"   // "debian"
+	AnnotationSuite    = prefix + "suite"    // "bookworm"
+	AnnotationArch     = prefix + "arch"     // the distribution's name of it
+	AnnotationRelease  = prefix + "release"  // of the kernel, as uname -r prints it
+	AnnotationHeaders  = prefix + "headers"  // version of the kernel's header package
+	AnnotationCompiler = prefix + "compiler" // CONFIG_CC_VERSION_TEXT of the kernel
+	AnnotationSymvers  = prefix + "symvers"  // digest of the kernel's Module.symvers
+	AnnotationKey      = prefix + "key"      // of the build
+	AnnotationSource   = prefix + "source"   // digest of the source tree
+	AnnotationLock     = prefix + "lock"     // digest of the packages that the build root was made of
+	AnnotationStatus   = prefix + "status"   // "built" or "skipped"
+	AnnotationReason   = prefix + "reason"   // why it was skipped
+	AnnotationModules  = prefix + "modules"  // JSON: [{"name","dest","size","digest","vermagic"}], sorted by name
+
+	annotationTitle = "org.opencontainers.image.title"
+	annotationVer   = "org.opencontainers.image.version"
+)
+
+// Status is how a build ended that has a result.
+type Status string
+
+const (
+	Built   Status = "built"
+	Skipped Status = "skipped" // the module excludes this kernel (BUILD_EXCLUSIVE); there are no files
+)
+
+// Kernel is the kernel that the modules are for.
+type Kernel struct {
+	Distro, Suite, Arch, Release string
+}
+
+// Meta is what is known of an artifact. Headers, Compiler and Symvers may be empty, Reason is set for skipped ones only.
+type Meta struct {
+	Module, Version string
+	Kernel          Kernel
+	Headers         string
+	Compiler        string
+	Symvers         v1.Hash
+	Key             v1.Hash
+	Source          v1.Hash
+	Lock            v1.Hash
+	Status          Status
+	Reason          string
+}
+
+// File is one module. Open may be called more than once and gives the same Size bytes each time.
+type File struct {
+	Name     string // "v4l2loopback.ko"
+	Dest     string // folder below /lib/modules/<release>/: "updates/dkms"
+	Size     int64
+	Vermagic string
+	Digest   v1.Hash // sha256; New computes it where it is empty, and compares it where it is not
+	Open     func() (io.ReadCloser, error)
+}
+
+// ErrInvalid is wrapped by every error that means: this is not an artifact, or it was altered.
+var ErrInvalid = errors.New("not a valid artifact")
+
+func invalid(format string, a ...any) error {
+	return fmt.Errorf("%w: %s", ErrInvalid, fmt.Sprintf(format, a...))
+}
+
+// Limits for what is accepted: of a hostile registry, above all.
+const (
+	maxFiles = 1024
+	maxFile  = 1 << 30 // bytes of one module
+	maxMeta  = 4 << 20 // bytes of the manifest and of the config
+	maxText  = 4096    // bytes of an annotation, other than the list of modules
+)
+
+var (
+	nameForm      = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+-]*\.ko$`)
+	componentForm = regexp.MustCompile(`^[A-Za-z0-9_+~][A-Za-z0-9._+~-]*$`)
+)
+
+// checkComponents accepts relative paths of plain names only.
+func checkComponents(what, p string) error {
+	for c := range strings.SplitSeq(p, "/") {
+		if !componentForm.MatchString(c) || len(c) > 200 {
+			return invalid("%s %q", what, p)
+		}
+	}
+	return nil
+}
+
+func (m Meta) check() error {
+	for _, f := range []struct{ what, value string }{
+		{"module name", m.Module}, {"module version", m.Version}, {"distribution", m.Kernel.Distro}, {"suite", m.Kernel.Suite},
+		{"architecture", m.Kernel.Arch}, {"kernel release", m.Kernel.Release},
+	} {
+		if f.value == "" {
+			return invalid("it has no %s", f.what)
+		}
+		if len(f.value) > maxText {
+			return invalid("a %s of %d bytes", f.what, len(f.value))
+		}
+	}
+	if strings.Contains(m.Kernel.Release, "/") {
+		return invalid("kernel release %q", m.Kernel.Release)
+	}
+	if err := checkComponents("kernel release", m.Kernel.Release); err != nil {
+		return err
+	}
+	for _, f := range []struct {
+		what string
+		h    v1.Hash
+		must bool
+	}{{"key", m.Key, true}, {"source digest", m.Source, true}, {"lock digest", m.Lock, true}, {"Module.symvers digest", m.Symvers, false}} {
+		if f.h == (v1.Hash{}) && !f.must {
+			continue
+		}
+		if h, err := v1.NewHash(f.h.String()); err != nil || h.Algorithm != "sha256" {
+			return invalid("%s %q", f.what, f.h)
+		}
+	}
+	switch {
+	case m.Status != Built && m.Status != Skipped:
+		return invalid("status %q", m.Status)
+	case m.Status == Skipped && m.Reason == "":
+		return invalid("it was skipped without a reason")
+	case m.Status == Built && m.Reason != "":
+		return invalid("it was built, but has a reason to skip it: %.80q", m.Reason)
+	}
+	return nil
+}
+
+// checkFiles wants files sorted by name. Two of one name are refused even with different folders: depmod takes one of them only.
+func checkFiles(m Meta, files []File) error {
+	if m.Status == Built && len(files) == 0 {
+		return invalid("it was built, but has no module")
+	}
+	if m.Status == Skipped && len(files) != 0 {
+		return invalid("it was skipped, but has modules")
+	}
+	if len(files) > maxFiles {
+		return invalid("%d modules, more than %d", len(files), maxFiles)
+	}
+	for i, f := range files {
+		if !nameForm.MatchString(f.Name) || len(f.Name) > 200 {
+			return invalid("module file name %q", f.Name)
+		}
+		if err := checkComponents("folder", f.Dest); err != nil {
+			return err
+		}
+		if len(f.Dest) > maxText {
+			return invalid("a folder of %d bytes", len(f.Dest))
+		}
+		if f.Size < 0 || f.Size > maxFile {
+			return invalid("module %q has %d bytes", f.Name, f.Size)
+		}
+		if i > 0 && f.Name <= files[i-1].Name {
+			if f.Name == files[i-1].Name {
+				return invalid("two modules are named %q, in %q and %q", f.Name, files[i-1].Dest, f.Dest)
+			}
+			return invalid("modules are not sorted")
+		}
+	}
+	return nil
+}
+
+// moduleJSON is an element of AnnotationModules.
+type moduleJSON struct {
+	Name     string  `json:"name"`
+	Dest     string  `json:"dest"`
+	Size     int64   `json:"size"`
+	Digest   v1.Hash `json:"digest"`
+	Vermagic string  `json:"vermagic,omitempty"`
+}
+
+func annotations(m Meta, files []File) (map[string]string, error) {
+	list := make([]moduleJSON, len(files))
+	for i, f := range files {
+		list[i] = moduleJSON{f.Name, f.Dest, f.Size, f.Digest, f.Vermagic}
+	}
+	b, err := json.Marshal(list)
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]string{
+		annotationTitle:    m.Module,
+		annotationVer:      m.Version,
+		AnnotationModule:   m.Module,
+		AnnotationVersion:  m.Version,
+		AnnotationDistro:   m.Kernel.Distro,
+		AnnotationSuite:    m.Kernel.Suite,
+		AnnotationArch:     m.Kernel.Arch,
+		AnnotationRelease:  m.Kernel.Release,
+		AnnotationHeaders:  m.Headers,
+		AnnotationCompiler: m.Compiler,
+		AnnotationKey:      m.Key.String(),
+		AnnotationSource:   m.Source.String(),
+		AnnotationLock:     m.Lock.String(),
+		AnnotationStatus:   string(m.Status),
+		AnnotationReason:   m.Reason,
+		AnnotationModules:  string(b),
+	}
+	if m.Symvers != (v1.Hash{}) {
+		out[AnnotationSymvers] = m.Symvers.String()
+	}
+	maps.DeleteFunc(out, func(_, v string) bool { return v == "" })
+	return out, nil
+}
+
+func parseAnnotations(a map[string]string) (Meta, []File, error) {
+	for k, v := range a {
+		if k != AnnotationModules && len(v) > maxText {
+			return Meta{}, nil, invalid("annotation %.80q has %d bytes", k, len(v))
+		}
+	}
+	m := Meta{
+		Module:  a[AnnotationModule],
+		Version: a[AnnotationVersion],
+		Kernel: Kernel{
+			Distro: a[AnnotationDistro], Suite: a[AnnotationSuite], Arch: a[AnnotationArch], Release: a[AnnotationRelease],
+		},
+		Headers:  a[AnnotationHeaders],
+		Compiler: a[AnnotationCompiler],
+		Status:   Status(a[AnnotationStatus]),
+		Reason:   a[AnnotationReason],
+	}
+	for k, h := range map[string]*v1.Hash{
+		AnnotationSymvers: &m.Symvers, AnnotationKey: &m.Key, AnnotationSource: &m.Source, AnnotationLock: &m.Lock,
+	} {
+		v, ok := a[k]
+		if !ok {
+			continue // check tells which of them must be there
+		}
+		var err error
+		if *h, err = v1.NewHash(v); err != nil {
+			return Meta{}, nil, invalid("annotation %q: %v", k, err)
+		}
+	}
+	if err := m.check(); err != nil {
+		return Meta{}, nil, err
+	}
+	list, ok := a[AnnotationModules]
+	if !ok {
+		return Meta{}, nil, invalid("annotation %q is missing", AnnotationModules)
+	}
+	var mods []moduleJSON
+	if err := json.Unmarshal([]byte(list), &mods); err != nil {
+		return Meta{}, nil, invalid("annotation %q: %v", AnnotationModules, err)
+	}
+	files := make([]File, len(mods))
+	for i, j := range mods {
+		if j.Digest.Algorithm != "sha256" {
+			return Meta{}, nil, invalid("module %q has digest %q", j.Name, j.Digest)
+		}
+		files[i] = File{Name: j.Name, Dest: j.Dest, Size: j.Size, Digest: j.Digest, Vermagic: j.Vermagic}
+	}
+	return m, files, checkFiles(m, files)
+}
+
+// platform names the architecture as images do (GOARCH), where it differs from distributions' names.
+func platform(arch string) (architecture, variant string) {
+	switch arch {
+	case "x86_64":
+		return "amd64", ""
+	case "aarch64", "arm64":
+		return "arm64", ""
+	case "i386", "i686":
+		return "386", ""
+	case "armhf", "armv7hl":
+		return "arm", "v7"
+	case "armel":
+		return "arm", "v5"
+	case "ppc64el":
+		return "ppc64le", ""
+	case "mips64el":
+		return "mips64le", ""
+	case "mipsel":
+		return "mipsle", ""
+	}
+	return arch, ""
+}
+
+// OptPath is where a module is in the image's file system, the folder that Kubernetes' Kernel Module Management loads from.
+func OptPath(release, name string) string { return path.Join("/opt/lib/modules", release, name) }
+
+// InstallPath is where the same file is again, as a hard link: its place on a host.
+func InstallPath(release, dest, name string) string {
+	return path.Join("/usr/lib/modules", release, dest, name)
+}
+
+func sortFiles(files []File) []File {
+	files = slices.Clone(files)
+	slices.SortFunc(files, func(a, b File) int {
+		if c := strings.Compare(a.Name, b.Name); c != 0 {
+			return c
+		}
+		return strings.Compare(a.Dest, b.Dest)
+	})
+	return files
+}

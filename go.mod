@@ -9,9 +9,17 @@ require (
 	golang.org/x/sys v0.49.0
 )
 
-require mvdan.cc/sh/v3 v3.14.1
+require (
+	github.com/creack/pty v1.1.24
+	github.com/mattn/go-runewidth v0.0.31
+	github.com/vbauerster/mpb/v8 v8.9.3
+	mvdan.cc/sh/v3 v3.14.1
+)
 
 require (
+	github.com/VividCortex/ewma v1.2.0 // indirect
+	github.com/acarl005/stripansi v0.0.0-20180116102854-5a71ef0e047d // indirect
+	github.com/clipperhouse/uax29/v2 v2.2.0 // indirect
 	github.com/opencontainers/go-digest v1.0.0 // indirect
 	github.com/opencontainers/image-spec v1.1.1 // indirect
 )

@@ -1,0 +1,121 @@
+package ui
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"path/filepath"
+	"strings"
+)
+
+// Status is how the work for one kernel ended.
+type Status string
+
+const (
+	Built   Status = "built"
+	Cached  Status = "cached"
+	Skipped Status = "skipped"
+	Failed  Status = "failed"
+)
+
+// Result is what came out for one kernel. Its JSON form is what --format json promises: fields are added, never renamed.
+type Result struct {
+	Kernel   string   `json:"kernel"` // as --kernels takes it: "debian/bookworm:6.1.0-56-amd64"
+	Distro   string   `json:"distro"`
+	Suite    string   `json:"suite"`
+	Status   Status   `json:"status"`
+	Reason   string   `json:"reason"`   // why it was skipped or failed, one line
+	Key      string   `json:"key"`      // of the cache
+	Digest   string   `json:"digest"`   // of the OCI image: "sha256:…"
+	Compiler string   `json:"compiler"` // "gcc-12"
+	Modules  []Module `json:"modules"`
+	Log      string   `json:"log"`     // path of the build's log
+	Seconds  float64  `json:"seconds"` // printed to the millisecond
+}
+
+// Module is one file that was handed out.
+type Module struct {
+	Name     string `json:"name"` // without .ko
+	Path     string `json:"path"`
+	SHA256   string `json:"sha256"`
+	Vermagic string `json:"vermagic"`
+}
+
+// PrintText writes one line per result, in the order given: kernel, status, then digest and folder of the modules, or why
+// there are none.
+func PrintText(w io.Writer, results []Result) error {
+	label := 0
+	for _, r := range results {
+		label = max(label, width(cleanLine(r.Kernel)))
+	}
+	var out strings.Builder
+	for _, r := range results {
+		rest := []string{r.Reason}
+		if r.Status == Built || r.Status == Cached {
+			rest = []string{r.Digest, folder(r.Modules)}
+		}
+		line := pad(cleanLine(r.Kernel), label) + "  " + fmt.Sprintf("%-*s", statusWidth, r.Status)
+		for _, s := range rest {
+			if s != "" {
+				line += "  " + cleanLine(s)
+			}
+		}
+		out.WriteString(strings.TrimRight(line, " ") + "\n")
+	}
+	_, err := io.WriteString(w, out.String())
+	return err
+}
+
+// PrintJSON writes {"results":[…]} on lines of its own.
+func PrintJSON(w io.Writer, results []Result) error {
+	list := make([]Result, len(results))
+	for i, r := range results {
+		if r.Modules == nil {
+			r.Modules = []Module{}
+		}
+		r.Seconds = math.Round(r.Seconds*1000) / 1000
+		list[i] = r
+	}
+	return WriteJSON(w, struct {
+		Results []Result `json:"results"`
+	}{list})
+}
+
+// WriteJSON writes v indented by two spaces. Control characters that JSON lets pass as they are get escaped: on a terminal
+// they could be commands.
+func WriteJSON(w io.Writer, v any) error {
+	var buf bytes.Buffer
+	enc := json.NewEncoder(&buf)
+	enc.SetEscapeHTML(false)
+	enc.SetIndent("", "  ")
+	if err := enc.Encode(v); err != nil {
+		return fmt.Errorf("write JSON: %w", err)
+	}
+	var out strings.Builder
+	for _, r := range buf.String() { // outside of strings JSON is ASCII
+		if r >= 0x7f && r < 0xa0 || invisible(r) {
+			fmt.Fprintf(&out, `\u%04x`, r)
+			continue
+		}
+		out.WriteRune(r)
+	}
+	_, err := io.WriteString(w, out.String())
+	return err
+}
+
+// folder is the deepest one that all modules are in.
+func folder(modules []Module) string {
+	dir := ""
+	for i, m := range modules {
+		d := filepath.Dir(m.Path)
+		if i == 0 {
+			dir = d
+		}
+		for dir != "." && dir != "/" && d != dir && !strings.HasPrefix(d, dir+"/") {
+			dir = filepath.Dir(dir)
+		}
+	}
+	return dir
+}

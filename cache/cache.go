@@ -1,0 +1,30 @@
+// Package cache keeps built modules by the hash of everything that went into them.
+package cache
+
+import (
+	"context"
+	"errors"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+)
+
+// ErrNotFound is wrapped by the error of a Get that found nothing, or only something damaged.
+var ErrNotFound = errors.New("not in the cache")
+
+// MaxLog is how many bytes of a log are kept. Of longer ones the middle is left out.
+const MaxLog = 1 << 20
+
+// Entry is the result of one build.
+type Entry struct {
+	Image v1.Image // what the key determines, to the byte
+	Log   []byte   // of the build that made it; differs from build to build, so it is no part of the image
+}
+
+// Store keeps entries by key. Keys are SHA-256 hashes. Implementations are safe for concurrent use, by processes too.
+type Store interface {
+	// Get returns an entry whose bytes have all been checked against their digests. It wraps ErrNotFound when there is none.
+	// The image stays readable for as long as it is referenced, also when the entry is removed meanwhile.
+	Get(ctx context.Context, key v1.Hash) (Entry, error)
+	// Put stores an entry, in place of one that is there. After an error, or a crash, the store has the whole entry or none.
+	Put(ctx context.Context, key v1.Hash, e Entry) error
+}

@@ -24,13 +24,13 @@ type Failure struct {
 // also one that a parallel make printed earlier.
 var kinds = [...]*regexp.Regexp{
 	// hello.c:10:2: error: …, x.h:3: fatal error: …, x.S:4: Error: …: gcc, clang, as
-	regexp.MustCompile(`^[^\s:][^:]*:\d+(:\d+)?: ((fatal|internal compiler) )?[eE]rror: `),
+	regexp.MustCompile(`^[^\s:]+:\d+(:\d+)?: ((fatal|internal compiler) )?[eE]rror: `),
 	// ERROR: modpost: "x" [y.ko] undefined!, and before Linux 5.8 without the program's name
 	regexp.MustCompile(`^(ERROR: (modpost: )?"|FATAL: modpost: |ERROR: modpost: )`),
 	// what the linker and the driver of the compiler say without a line number
 	regexp.MustCompile(`undefined reference to |multiple definition of |^(\S*/)?(\S+-)?(ld(\.\w+)?|cc1|gcc|g?cc-\d+|clang(-\d+)?|collect2|objtool|rustc)(-\d+)?: (\S+: )*(fatal )?error: |^(\S*/)?(\S+-)?ld(\.\w+)?: .*(cannot|can't|unrecognized|not found)`),
-	// patch, the shell, and what a Makefile reports by $(error)
-	regexp.MustCompile(`^(Hunk #\d+ FAILED|\d+ out of \d+ hunks? )|: line \d+: .|^(\S*/)?(ba|da)?sh: \d+: |^[^\s:]+:\d+: \*\*\* |^make(\[\d+\])?: \*\*\* No rule `),
+	// patch, the shell, a program that misses a file, and what a Makefile reports by $(error)
+	regexp.MustCompile(`^(Hunk #\d+ FAILED|\d+ out of \d+ hunks? )|: line \d+: .|^(\S*/)?(ba|da)?sh: \d+: |^[^\s:]+:\d+: \*\*\* |^make(\[\d+\])?: \*\*\* No rule |^[^\s:*]+: [^*]*(No such file or directory|Permission denied|not found)$`),
 	// make's own last word
 	regexp.MustCompile(`^make(\[\d+\])?: \*\*\* `),
 	regexp.MustCompile(`(?i)\berror: |^fatal: `),

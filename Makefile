@@ -1,0 +1,50 @@
+# What the tests need beside Go and make. Kernel headers are not among it: that none are needed is what is tested.
+TEST_PACKAGES := binutils ca-certificates dkms dpkg-dev gcc git kmod patch xz-utils zstd
+
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+DEMO_KERNEL := debian/trixie:latest
+
+export CGO_ENABLED := 0
+
+.PHONY: build demo test test-packages lint bench clean help
+
+build: ## the program: bin/godkms-hermetic, static; the version comes from git
+	go build -trimpath -o bin/godkms-hermetic ./cmd/godkms-hermetic
+
+demo: build ## the main job: a module for the newest Debian kernel; no root, no Docker, no kernel headers
+	bin/godkms-hermetic build testdata/hello --kernels $(DEMO_KERNEL) --out out
+
+test: test-packages ## everything: unit, scripts through the program, end to end on real packages
+	go vet ./...
+	go test -timeout 13m ./...
+
+# Debian packages are installed only by root; anyone else is told what is missing, and the tests that need it fail or skip.
+test-packages:
+	@command -v dpkg-query >/dev/null || { echo "test: not a Debian machine: make sure that you have: $(TEST_PACKAGES)" >&2; exit 0; }; \
+	missing=; \
+	for p in $(TEST_PACKAGES); do \
+		[ "$$(dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null)" = installed ] || missing="$$missing $$p"; \
+	done; \
+	[ -n "$$missing" ] || exit 0; \
+	if [ "$$(id -u)" != 0 ]; then \
+		echo "test: MISSING, tests that need them will fail or skip:$$missing" >&2; \
+		echo "test: install them as root: apt-get install --no-install-recommends$$missing" >&2; \
+		exit 0; \
+	fi; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	get="apt-get install -y -q --no-install-recommends"; \
+	$$get $$missing >/dev/null 2>&1 || { apt-get update -q && $$get $$missing; }
+
+lint: ## gofmt, go vet, staticcheck
+	@unformatted=$$(gofmt -l .) && { [ -z "$$unformatted" ] || { echo "lint: gofmt these files:" $$unformatted >&2; exit 1; }; }
+	go vet ./...
+	go run $(STATICCHECK) ./...
+
+bench: ## benchmarks alone
+	go test -run '^$$' -bench . -benchmem ./...
+
+clean: ## what build and demo made; the cache of built modules stays
+	rm -rf bin out
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

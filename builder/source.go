@@ -84,7 +84,9 @@ func OpenSource(ctx context.Context, src string, o SourceOptions) (*Source, erro
 }
 
 // Tar is the tree as a tar stream in canonical form: sorted, owned by UID and GID, every file as old as Epoch.
-func (s *Source) Tar() io.Reader { return bufio.NewReaderSize(io.NewSectionReader(s.tar, 0, s.size), 256<<10) }
+func (s *Source) Tar() io.Reader {
+	return bufio.NewReaderSize(io.NewSectionReader(s.tar, 0, s.size), 256<<10)
+}
 
 // Close frees the tree. Readers that Tar gave fail from then on.
 func (s *Source) Close() error { return s.tar.Close() }

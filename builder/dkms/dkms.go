@@ -129,10 +129,9 @@ func (c Conf) Version() string { return c.get("PACKAGE_VERSION", 0) }
 
 // Plan is what has to be done to build for one kernel. If Skip is set nothing has to be done, and it says why.
 type Plan struct {
-	Skip     string
-	Steps    []Step
-	Modules  []Module
-	Warnings []string
+	Skip    string
+	Steps   []Step
+	Modules []Module
 }
 
 // Step is one command of a plan, to be run in the build folder.
@@ -164,17 +163,15 @@ func (c Conf) Plan(t Target) (Plan, error) {
 		fault("PACKAGE_NAME and PACKAGE_VERSION are %q and %q for %s, but %q and %q without running any program; "+
 			"they must not depend on the kernel", c.Name(), c.Version(), t.Release, t.Module, t.Version)
 	}
-	p.Modules = c.modules(t, fault)
+	if p.Modules = c.modules(t, fault); len(p.Modules) == 0 && len(faults) == 0 {
+		fault("it names no module: BUILT_MODULE_NAME and DEST_MODULE_LOCATION are missing")
+	}
 	if len(faults) > 0 {
 		return Plan{}, faults
 	}
 	if p.Skip = c.excluded(t); p.Skip != "" {
 		return Plan{Skip: p.Skip}, nil
 	}
-	if len(p.Modules) == 0 {
-		p.Warnings = append(p.Warnings, "dkms.conf names no module")
-	}
-
 	for _, name := range c.patches() {
 		if slices.Contains(strings.Split(name, "/"), "..") {
 			return Plan{}, Errors{fmt.Sprintf("PATCH %q has a \"..\" in its path", name)}

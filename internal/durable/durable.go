@@ -140,14 +140,28 @@ func Lock(ctx context.Context, path string, shared bool) (*os.File, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
 	}
-	how := unix.LOCK_EX
-	if shared {
-		how = unix.LOCK_SH
-	}
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
 		return nil, err
 	}
+	how := unix.LOCK_EX
+	if shared {
+		how = unix.LOCK_SH
+	}
+	return wait(ctx, f, how)
+}
+
+// LockDir is Lock, exclusive, on a folder itself. It leaves no file.
+func LockDir(ctx context.Context, dir string) (*os.File, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	return wait(ctx, f, unix.LOCK_EX)
+}
+
+// wait takes the lock, or closes the file.
+func wait(ctx context.Context, f *os.File, how int) (*os.File, error) {
 	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
 		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
 		if err == nil {
@@ -155,7 +169,7 @@ func Lock(ctx context.Context, path string, shared bool) (*os.File, error) {
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
 			f.Close()
-			return nil, fmt.Errorf("lock %q: %w", path, err)
+			return nil, fmt.Errorf("lock %q: %w", f.Name(), err)
 		}
 		select {
 		case <-ctx.Done():

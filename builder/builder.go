@@ -1,0 +1,304 @@
+package builder
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/godkms-hermetic/godkms-hermetic/cache"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
+	"github.com/godkms-hermetic/godkms-hermetic/kernels"
+)
+
+// recipe is the version of what a build does. A change that can alter a byte of the output must raise it.
+const recipe = 1
+
+// Status is how a job ended.
+type Status string
+
+const (
+	Built   Status = "built"
+	Cached  Status = "cached"  // the same inputs were built before
+	Skipped Status = "skipped" // the dkms.conf excludes this kernel
+	Failed  Status = "failed"
+)
+
+// Results is where built modules are kept.
+type Results interface {
+	cache.Store
+	// Lock waits until no other process builds for the key.
+	Lock(ctx context.Context, key v1.Hash) (io.Closer, error)
+	// KeepLog keeps the log of a failed build and says where.
+	KeepLog(ctx context.Context, key v1.Hash, log []byte) (path string, err error)
+}
+
+// Builder builds jobs. Its fields are not changed after the first Build; Build is safe for concurrent use.
+type Builder struct {
+	Results Results
+	// Engine gives the engine. It is called on a cache miss only.
+	Engine func(context.Context) (Engine, error)
+	// Root assembles the root of a lock. It is called on a cache miss only.
+	Root func(ctx context.Context, l kernels.Lock, progress func(phase string, done, total int64)) (Root, error)
+	// RootVersion is the version of what a root has beside its packages; part of the key.
+	RootVersion string
+	Temp        string        // folder for unnamed files; default: os.TempDir()
+	Jobs        int           // make's -j, at least 1
+	Timeout     time.Duration // for the commands of one job; 0: none
+	Verify      bool          // build even what is cached, and fail where the result differs
+}
+
+// Job is one source tree for one locked kernel.
+type Job struct {
+	Source *Source
+	Lock   kernels.Lock
+}
+
+// Watch follows a job. Every field may be nil.
+type Watch struct {
+	Phase func(name string)
+	Bytes func(done, total int64)
+	Log   io.Writer // the build's log while it is written
+}
+
+// Result is how a job ended. Log and LogPath are those of the build, however long ago it was.
+type Result struct {
+	Status  Status
+	Err     error  // of a failed job
+	Reason  string // why it was skipped or failed, one line
+	Key     v1.Hash
+	Meta    artifact.Meta
+	Files   []artifact.File // the modules; every byte is verified while it is read
+	Image   v1.Image        // the artifact; nil for a failed job
+	Digest  v1.Hash         // of Image
+	Log     []byte
+	LogPath string // of a failed job's log
+	Seconds float64
+}
+
+// Key is the hash of everything that the result depends on, and of nothing else: not the engine, not -j, no path, no
+// variable, no time.
+func (b *Builder) Key(j Job) v1.Hash {
+	inputs, err := json.Marshal(struct {
+		Recipe      int     `json:"recipe"`
+		RootVersion string  `json:"root_version"`
+		Source      v1.Hash `json:"source"`
+		Lock        v1.Hash `json:"lock"`
+	}{recipe, b.RootVersion, j.Source.Digest, j.Lock.Digest()})
+	if err != nil {
+		return v1.Hash{} // numbers and strings: cannot fail
+	}
+	sum := sha256.Sum256(inputs)
+	return v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(sum[:])}
+}
+
+// Build gives the result of a job: from the cache, or built. It never fails as a whole; Result says how it went.
+func (b *Builder) Build(ctx context.Context, j Job, w Watch) Result {
+	start := time.Now()
+	r := b.build(ctx, j, w)
+	if r.Err != nil {
+		r.Status, r.Image, r.Files = Failed, nil, nil
+		r.Reason, _, _ = strings.Cut(r.Err.Error(), "\n")
+	}
+	r.Seconds = time.Since(start).Seconds()
+	return r
+}
+
+func (b *Builder) build(ctx context.Context, j Job, w Watch) (r Result) {
+	r.Key = b.Key(j)
+	if !b.Verify {
+		if r.load(ctx, b.Results) || r.Err != nil {
+			return r
+		}
+		w.phase("waiting")
+		lock, err := b.Results.Lock(ctx, r.Key)
+		if err != nil {
+			r.Err = err
+			return r
+		}
+		defer lock.Close()
+		if r.load(ctx, b.Results) || r.Err != nil { // another process built it meanwhile
+			return r
+		}
+	}
+	w.phase("root")
+	root, err := b.Root(ctx, j.Lock, w.progress)
+	if err != nil {
+		r.Err = err
+		return r
+	}
+	defer root.Close()
+	engine, err := b.Engine(ctx)
+	if err != nil {
+		r.Err = err
+		return r
+	}
+
+	log := &logBuffer{stream: w.Log}
+	if b.Timeout > 0 {
+		limit := fmt.Errorf("the build took longer than %s; --timeout sets the limit", b.Timeout)
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, b.Timeout, limit)
+		defer cancel()
+	}
+	o, err := b.run(ctx, engine, root, j, w, log)
+	r.Log = log.Bytes()
+	if err != nil {
+		r.Err = err
+		keep, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+		defer cancel()
+		if r.LogPath, err = b.Results.KeepLog(keep, r.Key, r.Log); err != nil {
+			r.Err = fmt.Errorf("%w (and its log can't be kept: %w)", r.Err, err)
+		}
+		return r
+	}
+	defer o.Close()
+
+	w.phase("storing")
+	r.Err = b.store(ctx, &r, j, o)
+	return r
+}
+
+// load fills r from the cache. It reports whether the key was there.
+func (r *Result) load(ctx context.Context, results Results) bool {
+	e, err := results.Get(ctx, r.Key)
+	if errors.Is(err, cache.ErrNotFound) {
+		return false
+	}
+	if err == nil {
+		r.Meta, r.Files, err = artifact.Read(e.Image)
+	}
+	if err == nil {
+		r.Digest, err = e.Image.Digest()
+	}
+	if err != nil {
+		r.Err = fmt.Errorf("cache: %w", err)
+		return false
+	}
+	r.Status, r.Image, r.Log, r.Reason = Cached, e.Image, e.Log, r.Meta.Reason
+	if r.Meta.Status == artifact.Skipped {
+		r.Status = Skipped
+	}
+	return true
+}
+
+// store packs an output and keeps it, or, to verify, compares it with what is kept.
+func (b *Builder) store(ctx context.Context, r *Result, j Job, o *output) error {
+	k := j.Lock.Kernel
+	meta := artifact.Meta{
+		Module: j.Source.Module, Version: j.Source.Version,
+		Kernel:   artifact.Kernel{Distro: k.Distro, Suite: k.Suite, Arch: k.Arch, Release: k.Release},
+		Compiler: o.compiler, Symvers: o.symvers,
+		Key: r.Key, Source: j.Source.Digest, Lock: j.Lock.Digest(),
+		Status: artifact.Built, Reason: o.skip,
+	}
+	if o.skip != "" {
+		meta.Status = artifact.Skipped
+	}
+	for _, p := range j.Lock.Headers {
+		if p.Name == "linux-headers-"+k.Release {
+			meta.Headers = p.Version
+		}
+	}
+	img, err := artifact.New(meta, o.files)
+	if err != nil {
+		return fmt.Errorf("pack: %w", err)
+	}
+	digest, err := img.Digest()
+	if err != nil {
+		return fmt.Errorf("pack: %w", err)
+	}
+	before, err := b.Results.Get(ctx, r.Key)
+	switch {
+	case err == nil:
+		had, err := before.Image.Digest()
+		if err != nil {
+			return fmt.Errorf("cache: %w", err)
+		}
+		if had != digest {
+			return fmt.Errorf("the build is not reproducible: its modules differ from the cached ones (%s now, %s before); "+
+				"look for the time, random numbers or the order of files in the source's Makefile", digest, had)
+		}
+	case errors.Is(err, cache.ErrNotFound):
+		if err := b.Results.Put(ctx, r.Key, cache.Entry{Image: img, Log: r.Log}); err != nil {
+			return fmt.Errorf("cache: %w", err)
+		}
+	default:
+		return fmt.Errorf("cache: %w", err)
+	}
+	log := r.Log
+	if !r.load(ctx, b.Results) {
+		if r.Err == nil {
+			return errors.New("cache: the result vanished as soon as it was written; is something else clearing the cache?")
+		}
+		return r.Err
+	}
+	r.Log = log
+	if r.Status == Cached {
+		r.Status = Built
+	}
+	return nil
+}
+
+func (w Watch) phase(name string) {
+	if w.Phase != nil {
+		w.Phase(name)
+	}
+}
+
+func (w Watch) progress(phase string, done, total int64) {
+	w.phase(phase)
+	if w.Bytes != nil {
+		w.Bytes(done, total)
+	}
+}
+
+// logBuffer keeps the beginning and the end of a log and says what it left out between them.
+type logBuffer struct {
+	stream io.Writer
+	head   []byte
+	tail   []byte
+	cut    int64
+}
+
+const (
+	logHead = 1 << 20
+	logTail = 3 << 20
+)
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	n := len(p)
+	if l.stream != nil {
+		l.stream.Write(p) // the log is whole even where nobody can watch it
+	}
+	if room := logHead - len(l.head); room > 0 {
+		k := min(room, len(p))
+		l.head, p = append(l.head, p[:k]...), p[k:]
+	}
+	l.tail = append(l.tail, p...)
+	if over := len(l.tail) - logTail; over > logTail {
+		l.cut += int64(over)
+		l.tail = append(l.tail[:0], l.tail[over:]...)
+	}
+	return n, nil
+}
+
+// Bytes is the log as it is kept.
+func (l *logBuffer) Bytes() []byte {
+	tail, cut := l.tail, l.cut
+	if over := len(tail) - logTail; over > 0 {
+		tail, cut = tail[over:], cut+int64(over)
+	}
+	out := append([]byte(nil), l.head...)
+	if cut > 0 {
+		out = fmt.Appendf(out, "\n[… %d bytes of the log were cut here …]\n", cut)
+	}
+	return append(out, tail...)
+}

@@ -1,0 +1,368 @@
+package builder
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"strconv"
+	"strings"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/godkms-hermetic/godkms-hermetic/builder/dkms"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/kmod"
+	"github.com/godkms-hermetic/godkms-hermetic/kernels"
+)
+
+// maxOutput bounds what a build may hand out, in bytes.
+const maxOutput = 1 << 30
+
+// StepError says which step of a build failed.
+type StepError struct {
+	Step string // "make"
+	Err  error  // an *ExitError, or why it could not be run
+}
+
+func (e *StepError) Error() string {
+	if exit := (*ExitError)(nil); errors.As(e.Err, &exit) && exit.Signal == "" {
+		return fmt.Sprintf("%s failed with exit code %d", e.Step, exit.Code)
+	}
+	return fmt.Sprintf("%s failed: %v", e.Step, e.Err)
+}
+
+func (e *StepError) Unwrap() error { return e.Err }
+
+// output is what a build came to: modules that were checked, or the reason for a skip.
+type output struct {
+	skip     string
+	compiler string  // CONFIG_CC_VERSION_TEXT of the kernel
+	symvers  v1.Hash // of the kernel's Module.symvers
+	files    []artifact.File
+	spool    *os.File
+}
+
+func (o *output) Close() {
+	if o.spool != nil {
+		o.spool.Close()
+	}
+}
+
+// session is one job in its sandbox.
+type session struct {
+	sandbox Sandbox
+	target  dkms.Target
+	env     []string
+	log     *logBuffer
+}
+
+// run builds a job in a new sandbox and checks what came out.
+func (b *Builder) run(ctx context.Context, engine Engine, root Root, j Job, w Watch, log *logBuffer) (*output, error) {
+	k := j.Lock.Kernel
+	t := dkms.Target{
+		Module: j.Source.Module, Version: j.Source.Version,
+		Distro: k.Distro, Release: k.Release, Machine: k.Machine(), Jobs: max(1, b.Jobs),
+	}
+	w.phase("building")
+	sandbox, err := engine.Start(ctx, Spec{Root: root, Kernel: k, Scratch: []string{"/tmp", dkms.Tree, t.Source()}})
+	if err != nil {
+		return nil, fmt.Errorf("start the sandbox: %w", err)
+	}
+	defer sandbox.Close()
+	s := &session{sandbox: sandbox, target: t, env: environment(t), log: log}
+	fmt.Fprintf(log, "# %s %s for %s with %s\n", t.Module, t.Version, k, j.Lock.Compiler)
+
+	if err := s.unpack(ctx, j.Source.Tar()); err != nil {
+		return nil, err
+	}
+	headers, err := s.headers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	kernel, err := kmod.ReadTarget(headers, k.Arch)
+	if err != nil {
+		return nil, fmt.Errorf("the headers of %s: %w", k, err)
+	}
+	symvers, _, err := v1.SHA256(bytes.NewReader(headers["Module.symvers"]))
+	if err != nil {
+		return nil, err
+	}
+	compiler, err := s.configure(headers, j.Lock)
+	if err != nil {
+		return nil, err
+	}
+	plan, err := s.plan(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if plan.Skip != "" {
+		return &output{skip: plan.Skip, compiler: compiler, symvers: symvers}, nil
+	}
+	for _, step := range plan.Steps {
+		fmt.Fprintf(log, "\n# %s\n", step.Name)
+		if err := s.run(ctx, Command{Args: step.Args, Dir: s.target.Build(), Stdout: log, Stderr: log}); err != nil {
+			return nil, &StepError{step.Name, err}
+		}
+	}
+
+	w.phase("checking")
+	o, err := s.collect(ctx, plan.Modules, kernel, b.Temp)
+	if err != nil {
+		return nil, err
+	}
+	o.compiler, o.symvers = compiler, symvers
+	return o, nil
+}
+
+// environment is all that a build finds in its environment: what dkms exports, and what fixes time, place and language.
+func environment(t dkms.Target) []string {
+	return []string{
+		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+		"HOME=/tmp", "LC_ALL=C", "TZ=UTC0",
+		"SOURCE_DATE_EPOCH=" + strconv.FormatInt(Epoch.Unix(), 10),
+		"KBUILD_BUILD_TIMESTAMP=" + Epoch.Format(time.UnixDate),
+		"KBUILD_BUILD_USER=build", "KBUILD_BUILD_HOST=" + HostName, "KBUILD_BUILD_VERSION=1",
+		"kernelver=" + t.Release, "arch=" + t.Machine, "module=" + t.Module, "module_version=" + t.Version,
+	}
+}
+
+func (s *session) run(ctx context.Context, c Command) error {
+	c.Env = s.env
+	if c.Dir == "" {
+		c.Dir = "/"
+	}
+	return s.sandbox.Run(ctx, c)
+}
+
+// unpack puts the source where dkms has it, and the copy that is built.
+func (s *session) unpack(ctx context.Context, source io.Reader) error {
+	t := s.target
+	script := `set -e
+tar -xp -C "$1" -f -
+mkdir -p "$2"
+ln -s "$1" "$2/source"
+cp -a "$1" "$2/build"`
+	args := []string{"sh", "-c", script, "sh", t.Source(), path.Dir(t.Build())}
+	if err := s.run(ctx, Command{Args: args, Stdin: source, Stdout: s.log, Stderr: s.log}); err != nil {
+		return &StepError{"unpacking the source", err}
+	}
+	return nil
+}
+
+// headers reads the few files of the kernel's header tree that say what the kernel is. The root is read-only: nothing that
+// the source does later can change them.
+func (s *session) headers(ctx context.Context) (memFS, error) {
+	script := `cd "$1" && shift && for f; do shift; if [ -e "$f" ]; then set -- "$@" "$f"; fi; done && exec tar -ch -f - -- "$@"`
+	var out bytes.Buffer
+	args := []string{"sh", "-c", script, "sh", s.target.KernelSource(), "Module.symvers", ".config", "include/config/auto.conf",
+		"include/generated/utsrelease.h", "include/generated/randstruct_hash.h", "include/generated/randomize_layout_hash.h"}
+	if err := s.run(ctx, Command{Args: args, Stdout: &out, Stderr: s.log}); err != nil {
+		return nil, &StepError{"reading the kernel's headers", err}
+	}
+	files := memFS{}
+	for tr := tar.NewReader(&out); ; {
+		h, err := tr.Next()
+		if err == io.EOF {
+			return files, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("the kernel's headers: %w", err)
+		}
+		if files[h.Name], err = io.ReadAll(tr); err != nil {
+			return nil, fmt.Errorf("the kernel's headers: %w", err)
+		}
+	}
+}
+
+// configure takes from the kernel's configuration what dkms takes: the options and the compiler. A compiler that is not the
+// locked one is an error: the module would be built by another program than the kernel.
+func (s *session) configure(headers fs.FS, l kernels.Lock) (compiler string, err error) {
+	for _, name := range []string{"include/config/auto.conf", ".config"} {
+		f, err := headers.Open(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return "", err
+		}
+		if s.target.Config, err = kmod.ReadConfig(f); err != nil {
+			return "", fmt.Errorf("%s: %w", name, err)
+		}
+		break
+	}
+	compiler = strings.Trim(s.target.Config["CONFIG_CC_VERSION_TEXT"], `"`)
+	if compiler == "" {
+		return l.Compiler, nil
+	}
+	program, _, _ := strings.Cut(compiler, " ")
+	if program != l.Compiler && !strings.HasSuffix(program, "-"+l.Compiler) {
+		return "", fmt.Errorf("the kernel was built by %q, but the lock of %s has %q", compiler, l.Kernel, l.Compiler)
+	}
+	s.env = append(s.env, "CC="+program, "KERNEL_CC="+program)
+	return compiler, nil
+}
+
+// plan evaluates the dkms.conf.
+func (s *session) plan(ctx context.Context) (dkms.Plan, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("dkms.conf was not evaluated within a minute: does it loop, or wait for input?"))
+	defer cancel()
+	var out bytes.Buffer
+	stdout := &bounded{w: &out, left: 4 << 20, exceeded: cancel}
+	if err := s.run(ctx, Command{Args: s.target.Evaluation(), Dir: s.target.Build(), Stdout: stdout, Stderr: s.log}); err != nil {
+		return dkms.Plan{}, &StepError{"evaluating dkms.conf", err}
+	}
+	conf, err := dkms.Parse(&out)
+	if err != nil {
+		return dkms.Plan{}, err
+	}
+	return conf.Plan(s.target)
+}
+
+// collect reads the modules out of the sandbox and checks that the kernel would load each.
+func (s *session) collect(ctx context.Context, modules []dkms.Module, kernel kmod.Target, temp string) (_ *output, err error) {
+	spool, err := unnamed(temp)
+	if err != nil {
+		return nil, err
+	}
+	o := &output{spool: spool}
+	defer func() {
+		if err != nil {
+			o.Close()
+		}
+	}()
+	run, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	out := &bounded{w: spool, left: maxOutput, exceeded: func() {
+		cancel(fmt.Errorf("the modules are larger than %d bytes together", maxOutput))
+	}}
+	args := []string{"tar", "-cf", "-", "-C", path.Dir(s.target.Symvers()), "--", path.Base(s.target.Symvers())}
+	for _, m := range modules {
+		args = append(args, path.Join(path.Base(s.target.Output()), m.Name))
+	}
+	if err := s.run(run, Command{Args: args, Stdout: out, Stderr: s.log}); err != nil {
+		if run.Err() != nil {
+			err = context.Cause(run)
+		}
+		return nil, &StepError{"collecting the modules", err}
+	}
+	files, err := readSpool(spool)
+	if err != nil {
+		return nil, fmt.Errorf("collecting the modules: %w", err)
+	}
+
+	symvers := kmod.Symvers{}
+	if f := files[path.Base(s.target.Symvers())]; f != nil {
+		if symvers, err = kmod.ReadSymvers(f); err != nil {
+			return nil, fmt.Errorf("the Module.symvers of the build: %w", err)
+		}
+	}
+	var parsed []*kmod.Module
+	exported := kmod.Symvers{} // what the modules of this build offer to each other
+	for _, m := range modules {
+		f := files[path.Join(path.Base(s.target.Output()), m.Name)]
+		if f == nil {
+			return nil, fmt.Errorf("%s vanished after it was built", m.Name)
+		}
+		k, err := kmod.Read(f, f.Size())
+		if err != nil {
+			return nil, fmt.Errorf("%s is no kernel module: %w", m.Name, err)
+		}
+		for _, name := range k.Exports {
+			if symbol, ok := symvers[name]; ok {
+				exported[name] = symbol
+			}
+		}
+		parsed = append(parsed, k)
+		o.files = append(o.files, artifact.File{
+			Name: m.Name, Dest: m.Dest, Size: f.Size(), Vermagic: strings.TrimSpace(k.Vermagic()),
+			Open: func() (io.ReadCloser, error) { return io.NopCloser(io.NewSectionReader(f, 0, f.Size())), nil },
+		})
+	}
+	kernel.Others = []kmod.Symvers{exported}
+	var problems []string
+	for i, k := range parsed {
+		if err := kmod.Check(k, kernel); err != nil {
+			problems = append(problems, fmt.Sprintf("%s could not be loaded: %s", modules[i].Name, strings.ReplaceAll(err.Error(), "\n", "; ")))
+		}
+	}
+	if len(problems) > 0 {
+		fmt.Fprintf(s.log, "\n# check\n%s\n", strings.Join(problems, "\n"))
+		return nil, &CheckError{problems}
+	}
+	return o, nil
+}
+
+// CheckError says that modules were built which the kernel would not load. One line a module.
+type CheckError struct{ Problems []string }
+
+func (e *CheckError) Error() string { return strings.Join(e.Problems, "\n") }
+
+// readSpool finds the files of a tar that was spooled. Anything but a regular file is an error.
+func readSpool(spool *os.File) (map[string]*io.SectionReader, error) {
+	if _, err := spool.Seek(0, io.SeekStart); err != nil {
+		return nil, err
+	}
+	files := map[string]*io.SectionReader{}
+	for tr := tar.NewReader(spool); ; {
+		h, err := tr.Next()
+		if err == io.EOF {
+			return files, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		if h.Typeflag != tar.TypeReg || h.PAXRecords["GNU.sparse.major"] != "" {
+			return nil, fmt.Errorf("%q is not a regular file", h.Name)
+		}
+		offset, err := spool.Seek(0, io.SeekCurrent) // the tar reader reads headers block by block, and no further
+		if err != nil {
+			return nil, err
+		}
+		files[h.Name] = io.NewSectionReader(spool, offset, h.Size)
+	}
+}
+
+// memFS is a few files in memory.
+type memFS map[string][]byte
+
+func (m memFS) Open(name string) (fs.File, error) {
+	b, ok := m[name]
+	if !ok {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
+	}
+	return memFile{bytes.NewReader(b), name}, nil
+}
+
+type memFile struct {
+	*bytes.Reader
+	name string
+}
+
+func (f memFile) Close() error { return nil }
+func (f memFile) Stat() (fs.FileInfo, error) {
+	return nil, &fs.PathError{Op: "stat", Path: f.name, Err: errors.ErrUnsupported}
+}
+
+// bounded passes bytes on, up to a limit.
+type bounded struct {
+	w        io.Writer
+	left     int64
+	exceeded func()
+}
+
+func (b *bounded) Write(p []byte) (int, error) {
+	if int64(len(p)) > b.left {
+		b.exceeded()
+		return 0, errors.New("too much output")
+	}
+	n, err := b.w.Write(p)
+	b.left -= int64(n)
+	return n, err
+}

@@ -66,16 +66,18 @@ type state struct {
 	LastModified string              `json:"last_modified"`
 	Date         time.Time           `json:"date"`
 	ValidUntil   time.Time           `json:"valid_until"`
+	Expired      bool                `json:"expired"` // it was past that already when it came
 	Indexes      map[string]indexRef `json:"indexes"` // by architecture
 }
 
 // A view is one suite's pockets as they are now.
 type view struct {
-	distro, suite string
-	pockets       []pocket
-	states        []*state
-	bases         []string
-	until         time.Time // good until then within this process
+	distro  *distro
+	suite   string
+	pockets []pocket
+	states  []*state
+	bases   []string
+	until   time.Time // good until then within this process
 }
 
 // view brings the state of all pockets of a suite up to date.
@@ -91,7 +93,7 @@ func (p *Provider) view(ctx context.Context, name string) (*view, error) {
 	if slot.ok && now.Before(slot.value.until) {
 		return slot.value, nil
 	}
-	v := &view{distro: p.distro.name, suite: name, until: now.Add(maxAge)}
+	v := &view{distro: p.distro, suite: name, until: now.Add(maxAge)}
 	states, errs := make([]*state, len(s.pockets)), make([]error, len(s.pockets))
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -140,7 +142,7 @@ func (v *view) offers(arch string) error {
 func (v *view) key(what, arch string, more ...string) string {
 	h := sha256.New()
 	e := json.NewEncoder(h)
-	e.Encode([]any{recipe, indexMagic, v.distro, v.suite, what, arch, more})
+	e.Encode([]any{recipe, indexMagic, v.distro.name, v.distro.tools, v.distro.prefer, v.suite, what, arch, more})
 	for i, pk := range v.pockets {
 		e.Encode([]string{pk.name, v.bases[i], v.states[i].Indexes[arch].SHA256})
 	}
@@ -219,11 +221,10 @@ func (p *Provider) pocket(ctx context.Context, pk pocket, main bool) (*state, er
 	}
 	fresh := func() bool {
 		age := start.Sub(held.Checked)
-		return held.Base == base && age >= 0 && age < maxAge && p.valid(held, pk, url) == nil
+		return held.Base == base && age >= 0 && age < maxAge && (held.Expired || !held.expired(start))
 	}
 	if held != nil && !p.opts.Refresh && fresh() {
-		p.warnExpired(held, pk)
-		return held, nil
+		return held, p.valid(held, pk, url)
 	}
 	lock, err := durable.Lock(ctx, p.dir(pk.name, ".lock"), false)
 	if err != nil {
@@ -233,24 +234,23 @@ func (p *Provider) pocket(ctx context.Context, pk pocket, main bool) (*state, er
 	if again := readState(path); again != nil { // another process may have asked while this one waited
 		asked := held == nil || again.Checked.After(held.Checked)
 		if held = again; asked && fresh() && (!p.opts.Refresh || !held.Checked.Before(start)) {
-			p.warnExpired(held, pk)
-			return held, nil
+			return held, p.valid(held, pk, url)
 		}
 	}
 	next, err := p.ask(ctx, pk, held, base, url)
 	if err == nil {
-		if err := p.valid(next, pk, url); err != nil {
+		next.Expired = next.expired(start) // so that it is not fetched again only to be refused again
+		if err := p.writeJSON(path, next); err != nil {
 			return nil, err
 		}
-		p.warnExpired(next, pk)
-		return next, p.writeJSON(path, next)
+		return next, p.valid(next, pk, url)
 	}
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
 	if held != nil && !held.Missing && p.usable(held) {
 		p.opts.Warn(fmt.Sprintf("%v; using the index of %s, which was fetched before", err, day(held.Date)))
-		return held, nil
+		return held, p.valid(held, pk, url)
 	}
 	if isMissing(err) && !main {
 		if strings.HasSuffix(pk.archive, "-security") {
@@ -276,18 +276,17 @@ func (s *state) expired(now time.Time) bool {
 	return !s.Missing && !s.ValidUntil.IsZero() && now.After(s.ValidUntil)
 }
 
+// valid refuses an expired index, or warns of it.
 func (p *Provider) valid(s *state, pk pocket, url string) error {
-	if s.expired(p.opts.Now()) && !p.opts.AcceptExpired {
+	if !s.expired(p.opts.Now()) {
+		return nil
+	}
+	if !p.opts.AcceptExpired {
 		return fmt.Errorf("the index of %q expired on %s (%s): use another mirror, or accept it with --accept-expired",
 			pk.name, day(s.ValidUntil), url)
 	}
+	p.opts.Warn(fmt.Sprintf("the index of %q expired on %s and is used all the same", pk.name, day(s.ValidUntil)))
 	return nil
-}
-
-func (p *Provider) warnExpired(s *state, pk pocket) {
-	if s.expired(p.opts.Now()) {
-		p.opts.Warn(fmt.Sprintf("the index of %q expired on %s and is used all the same", pk.name, day(s.ValidUntil)))
-	}
 }
 
 // usable tells whether an index from before may stand in for one that cannot be had now.
@@ -323,7 +322,7 @@ func (p *Provider) ask(ctx context.Context, pk pocket, held *state, base, url st
 			return nil, fmt.Errorf("fetch %s: the mirror answers 304 to an unconditional request: use another mirror", url)
 		}
 		next := *held
-		next.Checked = now
+		next.Checked = now // its date cannot be newer than what is held
 		return &next, nil
 	}
 	keys, err := p.keys()

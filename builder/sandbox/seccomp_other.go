@@ -1,0 +1,13 @@
+//go:build !amd64 && !arm64
+
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+)
+
+func confine() error {
+	return fmt.Errorf("%w: no seccomp filter for %s", errors.ErrUnsupported, runtime.GOARCH)
+}

@@ -14,6 +14,7 @@ require (
 	github.com/creack/pty v1.1.24
 	github.com/mattn/go-runewidth v0.0.31
 	github.com/vbauerster/mpb/v8 v8.9.3
+	golang.org/x/sync v0.22.0
 	mvdan.cc/sh/v3 v3.14.1
 )
 

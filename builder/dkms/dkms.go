@@ -46,7 +46,7 @@ func (t Target) Output() string {
 	return path.Join(Tree, t.Module, t.Version, t.Release, t.Machine, "module")
 }
 
-// Symvers is where the step "collect" leaves what every Module.symvers of the build says, wherever make wrote it.
+// Symvers is where the step after make leaves what every Module.symvers of the build says, wherever make wrote it.
 func (t Target) Symvers() string { return path.Join(path.Dir(t.Output()), "symvers") }
 
 // KernelSource is $kernel_source_dir.
@@ -204,7 +204,9 @@ func (c Conf) modules(t Target, fault func(string, ...any)) []Module {
 			fault("BUILT_MODULE_NAME[%d] is missing: module %d of %d has no name", i, i, n)
 			continue
 		}
-		for _, v := range []struct{ directive, name string }{{"BUILT_MODULE_NAME", built}, {"DEST_MODULE_NAME", dest}} {
+		for _, v := range []struct{ directive, name string }{
+			{"BUILT_MODULE_NAME", built}, {"DEST_MODULE_NAME", c.get("DEST_MODULE_NAME", i)},
+		} {
 			if ext := path.Ext(v.name); ext == ".o" || ext == ".ko" {
 				fault("%s[%d] is %q: leave out the %q", v.directive, i, v.name, ext)
 			}
@@ -354,13 +356,14 @@ func (t Target) collect(modules []Module) Step {
 		}
 		args = append(args, m.Built, m.Name, strip)
 	}
-	return Step{"collect", append([]string{"bash", "-c", `set -e
+	return Step{"collecting the modules", append([]string{"bash", "-c", `set -e
 out=$1; shift
 mkdir -p "$out"
 missing=
-for ((i = 1; i <= $#; i += 3)); do [[ -e ${!i} ]] || { missing=1; echo "The build ended without an error, but made no ${!i}."; }; done
+for ((i = 1; i <= $#; i += 3)); do [[ -e ${!i} ]] || missing+=" ${!i}"; done
 if [[ $missing ]]; then
-	echo "These modules were made: $(find . -name '*.ko' | sort | tr '\n' ' ')"
+	made=$(find . -name '*.ko' | sort | tr '\n' ' ')
+	echo "The build ended without an error, but did not make$missing. It made ${made:-no module}."
 	exit 7
 fi
 while (($#)); do

@@ -21,7 +21,8 @@ __godkms_text=$(
 	IFS=$' \t\n'
 	trap - EXIT
 	for __godkms_name in $__godkms_names; do
-		for __godkms_i in $(eval "builtin echo \${!$__godkms_name[@]}"); do
+		eval "__godkms_keys=(\${!$__godkms_name[@]})"
+		for __godkms_i in "${__godkms_keys[@]}"; do
 			eval "__godkms_value=\${$__godkms_name[\$__godkms_i]%$'\r'}"
 			builtin echo "$__godkms_name[$__godkms_i]=\""$__godkms_value'"'
 		done
@@ -38,7 +39,8 @@ if [[ ! $__godkms_read ]]; then
 fi
 
 for __godkms_name in $__godkms_names; do
-	for __godkms_i in $(eval "builtin echo \${!$__godkms_name[@]}"); do
+	eval "__godkms_keys=(\${!$__godkms_name[@]})"
+	for __godkms_i in "${__godkms_keys[@]}"; do
 		eval "__godkms_value=\${$__godkms_name[\$__godkms_i]}"
 		__godkms_match=
 		case $__godkms_name in

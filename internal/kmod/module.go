@@ -476,8 +476,8 @@ func (f *file) classicVersions(b []byte) ([]Version, bool) {
 		if f.is64 {
 			crc = f.order.Uint64(b)
 		}
-		name, pad, ok := bytes.Cut(b[long:entry], []byte{0})
-		if crc>>32 != 0 || !ok || len(name) == 0 || len(bytes.Trim(pad, "\x00")) != 0 {
+		name, _, ok := bytes.Cut(b[long:entry], []byte{0})
+		if crc>>32 != 0 || !ok || !printable(name) {
 			return nil, false
 		}
 		out = append(out, Version{string(name), uint32(crc)})
@@ -496,11 +496,15 @@ func (f *file) chainedVersions(b []byte) ([]Version, bool) {
 			return nil, false
 		}
 		name, _, ok := bytes.Cut(b[8:next], []byte{0})
-		if !ok || len(name) == 0 {
+		if !ok || !printable(name) {
 			return nil, false
 		}
 		out = append(out, Version{string(name), crc})
 		b = b[next:]
 	}
 	return out, len(bytes.Trim(b, "\x00")) == 0
+}
+
+func printable(name []byte) bool {
+	return len(name) > 0 && !slices.ContainsFunc(name, func(c byte) bool { return c <= ' ' || c >= 0x7f })
 }

@@ -160,8 +160,8 @@ func archVermagic(arch string, on func(string) bool) (string, error) {
 		return first("ARCH_USING_PATCHABLE_FUNCTION_ENTRY=patchable-function-entry", "MPROFILE_KERNEL=mprofile-kernel") +
 			first("RELOCATABLE=relocatable"), nil
 	case elf.EM_ARM:
-		// __LINUX_ARM_ARCH__ is the lowest that is supported: arch/arm/Makefile, whose later lines lose to earlier ones.
-		version := first("CPU_32v4=4", "CPU_32v4T=4", "CPU_32v5=5", "CPU_32v6=6", "CPU_32v6K=6", "CPU_32v7=7", "CPU_32v7M=7")
+		// __LINUX_ARM_ARCH__ is the lowest that the kernel runs on: in arch/arm/Makefile later lines win.
+		version := first("CPU_32v3=3", "CPU_32v4=4", "CPU_32v4T=4", "CPU_32v5=5", "CPU_32v6=6", "CPU_32v7=7", "CPU_32v7M=7")
 		if version == "" {
 			return "", fmt.Errorf("no known CPU_32v* in the configuration of an %q kernel", arch)
 		}

@@ -30,8 +30,10 @@ func (k Kernel) String() string { return k.Distro + "/" + k.Suite + ":" + k.Rele
 // Candidate is a kernel that a distribution offers now.
 type Candidate struct {
 	Kernel
-	PackageVersion string `json:"package_version"` // of the header package: "6.1.192-2"
-	Compiler       string `json:"compiler"`        // the package that provides it: "gcc-12"
+	PackageVersion string  `json:"package_version"` // of the header package: "6.1.192-2"
+	Compiler       string  `json:"compiler"`        // the package that provides it: "gcc-12"
+	Digest         v1.Hash `json:"digest"`          // sha256 of the header package's file
+	Default        bool    `json:"default"`         // the one that the suite itself installs when none is named: "latest"
 }
 
 // Package pins one distribution package. URL says where it was last seen and is not part of any digest: mirrors differ.

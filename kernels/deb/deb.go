@@ -1,0 +1,427 @@
+// Package deb reads signed APT repositories: it lists their kernels, pins what builds modules for one, and opens .deb files.
+package deb
+
+import (
+	"cmp"
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/http"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/ProtonMail/go-crypto/openpgp"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/godkms-hermetic/godkms-hermetic/kernels"
+)
+
+// recipe counts the ways in which a lock was computed. It changes with anything that changes a lock for the same indexes.
+const recipe = 1
+
+// Options says where indexes come from and how they are kept.
+type Options struct {
+	// CacheDir keeps indexes between runs. Any number of processes may share it. Required.
+	CacheDir string
+	// Mirrors gives URLs by archive: "debian", "debian-security". When only "debian" is given and its path ends in /debian,
+	// its sibling /debian-security is used with it. An archive that is not given is taken from AptDir, else it is Debian's own.
+	Mirrors map[string]string
+	// AptDir is the apt configuration to find mirrors in. Default: /etc/apt.
+	AptDir string
+	// AcceptExpired uses indexes past their Valid-Until. Their signature is still checked.
+	AcceptExpired bool
+	// Refresh asks the mirror whether indexes have changed, however recently that was done.
+	Refresh bool
+	// Offline never asks the mirror. Indexes that were fetched before are used at any age, but within their Valid-Until unless
+	// AcceptExpired is set.
+	Offline bool
+	// Keyring replaces the distribution's embedded keys.
+	Keyring openpgp.EntityList
+	// Client sends the requests. Default: one with time-outs that honours the environment's proxies.
+	Client *http.Client
+	// Now is the clock. Default: time.Now.
+	Now func() time.Time
+	// Warn is told what deserves attention but stops nothing. It may be called from several goroutines. Default: nothing.
+	Warn func(string)
+	// Progress is told how many bytes of an index were downloaded. It may be called from several goroutines. Default: nothing.
+	Progress func(what string, done, total int64)
+}
+
+// Provider is a kernels.Provider for one distribution.
+//
+// Indexes are asked for again when the last time is 6 hours ago. When the mirror cannot be reached, or offers an index that is
+// older or damaged, the one from before is used with a warning: until its Valid-Until, or for 7 days if it has none.
+type Provider struct {
+	distro *distro
+	opts   Options
+	bases  map[string]string // URL by archive, without a slash at its end
+	keys   func() (openpgp.EntityList, error)
+
+	mu    sync.Mutex
+	views map[string]*slot[*view]  // by suite
+	pools map[string]*slot[*pool]  // by view key and architecture
+	index map[string]*slot[*index] // by path
+}
+
+var _ kernels.Provider = (*Provider)(nil)
+
+// New makes the provider of Debian, "debian". It touches no network.
+func New(o Options) (*Provider, error) { return newProvider(debian(), o) }
+
+func newProvider(d *distro, o Options) (*Provider, error) {
+	if o.CacheDir == "" {
+		return nil, errors.New("deb: no cache folder given")
+	}
+	o.AptDir = cmp.Or(o.AptDir, "/etc/apt")
+	if o.Client == nil {
+		o.Client = newClient()
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Warn == nil {
+		o.Warn = func(string) {}
+	}
+	if o.Progress == nil {
+		o.Progress = func(string, int64, int64) {}
+	}
+	bases, err := d.mirrors(o.Mirrors, o.AptDir)
+	if err != nil {
+		return nil, err
+	}
+	p := &Provider{distro: d, opts: o, bases: bases,
+		views: map[string]*slot[*view]{}, pools: map[string]*slot[*pool]{}, index: map[string]*slot[*index]{}}
+	p.keys = sync.OnceValues(func() (openpgp.EntityList, error) {
+		if o.Keyring != nil {
+			return o.Keyring, nil
+		}
+		return openpgp.ReadArmoredKeyRing(strings.NewReader(d.keyring))
+	})
+	return p, nil
+}
+
+// Suites implements kernels.Provider.
+func (p *Provider) Suites() []string { return p.distro.suiteNames() }
+
+// Kernels implements kernels.Provider. A kernel is listed when the suite has its headers.
+func (p *Provider) Kernels(ctx context.Context, suite, arch string) ([]kernels.Candidate, error) {
+	out, err := p.kernels(ctx, suite, arch)
+	if err != nil {
+		return nil, fmt.Errorf("kernels of %s/%s %s: %w", p.distro.name, suite, arch, err)
+	}
+	return out, nil
+}
+
+func (p *Provider) kernels(ctx context.Context, suite, arch string) ([]kernels.Candidate, error) {
+	v, err := p.view(ctx, suite)
+	if err != nil {
+		return nil, err
+	}
+	if err := v.offers(arch); err != nil {
+		return nil, err
+	}
+	return memo(p, v.key("kernels", arch), func() ([]kernels.Candidate, error) {
+		pool, err := p.pool(ctx, v, arch)
+		if err != nil {
+			return nil, err
+		}
+		pool.Lock()
+		defer pool.Unlock()
+		return pool.kernels(p.distro.name, suite)
+	})
+}
+
+// Lock implements kernels.Provider. Toolchain is the closure of the suite's essential packages, the tools that kbuild and dkms run,
+// and the kernel's compiler; Headers is what the closure of the kernel's headers and the extra packages adds to it.
+func (p *Provider) Lock(ctx context.Context, k kernels.Kernel, extra []string) (kernels.Lock, error) {
+	if k.Distro != p.distro.name {
+		return kernels.Lock{}, fmt.Errorf("lock %s: distribution %q is not %q", k, k.Distro, p.distro.name)
+	}
+	l, err := p.lock(ctx, k, extra)
+	if err != nil {
+		return kernels.Lock{}, fmt.Errorf("lock %s: %w", k, err)
+	}
+	return l, nil
+}
+
+func (p *Provider) lock(ctx context.Context, k kernels.Kernel, extra []string) (kernels.Lock, error) {
+	v, err := p.view(ctx, k.Suite)
+	if err != nil {
+		return kernels.Lock{}, err
+	}
+	if err := v.offers(k.Arch); err != nil {
+		return kernels.Lock{}, err
+	}
+	extra = slices.Compact(slices.Sorted(slices.Values(extra)))
+	return memo(p, v.key("lock", k.Arch, append([]string{k.Release}, extra...)...), func() (kernels.Lock, error) {
+		pool, err := p.pool(ctx, v, k.Arch)
+		if err != nil {
+			return kernels.Lock{}, err
+		}
+		pool.Lock()
+		defer pool.Unlock()
+		return pool.lock(k, p.distro, extra)
+	})
+}
+
+const headersPrefix = "linux-headers-"
+
+var (
+	commonHeaders = regexp.MustCompile(`^linux-headers-(.+)-common(-[a-z0-9]+)?$`)
+	compilerName  = regexp.MustCompile(`^(gcc-[0-9.]+)(-for-host)?$`)
+)
+
+// headers tells whether a package is the headers of one kernel, and of which flavour. Those depend on the headers that all flavours
+// share; metapackages don't.
+func headers(k *candidate) (flavour string, ok bool) {
+	release, named := strings.CutPrefix(k.name, headersPrefix)
+	if !named || k.all {
+		return "", false
+	}
+	groups, err := parseDepends(k.depends)
+	if err != nil {
+		return "", false
+	}
+	for _, g := range groups {
+		if m := commonHeaders.FindStringSubmatch(g[0].name); m != nil {
+			if flavour, ok := strings.CutPrefix(release, m[1]+"-"); ok {
+				return flavour, true
+			}
+		}
+	}
+	return "", false
+}
+
+// compiler follows the headers' own dependencies to the package of the compiler: directly, through the kernel's package
+// linux-compiler-gcc-*, or from gcc-*-for-host. It is empty if there is none.
+func (p *pool) compiler(k *candidate) (string, error) {
+	groups, err := parseDepends(k.depends)
+	if err != nil {
+		return "", err
+	}
+	for _, g := range groups {
+		for _, r := range g {
+			if m := compilerName.FindStringSubmatch(r.name); m != nil {
+				return m[1], nil
+			}
+			if !strings.HasPrefix(r.name, "linux-compiler-") {
+				continue
+			}
+			all, err := p.named(r.name)
+			if err != nil {
+				return "", err
+			}
+			for _, c := range all {
+				if !r.accepts(c.version) {
+					continue
+				}
+				inner, err := parseDepends(c.depends)
+				if err != nil {
+					return "", err
+				}
+				for _, g := range inner {
+					if m := compilerName.FindStringSubmatch(g[0].name); m != nil {
+						return m[1], nil
+					}
+				}
+			}
+		}
+	}
+	return "", nil
+}
+
+func (p *pool) kernels(distro, suite string) ([]kernels.Candidate, error) {
+	var all []*candidate
+	seen := map[string]bool{}
+	for _, s := range p.sources {
+		pkgs, err := s.withPrefix(headersPrefix, false)
+		if err != nil {
+			return nil, err
+		}
+		for _, k := range pkgs {
+			if seen[k.name] {
+				continue
+			}
+			seen[k.name] = true
+			versions, err := p.named(k.name)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, versions[0])
+		}
+	}
+	slices.SortFunc(all, func(a, b *candidate) int {
+		return cmp.Or(-compareVersions(a.version, b.version), cmp.Compare(a.name, b.name))
+	})
+	main, err := p.mainKernel()
+	if err != nil {
+		return nil, err
+	}
+	out := []kernels.Candidate{}
+	preferred := -1
+	for _, k := range all {
+		flavour, ok := headers(k)
+		if !ok {
+			continue
+		}
+		gcc, err := p.compiler(k)
+		if err != nil {
+			return nil, err
+		}
+		if k.name == main || preferred < 0 && flavour == p.arch {
+			preferred = len(out)
+		}
+		out = append(out, kernels.Candidate{
+			Kernel:         kernels.Kernel{Distro: distro, Suite: suite, Arch: p.arch, Release: strings.TrimPrefix(k.name, headersPrefix)},
+			PackageVersion: k.version, Compiler: gcc, Digest: k.digest(),
+		})
+	}
+	if preferred >= 0 {
+		out[preferred].Default = true
+	}
+	return out, nil
+}
+
+// mainKernel names the headers that the suite's metapackage for the plain flavour installs, if there is one.
+func (p *pool) mainKernel() (string, error) {
+	meta, err := p.current(headersPrefix + p.arch)
+	if err != nil || meta == nil {
+		return "", err
+	}
+	groups, err := parseDepends(meta.depends)
+	if err != nil {
+		return "", err
+	}
+	for _, g := range groups {
+		if strings.HasPrefix(g[0].name, headersPrefix) {
+			return g[0].name, nil
+		}
+	}
+	return "", nil
+}
+
+func (p *pool) lock(k kernels.Kernel, d *distro, extra []string) (kernels.Lock, error) {
+	name := headersPrefix + k.Release
+	versions, err := p.named(name)
+	if err != nil {
+		return kernels.Lock{}, err
+	}
+	if i := slices.IndexFunc(versions, func(c *candidate) bool { _, ok := headers(c); return ok }); i < 0 {
+		return kernels.Lock{}, p.noKernel(k)
+	} else if i > 0 {
+		versions = versions[i:]
+	}
+	root := versions[0]
+	gcc, err := p.compiler(root)
+	if err != nil {
+		return kernels.Lock{}, err
+	}
+	if gcc == "" {
+		return kernels.Lock{}, fmt.Errorf("package %q names no compiler among its dependencies", root.name)
+	}
+
+	c := newClosure(p)
+	var start []string
+	for _, s := range p.sources {
+		if s.backports {
+			continue
+		}
+		ess, err := s.essentials()
+		if err != nil {
+			return kernels.Lock{}, err
+		}
+		for _, e := range ess {
+			if now, err := p.current(e.name); err != nil {
+				return kernels.Lock{}, err
+			} else if now.essential {
+				start = append(start, e.name)
+			}
+		}
+	}
+	slices.Sort(start)
+	start = slices.Concat(slices.Compact(start), d.tools, []string{gcc})
+	for _, name := range slices.Backward(d.prefer) {
+		if k, err := p.current(name); err != nil {
+			return kernels.Lock{}, err
+		} else if k != nil {
+			start = slices.Insert(start, 0, name)
+		}
+	}
+	for _, name := range start {
+		if err := c.satisfy(group{{name: name}}); err != nil {
+			return kernels.Lock{}, fmt.Errorf("toolchain: %w", err)
+		}
+	}
+	mark := len(c.order)
+
+	// Newer headers depend on their kernel's image too, so that the two are removed together. Nothing in a build reads it, and it is
+	// ten times as large.
+	c.skip = func(k *candidate, g group) bool {
+		return k == root && !slices.ContainsFunc(g, func(r relation) bool { return !strings.HasPrefix(r.name, "linux-image-") })
+	}
+	if err := c.install(root); err != nil {
+		return kernels.Lock{}, err
+	}
+	for _, name := range extra {
+		if err := p.known(name); err != nil {
+			return kernels.Lock{}, err
+		}
+		if err := c.satisfy(group{{name: name}}); err != nil {
+			return kernels.Lock{}, fmt.Errorf("extra package %q: %w", name, err)
+		}
+	}
+	return kernels.Lock{Kernel: k, Compiler: gcc, Toolchain: pin(c.order[:mark], p.arch), Headers: pin(c.order[mark:], p.arch)}, nil
+}
+
+func (p *pool) noKernel(k kernels.Kernel) error {
+	list, err := p.kernels(k.Distro, k.Suite)
+	if err != nil {
+		return err
+	}
+	var have []string
+	for _, c := range list {
+		have = append(have, c.Release)
+	}
+	return fmt.Errorf("no kernel %q%s: %w", k.Release, kernels.DidYouMean(k.Release, have), kernels.ErrNotFound)
+}
+
+// known tells whether some package has or provides a name.
+func (p *pool) known(name string) error {
+	real, err := p.named(name)
+	if err != nil {
+		return err
+	}
+	virtual, err := p.offering(name)
+	if err != nil {
+		return err
+	}
+	if len(real) > 0 || len(virtual) > 0 {
+		return nil
+	}
+	var have []string
+	for _, s := range p.sources {
+		have = append(have, s.names()...)
+	}
+	return fmt.Errorf("no package %q%s: %w", name, kernels.DidYouMean(name, have), kernels.ErrNotFound)
+}
+
+func (k *candidate) digest() v1.Hash {
+	return v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(k.sha256[:])}
+}
+
+func pin(chosen []*candidate, arch string) []kernels.Package {
+	out := make([]kernels.Package, len(chosen))
+	for i, k := range chosen {
+		out[i] = kernels.Package{Name: k.name, Version: k.version, Arch: arch, Digest: k.digest(), Size: k.size,
+			URL: k.base + "/" + strings.ReplaceAll(k.filename, "%", "%25")}
+		if k.all {
+			out[i].Arch = "all"
+		}
+	}
+	slices.SortFunc(out, func(a, b kernels.Package) int { return cmp.Compare(a.Name, b.Name) })
+	return out
+}

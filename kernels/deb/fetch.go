@@ -1,0 +1,141 @@
+package deb
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"time"
+)
+
+const (
+	userAgent = "godkms-hermetic"
+	tries     = 3
+	firstWait = 200 * time.Millisecond // between tries; three times as long before each further one
+	stallTime = 30 * time.Second       // without a byte, a download is given up
+)
+
+// newClient is the client that is used unless the caller has one: proxies from the environment, no waiting for ever.
+func newClient() *http.Client {
+	return &http.Client{Transport: &http.Transport{
+		Proxy:                 http.ProxyFromEnvironment,
+		DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+		TLSHandshakeTimeout:   10 * time.Second,
+		ResponseHeaderTimeout: stallTime,
+		IdleConnTimeout:       30 * time.Second,
+		ForceAttemptHTTP2:     true,
+		MaxIdleConnsPerHost:   4,
+		DisableCompression:    true, // indexes are compressed files; what is hashed is what is sent
+	}}
+}
+
+// A statusError is an answer other than 200 or 304.
+type statusError struct{ code int }
+
+func (e *statusError) Error() string {
+	return fmt.Sprintf("the mirror answers %d %s", e.code, http.StatusText(e.code))
+}
+
+func isMissing(err error) bool {
+	e, ok := errors.AsType[*statusError](err)
+	return ok && (e.code == http.StatusNotFound || e.code == http.StatusGone)
+}
+
+var (
+	errTooLarge = errors.New("the answer is too large")
+	errStalled  = errors.New("the mirror stopped sending")
+)
+
+// A reply is a whole answer; notModified leaves body empty.
+type reply struct {
+	body        []byte
+	header      http.Header
+	notModified bool
+}
+
+// fetch gets a whole file of at most limit bytes into memory. Broken connections and server errors are tried again.
+func fetch(ctx context.Context, client *http.Client, url string, header http.Header, limit int64, progress func(done int64)) (*reply, error) {
+	wait := firstWait
+	for try := 1; ; try++ {
+		r, err := fetchOnce(ctx, client, url, header, limit, progress)
+		if err == nil {
+			return r, nil
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if e, ok := errors.AsType[*statusError](err); ok && e.code < 500 && e.code != http.StatusTooManyRequests {
+			return nil, err
+		}
+		if try == tries || errors.Is(err, errTooLarge) {
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(wait):
+		}
+		wait *= 3
+	}
+}
+
+func fetchOnce(ctx context.Context, client *http.Client, url string, header http.Header, limit int64, progress func(int64)) (*reply, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	for k, v := range header {
+		req.Header[k] = v
+	}
+	req.Header.Set("User-Agent", userAgent)
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	switch resp.StatusCode {
+	case http.StatusOK:
+	case http.StatusNotModified:
+		return &reply{header: resp.Header, notModified: true}, nil
+	default:
+		return nil, &statusError{resp.StatusCode}
+	}
+	if resp.ContentLength > limit {
+		return nil, errTooLarge
+	}
+	stall := time.AfterFunc(stallTime, func() { cancel(errStalled) })
+	defer stall.Stop()
+	var done int64
+	in := io.LimitReader(resp.Body, limit+1)
+	body := make([]byte, 0, min(max(resp.ContentLength, 32<<10), limit)+1)
+	for {
+		if len(body) == cap(body) {
+			body = append(body, 0)[:len(body)]
+		}
+		n, err := in.Read(body[len(body):min(cap(body), len(body)+256<<10)])
+		body = body[:len(body)+n]
+		if n > 0 {
+			stall.Reset(stallTime)
+			done += int64(n)
+			if progress != nil {
+				progress(done)
+			}
+		}
+		if done > limit {
+			return nil, errTooLarge
+		}
+		if err == io.EOF {
+			return &reply{body: body, header: resp.Header}, nil
+		}
+		if err != nil {
+			if cause := context.Cause(ctx); cause != nil {
+				err = cause
+			}
+			return nil, err
+		}
+	}
+}

@@ -1,0 +1,499 @@
+package deb
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/godkms-hermetic/godkms-hermetic/internal/decompress"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/durable"
+	"github.com/godkms-hermetic/godkms-hermetic/kernels"
+)
+
+// The cache folder of a distribution:
+//
+//	POCKET/state            what is known of a pocket's InRelease, as JSON after a line with its SHA-256
+//	POCKET/ARCH-HASH.idx    the compact form of the index with that SHA-256
+//	memo/HASH               answers, by everything that they were computed from; same form as state
+//
+// Each file appears whole, under its final name, and is made anew when it is damaged.
+const (
+	maxAge     = 6 * time.Hour      // an index is not asked for again before
+	maxHeldAge = 7 * 24 * time.Hour // without Valid-Until, an index is not used for longer when the mirror fails
+	maxSkew    = 24 * time.Hour     // how far in the future an index may be dated
+	maxMemoAge = 30 * 24 * time.Hour
+
+	maxRelease = 10 << 20  // bytes of an InRelease file
+	maxPacked  = 256 << 20 // bytes of a compressed index
+	maxText    = 2 << 30   // bytes of an index's text
+)
+
+// A slot holds a value that is made once. Failures are not kept.
+type slot[T any] struct {
+	mu    sync.Mutex
+	value T
+	ok    bool
+}
+
+func slotIn[T any](p *Provider, m map[string]*slot[T], key string) *slot[T] {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if m[key] == nil {
+		m[key] = &slot[T]{}
+	}
+	return m[key]
+}
+
+// state is what is kept of a pocket's InRelease.
+type state struct {
+	Base         string              `json:"base"`    // the archive's URL that it came from
+	Checked      time.Time           `json:"checked"` // when the mirror was last asked
+	Missing      bool                `json:"missing"` // the mirror has no such pocket
+	ETag         string              `json:"etag"`
+	LastModified string              `json:"last_modified"`
+	Date         time.Time           `json:"date"`
+	ValidUntil   time.Time           `json:"valid_until"`
+	Expired      bool                `json:"expired"` // it was past that already when it came
+	Indexes      map[string]indexRef `json:"indexes"` // by architecture
+}
+
+// A view is one suite's pockets as they are now.
+type view struct {
+	distro  *distro
+	suite   string
+	pockets []pocket
+	states  []*state
+	bases   []string
+	until   time.Time // good until then within this process
+}
+
+// view brings the state of all pockets of a suite up to date.
+func (p *Provider) view(ctx context.Context, name string) (*view, error) {
+	s, ok := p.distro.suite(name)
+	if !ok {
+		return nil, fmt.Errorf("no suite %q; known are %s: %w", name, strings.Join(p.Suites(), ", "), kernels.ErrNotFound)
+	}
+	slot := slotIn(p, p.views, name)
+	slot.mu.Lock()
+	defer slot.mu.Unlock()
+	now := p.opts.Now()
+	if slot.ok && now.Before(slot.value.until) {
+		return slot.value, nil
+	}
+	v := &view{distro: p.distro, suite: name, until: now.Add(maxAge)}
+	states, errs := make([]*state, len(s.pockets)), make([]error, len(s.pockets))
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wg sync.WaitGroup
+	for i, pk := range s.pockets {
+		wg.Go(func() {
+			if states[i], errs[i] = p.pocket(ctx, pk, i == 0); errs[i] != nil {
+				cancel()
+			}
+		})
+	}
+	wg.Wait()
+	for _, err := range errs {
+		if err != nil && !errors.Is(err, context.Canceled) {
+			return nil, err
+		}
+	}
+	for i, pk := range s.pockets {
+		if errs[i] != nil {
+			return nil, errs[i]
+		}
+		if states[i].Missing {
+			continue
+		}
+		v.pockets = append(v.pockets, pk)
+		v.states = append(v.states, states[i])
+		v.bases = append(v.bases, p.bases[pk.archive])
+		if t := states[i].Checked.Add(maxAge); t.After(now) && t.Before(v.until) {
+			v.until = t
+		}
+	}
+	slot.value, slot.ok = v, true
+	return v, nil
+}
+
+// offers checks that the suite has an architecture.
+func (v *view) offers(arch string) error {
+	if _, ok := v.states[0].Indexes[arch]; !ok {
+		return fmt.Errorf("no architecture %q; it has %s: %w", arch,
+			strings.Join(slices.Sorted(maps.Keys(v.states[0].Indexes)), ", "), kernels.ErrNotFound)
+	}
+	return nil
+}
+
+// key names an answer by what it is computed from.
+func (v *view) key(what, arch string, more ...string) string {
+	h := sha256.New()
+	e := json.NewEncoder(h)
+	e.Encode([]any{recipe, indexMagic, v.distro.name, v.distro.tools, v.distro.prefer, v.suite, what, arch, more})
+	for i, pk := range v.pockets {
+		e.Encode([]string{pk.name, v.bases[i], v.states[i].Indexes[arch].SHA256})
+	}
+	return hex.EncodeToString(h.Sum(nil)[:20])
+}
+
+func (p *Provider) dir(parts ...string) string {
+	return filepath.Join(append([]string{p.opts.CacheDir, p.distro.name}, parts...)...)
+}
+
+// write puts a whole file in place.
+func (p *Provider) write(path string, data []byte) error {
+	tmp, err := durable.NewTemp(p.dir("tmp"))
+	if err != nil {
+		return fmt.Errorf("write to the cache: %w", err)
+	}
+	defer tmp.Close()
+	err = durable.WriteFile(tmp.Dir, path, 0o644, func(w io.Writer) error {
+		_, err := w.Write(data)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("write to the cache: %w", err)
+	}
+	return nil
+}
+
+// writeJSON and readJSON keep a value behind a line with its SHA-256.
+func (p *Provider) writeJSON(path string, v any) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	sum := sha256.Sum256(data)
+	return p.write(path, append([]byte(hex.EncodeToString(sum[:])+"\n"), data...))
+}
+
+// readJSON tells whether there was an undamaged file.
+func readJSON(path string, v any) bool {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return false
+	}
+	line, data, ok := bytes.Cut(data, []byte("\n"))
+	sum := sha256.Sum256(data)
+	return ok && string(line) == hex.EncodeToString(sum[:]) && json.Unmarshal(data, v) == nil
+}
+
+// memo gives the answer from the cache, or makes it and keeps it.
+func memo[T any](p *Provider, key string, compute func() (T, error)) (T, error) {
+	path := p.dir("memo", key)
+	var v T
+	if readJSON(path, &v) {
+		return v, nil
+	}
+	v, err := compute()
+	if err != nil {
+		return v, err
+	}
+	if err := p.writeJSON(path, v); err != nil {
+		p.opts.Warn(err.Error()) // the answer is no worse for it
+	}
+	return v, nil
+}
+
+// pocket gives a pocket's state, asking the mirror if it is time to.
+func (p *Provider) pocket(ctx context.Context, pk pocket, main bool) (*state, error) {
+	path, base, start := p.dir(pk.name, "state"), p.bases[pk.archive], p.opts.Now()
+	url := base + "/dists/" + pk.name + "/InRelease"
+	held := readState(path)
+	if p.opts.Offline {
+		if held == nil {
+			return nil, fmt.Errorf("no index of %q in the cache: run once without --offline", pk.name)
+		}
+		return held, p.valid(held, pk, url)
+	}
+	fresh := func() bool {
+		age := start.Sub(held.Checked)
+		return held.Base == base && age >= 0 && age < maxAge && (held.Expired || !held.expired(start))
+	}
+	if held != nil && !p.opts.Refresh && fresh() {
+		return held, p.valid(held, pk, url)
+	}
+	lock, err := durable.Lock(ctx, p.dir(pk.name, ".lock"), false)
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Close()
+	if again := readState(path); again != nil { // another process may have asked while this one waited
+		asked := held == nil || again.Checked.After(held.Checked)
+		if held = again; asked && fresh() && (!p.opts.Refresh || !held.Checked.Before(start)) {
+			return held, p.valid(held, pk, url)
+		}
+	}
+	next, err := p.ask(ctx, pk, held, base, url)
+	if err == nil {
+		next.Expired = next.expired(start) // so that it is not fetched again only to be refused again
+		if err := p.writeJSON(path, next); err != nil {
+			return nil, err
+		}
+		return next, p.valid(next, pk, url)
+	}
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	if held != nil && !held.Missing && p.usable(held) {
+		p.opts.Warn(fmt.Sprintf("%v; using the index of %s, which was fetched before", err, day(held.Date)))
+		return held, p.valid(held, pk, url)
+	}
+	if isMissing(err) && !main {
+		if strings.HasSuffix(pk.archive, "-security") {
+			p.opts.Warn(fmt.Sprintf("%s does not exist: security updates of it are left out", url))
+		}
+		next := &state{Base: base, Checked: start, Missing: true}
+		return next, p.writeJSON(path, next)
+	}
+	return nil, err
+}
+
+func readState(path string) *state {
+	s := &state{}
+	if !readJSON(path, s) {
+		return nil
+	}
+	return s
+}
+
+func day(t time.Time) string { return t.UTC().Format("2006-01-02 15:04 UTC") }
+
+func (s *state) expired(now time.Time) bool {
+	return !s.Missing && !s.ValidUntil.IsZero() && now.After(s.ValidUntil)
+}
+
+// valid refuses an expired index, or warns of it.
+func (p *Provider) valid(s *state, pk pocket, url string) error {
+	if !s.expired(p.opts.Now()) {
+		return nil
+	}
+	if !p.opts.AcceptExpired {
+		return fmt.Errorf("the index of %q expired on %s (%s): use another mirror, or accept it with --accept-expired",
+			pk.name, day(s.ValidUntil), url)
+	}
+	p.opts.Warn(fmt.Sprintf("the index of %q expired on %s and is used all the same", pk.name, day(s.ValidUntil)))
+	return nil
+}
+
+// usable tells whether an index from before may stand in for one that cannot be had now.
+func (p *Provider) usable(s *state) bool {
+	switch now := p.opts.Now(); {
+	case p.opts.AcceptExpired:
+		return true
+	case s.ValidUntil.IsZero():
+		return now.Sub(s.Checked) < maxHeldAge
+	default:
+		return !now.After(s.ValidUntil)
+	}
+}
+
+// ask fetches a pocket's InRelease unless it is the one that is held, and checks everything but its expiry.
+func (p *Provider) ask(ctx context.Context, pk pocket, held *state, base, url string) (*state, error) {
+	header := http.Header{}
+	if held != nil && held.Base == base && !held.Missing {
+		if held.ETag != "" {
+			header.Set("If-None-Match", held.ETag)
+		}
+		if held.LastModified != "" {
+			header.Set("If-Modified-Since", held.LastModified)
+		}
+	}
+	now := p.opts.Now()
+	got, err := fetch(ctx, p.opts.Client, url, header, maxRelease, nil)
+	if err != nil {
+		return nil, fmt.Errorf("fetch %s: %w: check the network and the mirror (--mirror), or use --offline", url, err)
+	}
+	if got.notModified {
+		if held == nil || len(header) == 0 {
+			return nil, fmt.Errorf("fetch %s: the mirror answers 304 to an unconditional request: use another mirror", url)
+		}
+		next := *held
+		next.Checked = now // its date cannot be newer than what is held
+		return &next, nil
+	}
+	keys, err := p.keys()
+	if err != nil {
+		return nil, fmt.Errorf("read the keys of %s: %w", p.distro.name, err)
+	}
+	r, err := readRelease(got.body, keys, p.opts.Now)
+	if err != nil {
+		return nil, fmt.Errorf("refused %s: %w: use another mirror", url, err)
+	}
+	switch {
+	case r.codename != pk.name:
+		return nil, fmt.Errorf("refused %s: it is the index of %q: use another mirror", url, r.codename)
+	case r.date.After(now.Add(maxSkew)):
+		return nil, fmt.Errorf("refused %s: it is dated %s, in the future: check this machine's clock", url, day(r.date))
+	case held != nil && r.date.Before(held.Date):
+		return nil, fmt.Errorf("refused %s: it is of %s, older than the one of %s that was seen before: use another mirror",
+			url, day(r.date), day(held.Date))
+	}
+	return &state{Base: base, Checked: now, ETag: got.header.Get("ETag"), LastModified: got.header.Get("Last-Modified"),
+		Date: r.date, ValidUntil: r.validUntil, Indexes: r.indexes}, nil
+}
+
+// pool opens the indexes of a view for one architecture.
+func (p *Provider) pool(ctx context.Context, v *view, arch string) (*pool, error) {
+	slot := slotIn(p, p.pools, v.key("pool", arch))
+	slot.mu.Lock()
+	defer slot.mu.Unlock()
+	if slot.ok {
+		return slot.value, nil
+	}
+	sources, errs := make([]source, len(v.pockets)), make([]error, len(v.pockets))
+	var wg sync.WaitGroup
+	for i, pk := range v.pockets {
+		ref, ok := v.states[i].Indexes[arch]
+		if !ok {
+			continue
+		}
+		wg.Go(func() {
+			var x *index
+			x, errs[i] = p.openIndex(ctx, pk, v.bases[i], arch, ref)
+			sources[i] = source{x, v.bases[i], pk.backports}
+		})
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	sources = slices.DeleteFunc(sources, func(s source) bool { return s.index == nil })
+	slot.value, slot.ok = newPool(arch, sources), true
+	return slot.value, nil
+}
+
+// openIndex opens the compact form of an index, which it makes if need be.
+func (p *Provider) openIndex(ctx context.Context, pk pocket, base, arch string, ref indexRef) (*index, error) {
+	path := p.dir(pk.name, arch+"-"+ref.SHA256[:32]+".idx")
+	slot := slotIn(p, p.index, path)
+	slot.mu.Lock()
+	defer slot.mu.Unlock()
+	if slot.ok {
+		return slot.value, nil
+	}
+	x, err := readIndex(path)
+	if err == nil {
+		slot.value, slot.ok = x, true
+		return x, nil
+	}
+	if p.opts.Offline {
+		return nil, fmt.Errorf("no usable index of %q for %s in the cache (%w): run once without --offline", pk.name, arch, err)
+	}
+	lock, err := durable.Lock(ctx, p.dir(pk.name, ".lock"), false)
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Close()
+	if x, err = readIndex(path); err != nil {
+		data, err := p.download(ctx, pk, base, arch, ref)
+		if err != nil {
+			return nil, err
+		}
+		if x, err = openIndex(data); err != nil {
+			return nil, err
+		}
+		if err := p.write(path, data); err != nil {
+			return nil, err
+		}
+		p.prune(path, arch)
+	}
+	slot.value, slot.ok = x, true
+	return x, nil
+}
+
+func readIndex(path string) (*index, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	return openIndex(data)
+}
+
+// prune removes what newer indexes have replaced a day ago, and old answers.
+func (p *Provider) prune(keep, arch string) {
+	old := func(pattern string, age time.Duration) {
+		paths, err := filepath.Glob(pattern)
+		if err != nil {
+			return
+		}
+		for _, path := range paths {
+			if s, err := os.Stat(path); err == nil && path != keep && time.Since(s.ModTime()) > age {
+				os.Remove(path)
+			}
+		}
+	}
+	old(filepath.Join(filepath.Dir(keep), arch+"-*.idx"), 24*time.Hour)
+	old(p.dir("memo", "*"), maxMemoAge)
+}
+
+// download fetches an index, checks it against the signed release file, and gives its compact form.
+func (p *Provider) download(ctx context.Context, pk pocket, base, arch string, ref indexRef) ([]byte, error) {
+	what := pk.name + " " + arch
+	if ref.Size > maxPacked {
+		return nil, fmt.Errorf("index of %s: %d bytes are too many", what, ref.Size)
+	}
+	root := base + "/dists/" + pk.name + "/"
+	urls := []string{root + ref.Path}
+	if ref.ByHash {
+		urls = []string{root + ref.Path[:strings.LastIndexByte(ref.Path, '/')+1] + "by-hash/SHA256/" + ref.SHA256, root + ref.Path}
+	}
+	var (
+		got *reply
+		err error
+		url string
+	)
+	for _, url = range urls {
+		got, err = fetch(ctx, p.opts.Client, url, nil, ref.Size, func(done int64) { p.opts.Progress(what, done, ref.Size) })
+		if err == nil || !isMissing(err) {
+			break
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("fetch %s: %w: check the network and the mirror (--mirror)", url, err)
+	}
+	if n := int64(len(got.body)); n != ref.Size {
+		return nil, fmt.Errorf("refused %s: it ends after %d of %d bytes: try again, or use another mirror", url, n, ref.Size)
+	}
+	if sum := sha256.Sum256(got.body); hex.EncodeToString(sum[:]) != ref.SHA256 {
+		return nil, fmt.Errorf("refused %s: its sha256 is %x, signed is %s: try again (the mirror may be updating), or use another mirror",
+			url, sum, ref.SHA256)
+	}
+	text, err := decompress.NewReader(bytes.NewReader(got.body))
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", url, err)
+	}
+	defer text.Close()
+	data, err := buildIndex(&capped{text, maxText}, arch)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", url, err)
+	}
+	return data, nil
+}
+
+// capped fails, rather than ends, after n bytes.
+type capped struct {
+	r io.Reader
+	n int64
+}
+
+func (c *capped) Read(b []byte) (int, error) {
+	n, err := c.r.Read(b)
+	if c.n -= int64(n); c.n < 0 {
+		return 0, errTooLarge
+	}
+	return n, err
+}

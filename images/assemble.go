@@ -100,9 +100,14 @@ func (s *Store) place(t *tree, l layerSpec) error {
 	if err != nil {
 		return err
 	}
-	err = durable.Rename(t.dir, s.layerDir(l.key))
+	return placeFolder(t.dir, s.layerDir(l.key))
+}
+
+// placeFolder gives a finished folder its final name, unless it is there: then it is the same.
+func placeFolder(from, to string) error {
+	err := durable.Rename(from, to)
 	if errors.Is(err, fs.ErrExist) || errors.Is(err, unix.ENOTEMPTY) {
-		return nil // another process was as quick: the same layer
+		return nil
 	}
 	return err
 }

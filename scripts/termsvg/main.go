@@ -1,7 +1,9 @@
 // Termsvg runs shell commands on a terminal and draws what the terminal shows at their end as an SVG picture. It is how
 // docs/terminal.svg is made:
 //
-//	go run ./scripts/termsvg -o docs/terminal.svg 'make -s demo'
+//	go run ./scripts/termsvg -o docs/terminal.svg 'godkms-hermetic version'
+//
+// Programs are looked for in ./bin first.
 package main
 
 import (
@@ -39,7 +41,7 @@ func run(cols, rows int, out string, commands []string) error {
 	for _, c := range commands {
 		s.write([]byte("\x1b[1m$ " + c + "\x1b[0m\r\n"))
 		cmd := exec.Command("bash", "-c", c)
-		cmd.Env = append(os.Environ(), "TERM=xterm-256color")
+		cmd.Env = append(os.Environ(), "TERM=xterm-256color", "PATH=bin:"+os.Getenv("PATH"))
 		tty, err := pty.StartWithSize(cmd, &pty.Winsize{Cols: uint16(cols), Rows: uint16(rows)})
 		if err != nil {
 			return fmt.Errorf("run %q: %w", c, err)

@@ -3,10 +3,13 @@ TEST_PACKAGES := binutils ca-certificates dkms dpkg-dev gcc git kmod patch xz-ut
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 DEMO_KERNEL := debian/trixie:latest
+PICTURE := \
+	'godkms-hermetic build testdata/hello --kernels debian/bookworm:latest,debian/trixie:latest' \
+	'godkms-hermetic build testdata/mixed --kernels debian/bookworm:latest,debian/trixie:latest'
 
 export CGO_ENABLED := 0
 
-.PHONY: build demo test test-packages lint bench clean help
+.PHONY: build demo test test-packages lint bench picture clean help
 
 build: ## the program: bin/godkms-hermetic, static; the version comes from git
 	go build -trimpath -o bin/godkms-hermetic ./cmd/godkms-hermetic
@@ -43,8 +46,12 @@ lint: ## gofmt, go vet, staticcheck
 bench: ## benchmarks alone
 	go test -run '^$$' -bench . -benchmem ./...
 
+picture: build ## docs/terminal.svg, from a real run
+	mkdir -p docs
+	go run ./scripts/termsvg -o docs/terminal.svg $(PICTURE)
+
 clean: ## what build and demo made; the cache of built modules stays
 	rm -rf bin out
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -89,6 +89,7 @@ func TestClean(t *testing.T) {
 		"a\x1b]x\x1b[31mb":                 "ab",
 		"a\u009b31mb":                      "a\ufffd31mb",
 		"bell\x07 back\x08 null\x00 \x7f":  "bell\ufffd back\ufffd null\ufffd \ufffd",
+		"\x7f":                             "\ufffd",
 		"\xff\xfe":                         "\ufffd\ufffd",
 		"\u202eevil\u2066":                 "\ufffdevil\ufffd",
 		"one\r\ntwo\rthree":                "one\ntwo\ufffdthree",

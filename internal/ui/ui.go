@@ -43,7 +43,7 @@ type Board struct {
 
 	out    sync.Mutex // serialises what is written; taken before mu, and never by a frame
 	p      *mpb.Progress
-	bar    *mpb.Bar // nil while no line is live: mpb draws at least one row for a bar
+	bar    *mpb.Bar // one for all lines: mpb draws a bar that ended a few times more, beside a new one
 	closed bool
 
 	mu    sync.Mutex // guards the lines' state
@@ -162,7 +162,6 @@ func (l *Line) End(s Status, detail string) {
 			label = max(label, width(l.label))
 		}
 	}
-	live := len(b.running())
 	b.mu.Unlock()
 	if !b.opt.Quiet {
 		text := pad(l.label, label) + "  " + b.paint(s, fmt.Sprintf("%-*s", statusWidth, s))
@@ -172,10 +171,6 @@ func (l *Line) End(s Status, detail string) {
 			}
 		}
 		b.write(strings.TrimRight(text, " ") + "\n")
-	}
-	if live == 0 && b.bar != nil {
-		b.bar.Abort(true)
-		b.bar = nil
 	}
 }
 
@@ -254,7 +249,6 @@ func (b *Board) Close() {
 	b.closed = true
 	if b.bar != nil {
 		b.bar.Abort(true)
-		b.bar = nil
 	}
 	if b.p != nil {
 		b.p.Wait()

@@ -379,7 +379,7 @@ func TestTerminalThatIsNone(t *testing.T) {
 	for name, c := range map[string]struct {
 		cols, rows int
 		env        string
-	}{"dumb": {80, 24, "dumb"}, "no size": {0, 0, "xterm"}} {
+	}{"dumb": {80, 24, "dumb"}, "no size": {0, 0, "xterm"}, "narrow": {19, 24, "xterm"}, "low": {80, 2, "xterm"}} {
 		raw := terminal(t, c.cols, c.rows, Options{Env: func(k string) string {
 			return map[string]string{"TERM": c.env, "NO_COLOR": "1"}[k]
 		}}, func(b *Board) { b.Line("k").Phase("building") })

@@ -33,8 +33,9 @@ import (
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
 
-// format is part of every layer's key: change it when the same packages unpack to something else.
-const format = "1"
+// Version is part of every layer's key, and of the key of what is built on a root: it changes when the same packages come to another
+// root, glue included.
+const Version = "1"
 
 // Options describe a Store.
 type Options struct {
@@ -205,7 +206,7 @@ type layerSpec struct {
 
 func specsOf(lock kernels.Lock) ([]layerSpec, error) {
 	key := func(kind, of string) string {
-		sum := sha256.Sum256([]byte("layer " + format + " " + kind + " " + lock.Kernel.Distro + " " + of))
+		sum := sha256.Sum256([]byte("layer " + Version + " " + kind + " " + lock.Kernel.Distro + " " + of))
 		return hex.EncodeToString(sum[:])
 	}
 	glue, err := glueTar(lock)

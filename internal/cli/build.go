@@ -1,0 +1,339 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/godkms-hermetic/godkms-hermetic/builder"
+	"github.com/godkms-hermetic/godkms-hermetic/builder/sandbox"
+	"github.com/godkms-hermetic/godkms-hermetic/images"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/durable"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
+	"github.com/godkms-hermetic/godkms-hermetic/kernels"
+)
+
+type buildOptions struct {
+	kernels []string
+	out     string
+	engine  string
+	jobs    int
+	noCache bool
+	with    []string
+	timeout time.Duration
+}
+
+func (a *app) buildCommand() *cobra.Command {
+	var o buildOptions
+	cmd := &cobra.Command{
+		Use:   "build [SRC] --kernels KERNELS",
+		Short: "Build a DKMS source tree for kernels",
+		Long: `Builds a DKMS source tree for each of the kernels, and puts the modules and the build's log into
+DIR/<distro>-<suite>/<release>/.
+
+SRC is a folder with a dkms.conf, the dkms.conf itself, a tarball (plain, gzip, xz, zstd), or a Debian package that carries
+usr/src/*/dkms.conf. The default is the current folder.
+
+KERNELS is a list with commas of [DISTRO/SUITE:]SELECTOR. A SELECTOR is a kernel release, a shell pattern over releases
+('6.1.0-*-cloud-amd64'), "latest" (the newest of the default flavour), or "running". Without DISTRO/SUITE the suite is the one
+that has the release.
+
+Standard output has one line for each kernel, in the order of the request: the kernel; built, cached, skipped or failed; the
+digest of the artifact; where the modules are. With --format json it has one object.` + exitStatus(
+			"  0  all were built or cached, or skipped beside others that are there",
+			"  1  the command line, the source or the configuration is wrong",
+			" 10  a build failed",
+			" 21  a kernel's headers can't be found",
+			" 77  every kernel was skipped (BUILD_EXCLUSIVE in dkms.conf)",
+			"130  interrupted", "", "With several failures, the lowest of their codes."),
+		Example: `  godkms-hermetic build . --kernels debian/bookworm:6.1.0-56-amd64,debian/trixie:latest
+  godkms-hermetic build v4l2loopback-dkms_0.12.7-2_all.deb --kernels 'debian/bookworm:6.1.*-amd64' --out modules
+  godkms-hermetic build . --kernels running --with libxtables-dev --format json`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			src := "."
+			if len(args) > 0 {
+				src = args[0]
+			}
+			return a.runBuild(cmd.Context(), o, src)
+		},
+	}
+	f := cmd.Flags()
+	f.StringSliceVar(&o.kernels, "kernels", nil, "`KERNELS` to build for; required")
+	f.StringVar(&o.out, "out", "out", "`DIR` for modules and logs")
+	f.StringVar(&o.engine, "engine", "auto", "what runs the build: auto or sandbox")
+	f.IntVarP(&o.jobs, "jobs", "j", runtime.NumCPU(), "processes at a time, over all kernels")
+	f.BoolVar(&o.noCache, "no-cache", false, "build what is cached too, and fail where a byte of the result differs")
+	f.StringSliceVar(&o.with, "with", nil, "extra `PACKAGES` for the build root, of the kernel's distribution")
+	f.DurationVar(&o.timeout, "timeout", 0, "limit for each kernel's build, as in 10m (default none)")
+	cmd.RegisterFlagCompletionFunc("engine", cobra.FixedCompletions([]string{"auto", "sandbox"}, cobra.ShellCompDirectiveNoFileComp))
+	cmd.RegisterFlagCompletionFunc("kernels", a.completeKernels)
+	return cmd
+}
+
+// target is one kernel of the request. Its err, if any, is why there is nothing to build for.
+type target struct {
+	label  string
+	kernel kernels.Kernel
+	err    error
+}
+
+func (a *app) runBuild(ctx context.Context, o buildOptions, src string) error {
+	switch {
+	case len(o.kernels) == 0:
+		return errors.New("no kernel given; use --kernels, as in --kernels debian/trixie:latest ('godkms-hermetic kernels debian/trixie' lists them)")
+	case o.jobs < 1:
+		return fmt.Errorf("--jobs is %d: it must be at least 1", o.jobs)
+	case o.timeout < 0:
+		return fmt.Errorf("--timeout is %s: it must not be negative", o.timeout)
+	case o.engine == "docker":
+		return errors.New("--engine docker: this version has no Docker engine; use --engine sandbox")
+	case o.engine != "auto" && o.engine != "sandbox":
+		return fmt.Errorf("--engine is %q: it can be auto or sandbox", o.engine)
+	}
+	if err := writable(o.out); err != nil {
+		return fmt.Errorf("--out: %w", err)
+	}
+	distros, err := a.distros()
+	if err != nil {
+		return err
+	}
+	targets, err := a.resolve(ctx, distros, o.kernels)
+	if err != nil {
+		return err
+	}
+	temp, err := a.dir("tmp")
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(temp, 0o755); err != nil {
+		return fmt.Errorf("the cache folder can't be used: %w; choose another with --cache-dir", err)
+	}
+	source, err := builder.OpenSource(ctx, src, builder.SourceOptions{Temp: temp, Exclude: []string{o.out}, Payload: distros["debian"].Payload})
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	results, err := a.results()
+	if err != nil {
+		return err
+	}
+
+	r := &buildRun{app: a, options: o, distros: distros, jobs: min(o.jobs, len(targets))}
+	r.builder = &builder.Builder{
+		Results: results, RootVersion: images.Version, Temp: temp,
+		Jobs: max(1, o.jobs/r.jobs), Timeout: o.timeout, Verify: o.noCache,
+		Engine: func(context.Context) (builder.Engine, error) { return sandbox.Engine{}, nil },
+		Root:   r.root,
+	}
+	return r.run(ctx, source, targets)
+}
+
+// buildRun is one run of the build command.
+type buildRun struct {
+	*app
+	options buildOptions
+	distros map[string]kernels.Provider
+	jobs    int // kernels at a time
+	builder *builder.Builder
+
+	once   sync.Once // opens the store of header images, which a run that finds all in the cache does not need
+	store  *images.Store
+	failed error
+}
+
+func (r *buildRun) root(ctx context.Context, l kernels.Lock, progress func(phase string, done, total int64)) (builder.Root, error) {
+	r.once.Do(func() { r.store, r.failed = r.images(r.distros, r.options.jobs) })
+	if r.failed != nil {
+		return nil, r.failed
+	}
+	root, err := r.store.Root(ctx, l, progress)
+	if err != nil {
+		return nil, err
+	}
+	return root, nil
+}
+
+// run builds for every target and reports in the targets' order. One target's failure stops no other.
+func (r *buildRun) run(ctx context.Context, source *builder.Source, targets []target) error {
+	lines := make([]*ui.Line, len(targets))
+	for i, t := range targets {
+		lines[i] = r.board.Line(t.label)
+	}
+	reports, codes := make([]ui.Result, len(targets)), make([]int, len(targets))
+	slots := make(chan struct{}, r.jobs)
+	var all sync.WaitGroup
+	for i, t := range targets {
+		slots <- struct{}{} // in the request's order
+		all.Go(func() {
+			defer func() { <-slots }()
+			reports[i], codes[i] = r.one(ctx, source, t, lines[i])
+		})
+	}
+	all.Wait()
+	r.board.Close()
+
+	print := ui.PrintText
+	if r.json() {
+		print = ui.PrintJSON
+	}
+	if err := print(r.stdout, reports); err != nil {
+		return err
+	}
+	return outcome(reports, codes)
+}
+
+// outcome is the error, with the exit code, that the results of a run come to.
+func outcome(reports []ui.Result, codes []int) error {
+	lowest, failures, skips := 0, 0, 0
+	for i, r := range reports {
+		switch r.Status {
+		case ui.Failed:
+			failures++
+			if lowest == 0 || codes[i] < lowest {
+				lowest = codes[i]
+			}
+		case ui.Skipped:
+			skips++
+		}
+	}
+	switch {
+	case failures > 0:
+		return &exitError{code: lowest, err: fmt.Errorf("%d of %d kernels failed", failures, len(reports)), silent: true}
+	case skips == len(reports):
+		return &exitError{code: exitSkipped, err: errors.New("every kernel was skipped"), silent: true}
+	}
+	return nil
+}
+
+// one builds for one target. The code is the exit code that a failure of it stands for.
+func (r *buildRun) one(ctx context.Context, source *builder.Source, t target, line *ui.Line) (ui.Result, int) {
+	start := time.Now()
+	report := ui.Result{Kernel: t.label, Distro: t.kernel.Distro, Suite: t.kernel.Suite}
+	fail := func(err error, code int) (ui.Result, int) {
+		first, _, _ := strings.Cut(err.Error(), "\n")
+		report.Status, report.Reason, report.Seconds = ui.Failed, first, time.Since(start).Seconds()
+		line.End(ui.Failed, err.Error())
+		return report, code
+	}
+	if t.err != nil {
+		return fail(t.err, exitNoKernel)
+	}
+	line.Phase("locking")
+	lock, err := r.distros[t.kernel.Distro].Lock(ctx, t.kernel, r.options.with)
+	if err != nil {
+		if errors.Is(err, kernels.ErrNotFound) {
+			return fail(err, exitNoKernel)
+		}
+		return fail(err, exitBuild)
+	}
+	watch := builder.Watch{Phase: line.Phase, Bytes: line.Bytes}
+	if r.verbose {
+		watch.Log = line.Log()
+	}
+	b := r.builder.Build(ctx, builder.Job{Source: source, Lock: lock}, watch)
+	report.Key, report.Reason, report.Compiler = b.Key.String(), b.Reason, lock.Compiler
+	report.Status, report.Seconds = ui.Status(b.Status), b.Seconds
+	switch b.Status {
+	case builder.Failed:
+		report.Log = b.LogPath
+		line.End(ui.Failed, b.Err.Error())
+		if b.LogPath != "" {
+			if f, err := ui.ReadFailure(bytes.NewReader(b.Log)); err == nil {
+				r.board.Fail(t.label, f, b.LogPath)
+			}
+		}
+		return report, exitBuild
+	case builder.Skipped:
+		line.End(ui.Skipped, b.Reason)
+		return report, 0
+	}
+	report.Digest = b.Digest.String()
+	if report.Modules, report.Log, err = handOut(ctx, r.options.out, t.kernel, b); err != nil {
+		report.Digest, report.Modules, report.Log = "", nil, ""
+		return fail(fmt.Errorf("write the modules: %w", err), exitBuild)
+	}
+	line.End(report.Status, "")
+	return report, 0
+}
+
+// handOut writes the modules and the log to their folder below out. Each file appears whole or not at all; files that are
+// there already and have other names stay.
+func handOut(ctx context.Context, out string, k kernels.Kernel, b builder.Result) (modules []ui.Module, log string, err error) {
+	dir := filepath.Join(out, k.Distro+"-"+k.Suite, k.Release)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, "", err
+	}
+	lock, err := durable.LockDir(ctx, out)
+	if err != nil {
+		return nil, "", err
+	}
+	defer lock.Close()
+	partial := filepath.Join(out, ".partial") // under the lock: what is in it is of a process that was killed
+	if err := os.RemoveAll(partial); err != nil {
+		return nil, "", err
+	}
+	if err := os.Mkdir(partial, 0o755); err != nil {
+		return nil, "", err
+	}
+	defer os.RemoveAll(partial)
+	for _, f := range b.Files {
+		name := filepath.Join(dir, f.Name)
+		err := durable.WriteFile(partial, name, 0o644, func(w io.Writer) error {
+			r, err := f.Open()
+			if err != nil {
+				return err
+			}
+			defer r.Close()
+			_, err = io.Copy(w, r)
+			return err
+		})
+		if err != nil {
+			return nil, "", err
+		}
+		modules = append(modules, ui.Module{
+			Name: strings.TrimSuffix(f.Name, ".ko"), Path: name, SHA256: f.Digest.Hex, Vermagic: f.Vermagic,
+		})
+	}
+	log = filepath.Join(dir, "build.log")
+	return modules, log, durable.WriteFile(partial, log, 0o644, func(w io.Writer) error {
+		_, err := w.Write(b.Log)
+		return err
+	})
+}
+
+// writable says whether a folder can be made or written to, without making it: a run that fails leaves none.
+func writable(dir string) error {
+	at, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	for {
+		info, err := os.Stat(at)
+		if errors.Is(err, os.ErrNotExist) && at != filepath.Dir(at) {
+			at = filepath.Dir(at)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if !info.IsDir() {
+			return fmt.Errorf("%q is not a folder", at)
+		}
+		if err := unix.Access(at, unix.W_OK|unix.X_OK); err != nil {
+			return fmt.Errorf("%q can't be written to: %w", at, err)
+		}
+		return nil
+	}
+}

@@ -1,0 +1,247 @@
+// Package cli is the command line: it reads flags, wires the packages together, and maps errors to exit codes.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/godkms-hermetic/godkms-hermetic/cache"
+	"github.com/godkms-hermetic/godkms-hermetic/images"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
+	"github.com/godkms-hermetic/godkms-hermetic/kernels"
+	"github.com/godkms-hermetic/godkms-hermetic/kernels/deb"
+)
+
+// Exit codes. With several failures of a run, the lowest of theirs is the run's.
+const (
+	exitUsage    = 1   // the command line, the source or the configuration is wrong, or the tool itself failed
+	exitBuild    = 10  // a build failed
+	exitNoKernel = 21  // a kernel whose headers can't be found
+	exitSkipped  = 77  // every kernel was skipped
+	exitSignal   = 130 // interrupted
+)
+
+// exitError carries the exit code of an error that has been reported already, or that is to be printed.
+type exitError struct {
+	code   int
+	err    error
+	silent bool // what it says stands on the screen already
+}
+
+func (e *exitError) Error() string { return e.err.Error() }
+func (e *exitError) Unwrap() error { return e.err }
+
+// Main runs the command line args (without the program's name) and returns the exit code. When ctx ends, what is under way
+// is cancelled and cleaned up first.
+func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	a := &app{stdout: stdout, stderr: stderr, env: os.Getenv}
+	root := a.command()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	a.close()
+	if err == nil {
+		return 0
+	}
+	code, silent := exitUsage, false
+	if e := (*exitError)(nil); errors.As(err, &e) {
+		code, silent = e.code, e.silent
+	}
+	if ctx.Err() != nil {
+		code, err, silent = exitSignal, errors.New("interrupted; nothing unfinished was left behind"), false
+	}
+	if !silent {
+		fmt.Fprintf(stderr, "godkms-hermetic: %s\n", ui.Clean(err.Error()))
+	}
+	return code
+}
+
+// app holds what the commands share: the flags of all of them, and what is made from these when it is first needed.
+type app struct {
+	stdout, stderr io.Writer
+	env            func(string) string
+
+	cacheDir      string
+	format        string
+	mirrors       []string
+	quiet         bool
+	verbose       bool
+	offline       bool
+	refresh       bool
+	acceptExpired bool
+
+	board  *ui.Board
+	config config
+}
+
+func (a *app) close() { a.board.Close() }
+
+func (a *app) command() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "godkms-hermetic",
+		Short: "Build DKMS modules for many kernels, hermetically",
+		Long: `Builds the modules of a DKMS source tree for any number of kernels, without the kernels, a compiler or headers on this
+machine: the headers and the compiler of each kernel come from its distribution, pinned by hash, and the build runs in a
+sandbox without network. The same inputs give the same bytes, and what was built once is not built again.`,
+		Example: `  godkms-hermetic build . --kernels debian/bookworm:6.1.0-56-amd64,debian/trixie:latest
+  godkms-hermetic kernels debian/bookworm`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			return a.start(cmd)
+		},
+	}
+	f := root.PersistentFlags()
+	f.StringVar(&a.cacheDir, "cache-dir", "", "folder for indexes, packages, header images and results (default $XDG_CACHE_HOME/godkms-hermetic)")
+	f.StringVar(&a.format, "format", "text", "what to print on standard output: text or json")
+	f.StringArrayVar(&a.mirrors, "mirror", nil, "mirror of a distribution, `DISTRO=URL`; can be repeated (default: this machine's apt configuration)")
+	f.BoolVarP(&a.quiet, "quiet", "q", false, "no progress, only warnings and errors")
+	f.BoolVarP(&a.verbose, "verbose", "v", false, "stream the logs of builds")
+	f.BoolVar(&a.offline, "offline", false, "never use the network")
+	f.BoolVar(&a.refresh, "refresh", false, "ask the mirrors for new indexes, even if that was done less than 6 hours ago")
+	f.BoolVar(&a.acceptExpired, "accept-expired", false, "accept indexes past their Valid-Until, of an archived suite or a stale mirror")
+	root.AddCommand(a.buildCommand(), a.kernelsCommand(), a.imageCommand(), a.cacheCommand(), a.versionCommand())
+	for _, c := range root.Commands() {
+		for _, sub := range append(c.Commands(), c) {
+			sub.DisableFlagsInUseLine = true
+		}
+	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return fmt.Errorf("%w; see '%s --help'", err, cmd.CommandPath())
+	})
+	root.CompletionOptions.HiddenDefaultCmd = false
+	root.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp))
+	return root
+}
+
+// start checks the flags that every command has.
+func (a *app) start(cmd *cobra.Command) error {
+	if a.format != "text" && a.format != "json" {
+		return fmt.Errorf("--format is %q: it can be text or json", a.format)
+	}
+	if a.quiet && a.verbose {
+		return errors.New("--quiet and --verbose exclude each other")
+	}
+	if a.offline && a.refresh {
+		return errors.New("--offline and --refresh exclude each other")
+	}
+	a.board = ui.New(a.stderr, ui.Options{Quiet: a.quiet, Verbose: a.verbose, Env: a.env})
+	var err error
+	a.config, err = readConfig(a.env)
+	return err
+}
+
+func (a *app) json() bool { return a.format == "json" }
+
+// dir is a folder of the cache.
+func (a *app) dir(name string) (string, error) {
+	base := a.cacheDir
+	if base == "" {
+		user, err := os.UserCacheDir()
+		if err != nil {
+			return "", fmt.Errorf("no folder for the cache: %w; give one with --cache-dir", err)
+		}
+		base = filepath.Join(user, "godkms-hermetic")
+	}
+	abs, err := filepath.Abs(filepath.Join(base, name))
+	if err != nil {
+		return "", err
+	}
+	return abs, nil
+}
+
+// distros are the providers by name.
+func (a *app) distros() (map[string]kernels.Provider, error) {
+	dir, err := a.dir("index")
+	if err != nil {
+		return nil, err
+	}
+	mirrors := map[string]string{}
+	for name, url := range a.config.Mirrors {
+		mirrors[name] = url
+	}
+	for _, m := range a.mirrors {
+		name, url, ok := strings.Cut(m, "=")
+		if !ok || name == "" || url == "" {
+			return nil, fmt.Errorf("--mirror is %q: it must be DISTRO=URL, as in debian=https://mirror.example/debian", m)
+		}
+		mirrors[name] = url
+	}
+	debian, err := deb.New(deb.Options{
+		CacheDir: dir, Mirrors: mirrors, AcceptExpired: a.acceptExpired, Refresh: a.refresh, Offline: a.offline, Warn: a.board.Warn,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return map[string]kernels.Provider{"debian": debian}, nil
+}
+
+// results is the cache of built modules.
+func (a *app) results() (*cache.Dir, error) {
+	dir, err := a.dir("results")
+	if err != nil {
+		return nil, err
+	}
+	return cache.Open(dir, cache.Options{Warn: a.board.Warn})
+}
+
+// images is the store of packages and header images.
+func (a *app) images(distros map[string]kernels.Provider, jobs int) (*images.Store, error) {
+	dir, err := a.dir("images")
+	if err != nil {
+		return nil, err
+	}
+	return images.Open(images.Options{
+		Dir: dir, Offline: a.offline, Jobs: jobs,
+		Payload: func(distro string, pkg io.Reader) (io.ReadCloser, error) {
+			p, ok := distros[distro]
+			if !ok {
+				return nil, fmt.Errorf("no reader for packages of %q", distro)
+			}
+			return p.Payload(pkg)
+		},
+	})
+}
+
+func (a *app) versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:     "version",
+		Short:   "Print the version",
+		Long:    "Prints the version." + exitStatus("0  always"),
+		Example: "  godkms-hermetic version --format json",
+		Args:    cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			v := struct {
+				Version  string `json:"version"`
+				Revision string `json:"revision"`
+				Go       string `json:"go"`
+			}{Version: "unknown"}
+			if info, ok := debug.ReadBuildInfo(); ok {
+				v.Version, v.Go = info.Main.Version, info.GoVersion
+				if i := slices.IndexFunc(info.Settings, func(s debug.BuildSetting) bool { return s.Key == "vcs.revision" }); i >= 0 {
+					v.Revision = info.Settings[i].Value
+				}
+			}
+			if a.json() {
+				return ui.WriteJSON(a.stdout, v)
+			}
+			_, err := fmt.Fprintf(a.stdout, "godkms-hermetic %s %s\n", v.Version, v.Go)
+			return err
+		},
+	}
+}
+
+// exitStatus is the end of every command's help.
+func exitStatus(lines ...string) string {
+	return "\n\nExit status:\n  " + strings.Join(lines, "\n  ")
+}

@@ -126,6 +126,16 @@ func TestNilIsSilent(t *testing.T) {
 	b.Close()
 }
 
+func TestCloseShowsAnUnfinishedLogLine(t *testing.T) {
+	var out bytes.Buffer
+	b := New(&out, Options{Verbose: true, Env: noEnv})
+	io.WriteString(b.Line("k").Log(), "no newline")
+	b.Close()
+	if out.String() != "no newline\n" {
+		t.Errorf("shown: %q", &out)
+	}
+}
+
 func TestLongLogLineIsBroken(t *testing.T) {
 	var out bytes.Buffer
 	b := New(&out, Options{Verbose: true, Env: noEnv})

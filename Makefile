@@ -12,7 +12,7 @@ export CGO_ENABLED := 0
 .PHONY: build demo test test-packages lint bench picture clean help
 
 build: ## the program: bin/godkms-hermetic, static; the version comes from git
-	go build -trimpath -o bin/godkms-hermetic ./cmd/godkms-hermetic
+	go build -trimpath -buildvcs=auto -o bin/godkms-hermetic ./cmd/godkms-hermetic
 
 demo: build ## the main job: a module for the newest Debian kernel; no root, no Docker, no kernel headers
 	bin/godkms-hermetic build testdata/hello --kernels $(DEMO_KERNEL) --out out

@@ -63,9 +63,9 @@ type Job struct {
 
 // Watch follows a job. Every field may be nil.
 type Watch struct {
-	Phase func(name string)
-	Bytes func(done, total int64)
-	Log   io.Writer // the build's log while it is written
+	Phase    func(name string)
+	Progress func(phase string, done, total int64) // of the root's assembly
+	Log      io.Writer                             // the build's log while it is written
 }
 
 // Result is how a job ended. Log and LogPath are those of the build, however long ago it was.
@@ -129,7 +129,7 @@ func (b *Builder) build(ctx context.Context, j Job, w Watch) (r Result) {
 		}
 	}
 	w.phase("root")
-	root, err := b.Root(ctx, j.Lock, w.progress)
+	root, err := b.Root(ctx, j.Lock, w.Progress)
 	if err != nil {
 		r.Err = err
 		return r
@@ -250,13 +250,6 @@ func (b *Builder) store(ctx context.Context, r *Result, j Job, o *output) error 
 func (w Watch) phase(name string) {
 	if w.Phase != nil {
 		w.Phase(name)
-	}
-}
-
-func (w Watch) progress(phase string, done, total int64) {
-	w.phase(phase)
-	if w.Bytes != nil {
-		w.Bytes(done, total)
 	}
 }
 

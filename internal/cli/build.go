@@ -54,7 +54,7 @@ digest of the artifact; where the modules are. With --format json it has one obj
 			"  0  all were built or cached, or skipped beside others that are there",
 			"  1  the command line, the source or the configuration is wrong",
 			" 10  a build failed",
-			" 21  a kernel's headers can't be found",
+			" 21  a kernel's headers can't be found, fetched or trusted",
 			" 77  every kernel was skipped (BUILD_EXCLUSIVE in dkms.conf)",
 			"130  interrupted", "", "With several failures, the lowest of their codes."),
 		Example: `  godkms-hermetic build . --kernels debian/bookworm:6.1.0-56-amd64,debian/trixie:latest
@@ -165,6 +165,21 @@ func (r *buildRun) root(ctx context.Context, l kernels.Lock, progress func(phase
 	return root, nil
 }
 
+// progress shows on a line how far the assembly of a root is. Downloads and unpacking overlap: the line shows the downloads as
+// long as there are any.
+func progress(line *ui.Line) func(phase string, done, total int64) {
+	downloading := false
+	return func(phase string, done, total int64) {
+		if phase == "download" {
+			downloading = done < total
+		} else if downloading {
+			return
+		}
+		line.Phase(phase)
+		line.Bytes(done, total)
+	}
+}
+
 // run builds for every target and reports in the targets' order. One target's failure stops no other.
 func (r *buildRun) run(ctx context.Context, source *builder.Source, targets []target) error {
 	lines := make([]*ui.Line, len(targets))
@@ -220,7 +235,7 @@ func outcome(reports []ui.Result, codes []int) error {
 // one builds for one target. The code is the exit code that a failure of it stands for.
 func (r *buildRun) one(ctx context.Context, source *builder.Source, t target, line *ui.Line) (ui.Result, int) {
 	start := time.Now()
-	report := ui.Result{Kernel: t.label, Distro: t.kernel.Distro, Suite: t.kernel.Suite}
+	report := ui.Result{Kernel: t.label, Distro: t.kernel.Distro, Suite: t.kernel.Suite, Release: t.kernel.Release}
 	fail := func(err error, code int) (ui.Result, int) {
 		first, _, _ := strings.Cut(err.Error(), "\n")
 		report.Status, report.Reason, report.Seconds = ui.Failed, first, time.Since(start).Seconds()
@@ -233,12 +248,9 @@ func (r *buildRun) one(ctx context.Context, source *builder.Source, t target, li
 	line.Phase("locking")
 	lock, err := r.distros[t.kernel.Distro].Lock(ctx, t.kernel, r.options.with)
 	if err != nil {
-		if errors.Is(err, kernels.ErrNotFound) {
-			return fail(err, exitNoKernel)
-		}
-		return fail(err, exitBuild)
+		return fail(err, exitNoKernel)
 	}
-	watch := builder.Watch{Phase: line.Phase, Bytes: line.Bytes}
+	watch := builder.Watch{Phase: line.Phase, Progress: progress(line)}
 	if r.verbose {
 		watch.Log = line.Log()
 	}
@@ -249,9 +261,16 @@ func (r *buildRun) one(ctx context.Context, source *builder.Source, t target, li
 	case builder.Failed:
 		report.Log = b.LogPath
 		line.End(ui.Failed, b.Err.Error())
-		if b.LogPath != "" {
-			if f, err := ui.ReadFailure(bytes.NewReader(b.Log)); err == nil {
-				r.board.Fail(t.label, f, b.LogPath)
+		if b.LogPath == "" { // it did not come to a build
+			if errors.As(b.Err, new(*images.PackageError)) {
+				return report, exitNoKernel
+			}
+			return report, exitBuild
+		}
+		if f, err := ui.ReadFailure(bytes.NewReader(b.Log)); err == nil {
+			r.board.Fail(t.label, f, b.LogPath)
+			if errors.As(b.Err, new(*builder.StepError)) && f.First != "" {
+				report.Reason += ": " + f.First
 			}
 		}
 		return report, exitBuild

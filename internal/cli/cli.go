@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/godkms-hermetic/godkms-hermetic/builder/sandbox"
 	"github.com/godkms-hermetic/godkms-hermetic/cache"
 	"github.com/godkms-hermetic/godkms-hermetic/images"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
@@ -25,7 +26,7 @@ import (
 const (
 	exitUsage    = 1   // the command line, the source or the configuration is wrong, or the tool itself failed
 	exitBuild    = 10  // a build failed
-	exitNoKernel = 21  // a kernel whose headers can't be found
+	exitNoKernel = 21  // a kernel whose headers can't be found, fetched or trusted
 	exitSkipped  = 77  // every kernel was skipped
 	exitSignal   = 130 // interrupted
 )
@@ -41,8 +42,12 @@ func (e *exitError) Error() string { return e.err.Error() }
 func (e *exitError) Unwrap() error { return e.err }
 
 // Main runs the command line args (without the program's name) and returns the exit code. When ctx ends, what is under way
-// is cancelled and cleaned up first.
+// is cancelled and cleaned up first. It comes first in a program: the sandbox starts that same program once more, as the first
+// process inside.
 func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	if sandbox.IsInit() {
+		return sandbox.Init()
+	}
 	a := &app{stdout: stdout, stderr: stderr, env: os.Getenv}
 	root := a.command()
 	root.SetArgs(args)

@@ -9,8 +9,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/godkms-hermetic/godkms-hermetic/images"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
-	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
 
 func (a *app) imageCommand() *cobra.Command {
@@ -30,8 +30,8 @@ distribution packages them. build assembles what it needs by itself.` + exitStat
 		Long: `Assembles the header images of kernels and prints their digests. The same packages give the same digest on every machine.
 A KERNEL is written as for 'build --kernels'.` + exitStatus(
 			"  0  all were assembled",
-			"  1  the command line is wrong, or a package can't be had",
-			" 21  a kernel whose headers can't be found"),
+			"  1  the command line is wrong, or the cache can't be written to",
+			" 21  a kernel whose headers can't be found, fetched or trusted"),
 		Example: "  godkms-hermetic image build debian/bookworm:6.1.0-56-amd64",
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -96,17 +96,14 @@ func (a *app) runImageBuild(ctx context.Context, selectors, with []string) error
 		lock, err := distros[t.kernel.Distro].Lock(ctx, t.kernel, with)
 		if err != nil {
 			line.End(ui.Failed, err.Error())
-			if errors.Is(err, kernels.ErrNotFound) {
-				return &exitError{code: exitNoKernel, err: err}
-			}
-			return err
+			return &exitError{code: exitNoKernel, err: err}
 		}
-		root, err := store.Root(ctx, lock, func(phase string, done, total int64) {
-			line.Phase(phase)
-			line.Bytes(done, total)
-		})
+		root, err := store.Root(ctx, lock, progress(line))
 		if err != nil {
 			line.End(ui.Failed, err.Error())
+			if errors.As(err, new(*images.PackageError)) {
+				return &exitError{code: exitNoKernel, err: err}
+			}
 			return err
 		}
 		defer root.Close()

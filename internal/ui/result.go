@@ -25,6 +25,7 @@ type Result struct {
 	Kernel   string   `json:"kernel"` // as --kernels takes it: "debian/bookworm:6.1.0-56-amd64"
 	Distro   string   `json:"distro"`
 	Suite    string   `json:"suite"`
+	Release  string   `json:"release"`
 	Status   Status   `json:"status"`
 	Reason   string   `json:"reason"`   // why it was skipped or failed, one line
 	Key      string   `json:"key"`      // of the cache

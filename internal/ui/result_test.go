@@ -43,6 +43,7 @@ func TestPrintJSON(t *testing.T) {
       "kernel": "debian/bookworm:6.1.0-56-amd64",
       "distro": "debian",
       "suite": "bookworm",
+      "release": "",
       "status": "built",
       "reason": "",
       "key": "sha256:aa",

@@ -1,0 +1,411 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/spf13/cobra"
+
+	"github.com/godkms-hermetic/godkms-hermetic/builder/sandbox"
+	"github.com/godkms-hermetic/godkms-hermetic/kernels"
+	"github.com/godkms-hermetic/godkms-hermetic/kernels/deb"
+)
+
+func TestMain(m *testing.M) {
+	if sandbox.IsInit() {
+		os.Exit(sandbox.Init())
+	}
+	testscript.Main(m, map[string]func(){
+		"godkms-hermetic": func() {
+			ctx, stop := Interruptible()
+			defer stop()
+			os.Exit(Main(ctx, os.Args[1:], os.Stdout, os.Stderr))
+		},
+	})
+}
+
+// TestScripts runs the program on real packages, real kernels and the machine's own mirror. Beside testscript's commands a
+// script has:
+//
+//	fresh NAME         makes the cache folder $WORK/NAME: it has the indexes and packages of the other tests, and no results
+//	                   or header images
+//	fetch PACKAGE      downloads a Debian package to $WORK/PACKAGE.deb
+//	mirror MODE        starts a mirror on loopback, $MIRROR, that spoils what it passes on, as MODE says
+//	offline CMD ...    runs a command where there is no network
+//	nobody CMD ...     runs a command as an ordinary user
+//	exits CODE CMD ... runs a command and wants that exit code
+//	count PATTERN N    wants N files whose paths match
+//	same A B           wants two files with the same bytes; differ wants them not to be
+//
+// $K61, $K612 and $TRIXIE are the newest kernels of bookworm's 6.1 and 6.12 lines and of trixie; $R61 and $R612 their releases.
+// $TREES has the module sources.
+func TestScripts(t *testing.T) {
+	shared := sharedCache(t)
+	exe, err := exec.LookPath("godkms-hermetic")
+	if err != nil {
+		t.Fatal(err)
+	}
+	vars := newestKernels(t, shared)
+	repository, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	vars = append(vars, "TREES="+filepath.Join(repository, "testdata"))
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata",
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Setup: func(e *testscript.Env) error {
+			e.Vars = append(e.Vars, vars...)
+			e.Setenv("HOME", filepath.Join(e.WorkDir, "home"))
+			e.Setenv("XDG_CACHE_HOME", filepath.Join(e.WorkDir, "home/cache"))
+			e.Setenv("XDG_CONFIG_HOME", filepath.Join(e.WorkDir, "home/config"))
+			return os.MkdirAll(filepath.Join(e.WorkDir, "home"), 0o755)
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"fresh": func(ts *testscript.TestScript, _ bool, args []string) {
+				dir := ts.MkAbs(args[0])
+				ts.Check(os.MkdirAll(dir, 0o755))
+				ts.Check(exec.Command("cp", "-a", filepath.Join(shared, "index"), dir).Run())
+				ts.Check(os.MkdirAll(filepath.Join(dir, "images/packages"), 0o755))
+				ts.Check(exec.Command("cp", "-al", filepath.Join(shared, "images/packages/sha256"), filepath.Join(dir, "images/packages")).Run())
+			},
+			"fetch": func(ts *testscript.TestScript, _ bool, args []string) {
+				ts.Check(fetch(shared, args[0], ts.MkAbs(args[0]+".deb")))
+			},
+			"mirror": func(ts *testscript.TestScript, _ bool, args []string) {
+				base, err := mirrorURL(shared)
+				ts.Check(err)
+				s := httptest.NewServer(spoil(base, args[0]))
+				ts.Defer(s.Close)
+				ts.Setenv("MIRROR", s.URL+"/debian")
+			},
+			"offline": func(ts *testscript.TestScript, neg bool, args []string) {
+				check(ts, neg, ts.Exec("unshare", append([]string{"--map-root-user", "--net"}, args...)...))
+			},
+			"nobody": func(ts *testscript.TestScript, neg bool, args []string) {
+				if os.Getuid() == 0 {
+					ts.Check(letIn(ts.Getenv("WORK"), filepath.Dir(exe)))
+					args = append([]string{"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"}, args...)
+				}
+				check(ts, neg, ts.Exec(args[0], args[1:]...))
+			},
+			"exits": func(ts *testscript.TestScript, _ bool, args []string) {
+				err := ts.Exec(args[1], args[2:]...)
+				if got := exitCode(err); fmt.Sprint(got) != args[0] {
+					ts.Fatalf("exit code %d; want %s", got, args[0])
+				}
+			},
+			"count": func(ts *testscript.TestScript, _ bool, args []string) {
+				files, err := filepath.Glob(ts.MkAbs(args[0]))
+				ts.Check(err)
+				if fmt.Sprint(len(files)) != args[1] {
+					ts.Fatalf("%d files are %s; want %s: %s", len(files), args[0], args[1], files)
+				}
+			},
+			"same":   func(ts *testscript.TestScript, neg bool, args []string) { compare(ts, !neg, args) },
+			"differ": func(ts *testscript.TestScript, _ bool, args []string) { compare(ts, false, args) },
+			"spoil": func(ts *testscript.TestScript, _ bool, args []string) {
+				files, err := filepath.Glob(ts.MkAbs(args[0]))
+				ts.Check(err)
+				if len(files) == 0 {
+					ts.Fatalf("no file is %s", args[0])
+				}
+				b, err := os.ReadFile(files[0])
+				ts.Check(err)
+				b[len(b)/2] ^= 1
+				ts.Check(os.Chmod(files[0], 0o644))
+				ts.Check(os.WriteFile(files[0], b, 0o644))
+			},
+		},
+	})
+}
+
+// letIn opens folders, and those above them below the temporary folder, to other users.
+func letIn(dirs ...string) error {
+	for _, dir := range dirs {
+		for ; strings.HasPrefix(dir, os.TempDir()+"/"); dir = filepath.Dir(dir) {
+			if err := os.Chmod(dir, 0o755); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func check(ts *testscript.TestScript, neg bool, err error) {
+	if neg == (err == nil) {
+		ts.Fatalf("error %v", err)
+	}
+}
+
+func compare(ts *testscript.TestScript, want bool, args []string) {
+	a, err := os.ReadFile(ts.MkAbs(args[0]))
+	ts.Check(err)
+	b, err := os.ReadFile(ts.MkAbs(args[1]))
+	ts.Check(err)
+	if bytes.Equal(a, b) != want {
+		ts.Fatalf("%s and %s: the same is %v; want %v", args[0], args[1], !want, want)
+	}
+}
+
+func exitCode(err error) int {
+	if err == nil {
+		return 0
+	}
+	if m := regexp.MustCompile(`exit status (\d+)`).FindStringSubmatch(err.Error()); m != nil {
+		var n int
+		fmt.Sscan(m[1], &n)
+		return n
+	}
+	return -1
+}
+
+// sharedCache is a cache folder that outlives the test, so that a developer's second run downloads nothing. Only indexes and
+// packages are taken from it, which are verified each time.
+func sharedCache(t *testing.T) string {
+	t.Helper()
+	user, err := os.UserCacheDir()
+	if err != nil {
+		user = os.TempDir()
+	}
+	dir := filepath.Join(user, "godkms-hermetic-test")
+	if err := os.MkdirAll(filepath.Join(dir, "images/packages/sha256"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// newestKernels finds out what the mirror has, and downloads the packages of these kernels' roots.
+func newestKernels(t *testing.T, shared string) []string {
+	t.Helper()
+	newest := func(suite, line string) kernels.Kernel {
+		var out struct {
+			Kernels []kernels.Candidate `json:"kernels"`
+		}
+		if err := json.Unmarshal(program(t, shared, "kernels", "debian/"+suite, "--format", "json"), &out); err != nil {
+			t.Fatal(err)
+		}
+		for _, k := range out.Kernels {
+			rest, ok := strings.CutPrefix(k.Release, line)
+			if ok && strings.Count(rest, "-") <= 2 && !strings.Contains(rest, "cloud") && !strings.Contains(rest, "rt") {
+				return k.Kernel
+			}
+		}
+		t.Fatalf("the mirror has no kernel %s* for %s", line, suite)
+		return kernels.Kernel{}
+	}
+	k61, k612, trixie := newest("bookworm", "6.1."), newest("bookworm", "6.12."), newest("trixie", "6.12.")
+	program(t, shared, "image", "build", k61.String(), k612.String(), trixie.String())
+	return []string{
+		"K61=" + k61.String(), "R61=" + k61.Release, "K612=" + k612.String(), "R612=" + k612.Release,
+		"TRIXIE=" + trixie.String(), "RTRIXIE=" + trixie.Release,
+	}
+}
+
+// program runs the program in this process.
+func program(t *testing.T, cache string, args ...string) []byte {
+	t.Helper()
+	var out, errs bytes.Buffer
+	if code := Main(context.Background(), append(args, "--cache-dir", cache), &out, &errs); code != 0 {
+		t.Fatalf("godkms-hermetic %s: exit code %d\n%s", strings.Join(args, " "), code, errs.String())
+	}
+	return out.Bytes()
+}
+
+// lock finds a package, and what else it needs, through the signed index.
+func lock(cache string, packages ...string) (kernels.Lock, error) {
+	p, err := deb.New(deb.Options{CacheDir: filepath.Join(cache, "index")})
+	if err != nil {
+		return kernels.Lock{}, err
+	}
+	list, err := p.Kernels(context.Background(), "bookworm", kernels.HostArch())
+	if err != nil {
+		return kernels.Lock{}, err
+	}
+	return p.Lock(context.Background(), list[0].Kernel, packages)
+}
+
+func fetch(cache, name, to string) error {
+	kept := filepath.Join(cache, name+".deb")
+	l, err := lock(cache, name)
+	if err != nil {
+		return err
+	}
+	for _, p := range l.Headers {
+		if p.Name != name {
+			continue
+		}
+		b, err := os.ReadFile(kept)
+		if err != nil || sum(b) != p.Digest.Hex {
+			r, err := http.Get(p.URL)
+			if err != nil {
+				return err
+			}
+			defer r.Body.Close()
+			if b, err = io.ReadAll(r.Body); err != nil {
+				return err
+			}
+			if sum(b) != p.Digest.Hex {
+				return fmt.Errorf("%s: sha256 %s; want %s", p.URL, sum(b), p.Digest.Hex)
+			}
+			if err := os.WriteFile(kept, b, 0o644); err != nil {
+				return err
+			}
+		}
+		return os.WriteFile(to, b, 0o644)
+	}
+	return fmt.Errorf("%s is not in the lock", name)
+}
+
+func sum(b []byte) string {
+	h := sha256.Sum256(b)
+	return hex.EncodeToString(h[:])
+}
+
+// mirrorURL is the mirror that the program uses on this machine, up to and without "/debian".
+func mirrorURL(cache string) (*url.URL, error) {
+	l, err := lock(cache)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range l.Toolchain {
+		if before, _, ok := strings.Cut(p.URL, "/debian/pool/"); ok {
+			return url.Parse(before)
+		}
+	}
+	return nil, fmt.Errorf("no package of %s comes from a mirror's /debian", l.Kernel)
+}
+
+// spoil is a mirror that passes on what another has, spoiled in one way.
+func spoil(base *url.URL, mode string) http.Handler {
+	var once sync.Once
+	proxy := &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.SetURL(base)
+			r.Out.Host = base.Host
+			r.Out.Header.Del("If-Modified-Since")
+			r.Out.Header.Del("If-None-Match")
+			r.Out.Header.Set("Accept-Encoding", "identity")
+		},
+		ModifyResponse: func(r *http.Response) error {
+			name := r.Request.URL.Path
+			release, index, pkg := path.Base(name) == "InRelease", strings.Contains(name, "/binary-"), strings.HasSuffix(name, ".deb")
+			change := func(f func([]byte) []byte) error {
+				b, err := io.ReadAll(r.Body)
+				r.Body.Close()
+				b = f(b)
+				r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(b)), int64(len(b))
+				r.Header.Set("Content-Length", fmt.Sprint(len(b)))
+				return err
+			}
+			flip := func(b []byte) []byte {
+				if len(b) > 0 {
+					b[len(b)/2] ^= 1
+				}
+				return b
+			}
+			switch {
+			case mode == "altered-release" && release:
+				return change(func(b []byte) []byte { return bytes.Replace(b, []byte("Origin: Debian"), []byte("Origin: Debiam"), 1) })
+			case mode == "unsigned" && release:
+				return change(func(b []byte) []byte {
+					_, b, _ = bytes.Cut(b, []byte("\n\n"))
+					b, _, _ = bytes.Cut(b, []byte("-----BEGIN PGP SIGNATURE"))
+					return b
+				})
+			case mode == "altered-index" && index:
+				return change(flip)
+			case mode == "truncated-index" && index:
+				return change(func(b []byte) []byte { return b[:len(b)/2] })
+			case mode == "altered-package" && pkg && r.Request.Header.Get("Range") == "":
+				return change(flip)
+			case mode == "broken-once" && pkg:
+				broken := false
+				once.Do(func() { broken = true })
+				if broken { // the length that was promised does not come
+					b, err := io.ReadAll(r.Body)
+					r.Body = io.NopCloser(bytes.NewReader(b[:len(b)/2]))
+					return err
+				}
+			}
+			return nil
+		},
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if mode == "gone" && strings.HasSuffix(r.URL.Path, ".deb") {
+			http.NotFound(w, r)
+			return
+		}
+		proxy.ServeHTTP(w, r)
+	})
+}
+
+// Every command's help has an example and says what its exit codes mean.
+func TestHelp(t *testing.T) {
+	var walk func(*cobra.Command)
+	walk = func(c *cobra.Command) {
+		if c.Name() == "help" || c.Name() == "completion" || c.HasParent() && c.Parent().Name() == "completion" {
+			return
+		}
+		if c.Example == "" || c.Short == "" {
+			t.Errorf("%s: no example or no short text", c.CommandPath())
+		}
+		if c.HasParent() && !strings.Contains(c.Long, "Exit status:") {
+			t.Errorf("%s: the help does not say what the exit codes mean", c.CommandPath())
+		}
+		for _, line := range strings.Split(c.Long, "\n") {
+			if len(line) > 130 {
+				t.Errorf("%s: a line of its help has %d characters", c.CommandPath(), len(line))
+			}
+		}
+		for _, sub := range c.Commands() {
+			walk(sub)
+		}
+	}
+	a := &app{env: os.Getenv}
+	walk(a.command())
+}
+
+func TestParseSizeAndAge(t *testing.T) {
+	for s, want := range map[string]int64{"": 0, "1": 1, "5k": 5 << 10, "500M": 500 << 20, "2GB": 2 << 30} {
+		if got, err := parseSize(s); err != nil || got != want {
+			t.Errorf("parseSize(%q) = %d, %v; want %d", s, got, err, want)
+		}
+	}
+	for _, s := range []string{"0", "-1", "x", "1X", "1KM", "9999999999T", "1.5G"} {
+		if got, err := parseSize(s); err == nil {
+			t.Errorf("parseSize(%q) = %d; want an error", s, got)
+		}
+	}
+	for s, want := range map[string]time.Duration{"": 0, "30d": 720 * time.Hour, "12h": 12 * time.Hour, "1m": time.Minute} {
+		if got, err := parseAge(s); err != nil || got != want {
+			t.Errorf("parseAge(%q) = %s, %v; want %s", s, got, err, want)
+		}
+	}
+	for _, s := range []string{"0", "-1h", "d", "1x", "-3d"} {
+		if got, err := parseAge(s); err == nil {
+			t.Errorf("parseAge(%q) = %s; want an error", s, got)
+		}
+	}
+}
+

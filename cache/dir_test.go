@@ -169,6 +169,22 @@ func TestDamagedOrphan(t *testing.T) {
 	}
 }
 
+// A record in another's place is damage too.
+func TestMisplacedRecord(t *testing.T) {
+	dir := t.TempDir()
+	d, err := cache.Open(dir, cache.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, d, "a", "1")
+	entries := filepath.Join(dir, "v1/entries")
+	if err := os.Link(filepath.Join(entries, hash("a").Hex), filepath.Join(entries, hash("b").Hex)); err != nil {
+		t.Fatal(err)
+	}
+	checkMissing(t, d, "b")
+	check(t, d, "a", "1")
+}
+
 // A layer that changes after Get fails before EOF.
 func TestDamageAfterGet(t *testing.T) {
 	dir := t.TempDir()

@@ -110,7 +110,7 @@ func (d *Dir) Verify(ctx context.Context) (Report, error) {
 	if err != nil {
 		return rep, fmt.Errorf("verify cache: %w", err)
 	}
-	good := map[v1.Hash]bool{}
+	good, reported := map[v1.Hash]bool{}, map[v1.Hash]bool{}
 	for _, key := range keys {
 		err := d.checkEntry(ctx, key, good, &rep)
 		var bad *damage
@@ -123,6 +123,9 @@ func (d *Dir) Verify(ctx context.Context) (Report, error) {
 			if err != nil {
 				return rep, fmt.Errorf("verify cache: %w", err)
 			}
+			for _, h := range bad.blobs {
+				reported[h] = true
+			}
 			rep.Damaged = append(rep.Damaged, Damage{Key: key, Err: bad.err, Removed: gone})
 		default:
 			return rep, fmt.Errorf("verify cache: entry %q: %w", key, err)
@@ -133,7 +136,7 @@ func (d *Dir) Verify(ctx context.Context) (Report, error) {
 		return rep, fmt.Errorf("verify cache: %w", err)
 	}
 	for _, h := range blobs {
-		if good[h] {
+		if good[h] || reported[h] {
 			continue
 		}
 		err := d.checkBlob(ctx, h, good, &rep)

@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
@@ -115,6 +116,14 @@ func checkComponents(what, p string) error {
 	return nil
 }
 
+// checkText accepts what a JSON string carries unchanged.
+func checkText(what, s string) error {
+	if len(s) > maxText || !utf8.ValidString(s) {
+		return invalid("a %s of %d bytes, or not UTF-8", what, len(s))
+	}
+	return nil
+}
+
 func (m Meta) check() error {
 	for _, f := range []struct{ what, value string }{
 		{"module name", m.Module}, {"module version", m.Version}, {"distribution", m.Kernel.Distro}, {"suite", m.Kernel.Suite},
@@ -123,8 +132,13 @@ func (m Meta) check() error {
 		if f.value == "" {
 			return invalid("it has no %s", f.what)
 		}
-		if len(f.value) > maxText {
-			return invalid("a %s of %d bytes", f.what, len(f.value))
+		if err := checkText(f.what, f.value); err != nil {
+			return err
+		}
+	}
+	for _, f := range []struct{ what, value string }{{"header version", m.Headers}, {"compiler", m.Compiler}, {"reason", m.Reason}} {
+		if err := checkText(f.what, f.value); err != nil {
+			return err
 		}
 	}
 	if strings.Contains(m.Kernel.Release, "/") {
@@ -176,6 +190,9 @@ func checkFiles(m Meta, files []File) error {
 		}
 		if len(f.Dest) > maxText {
 			return invalid("a folder of %d bytes", len(f.Dest))
+		}
+		if err := checkText("vermagic", f.Vermagic); err != nil {
+			return err
 		}
 		if f.Size < 0 || f.Size > maxFile {
 			return invalid("module %q has %d bytes", f.Name, f.Size)

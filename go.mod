@@ -8,3 +8,8 @@ require (
 	github.com/mikelolasagasti/xz v1.0.1
 	golang.org/x/sys v0.49.0
 )
+
+require (
+	github.com/opencontainers/go-digest v1.0.0 // indirect
+	github.com/opencontainers/image-spec v1.1.1 // indirect
+)

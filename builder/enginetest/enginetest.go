@@ -20,6 +20,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/godkms-hermetic/godkms-hermetic/builder"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
@@ -67,6 +69,7 @@ func Run(t *testing.T, e builder.Engine, root builder.Root) {
 		{"Scratch", s.scratch},
 		{"WorkingDirectory", s.workingDirectory},
 		{"Network", s.network},
+		{"IPC", s.ipc},
 		{"Host", s.host},
 		{"Hostile", s.hostile},
 		{"SetuidProgram", s.setuidProgram},
@@ -393,6 +396,8 @@ func (s suite) environment(t *testing.T) {
 		"hostname; uname -n":       builder.HostName + "\n" + builder.HostName,
 		"bash -c 'ulimit -c'":      "0",
 		"ls /proc/self/fd | wc -l": "4", // the three, and the folder itself
+		// A session of its own, and no terminal.
+		`read -r line < /proc/self/stat; set -- $line; [ "$1" = "$6" ] && echo "$7"`: "0",
 		// Blocked, ignored and caught signals, of a program that changes none of them.
 		"while read -r k v; do case $k in SigBlk:|SigIgn:) echo $v;; esac; done < /proc/self/status": "0000000000000000\n0000000000000000",
 	} {
@@ -555,6 +560,19 @@ func (s suite) network(t *testing.T) {
 	dial("udp", "192.0.2.1:53")                                                              // no packet is sent; outside it needs a route, inside there's none
 	if got := sh(t, sb, "cat /proc/net/dev 2>/dev/null | wc -l"); got != "0" && got != "3" { // two lines of heading, and lo
 		t.Errorf("/proc/net/dev has %s lines", got)
+	}
+}
+
+func (s suite) ipc(t *testing.T) {
+	sb := s.start(t)
+	key := 0x60000000 + os.Getpid()
+	id, err := unix.SysvShmGet(key, 4096, unix.IPC_CREAT|unix.IPC_EXCL|0o666)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.SysvShmCtl(id, unix.IPC_RMID, nil)
+	if got := output(t, sb, "enginetest-probe", "shm", strconv.Itoa(key)); got != "ENOENT" {
+		t.Errorf("shared memory of the host: %s", got)
 	}
 }
 

@@ -152,6 +152,7 @@ func TestClosed(t *testing.T) {
 	for attempt, want := range map[string]string{
 		"terminal": "ENOENT", "pseudo-terminals": "ENOENT", "kernel settings": "ENOENT", "disk": "ENOENT", "sysrq": "ENOENT",
 		"clone3": "ENOSYS", "newer call": "ENOSYS", "vsock": "EAFNOSUPPORT", "mount": "EPERM", "init's program": "EACCES",
+		"touch device": "EROFS",
 	} {
 		if got := enginetest.Try(t, sb, attempt); got != want {
 			t.Errorf("%s: %s; want %s", attempt, got, want)
@@ -161,6 +162,9 @@ func TestClosed(t *testing.T) {
 	var exit *builder.ExitError
 	if err := sb.Run(t.Context(), c); x32Bit != 0 && (!errors.As(err, &exit) || exit.Signal != "bad system call") {
 		t.Errorf("a call of the x32 ABI: %v; want it killed", err)
+	}
+	if got := output(t, sb, "while read -r line; do echo \"${line##*:}\"; done < /proc/self/cgroup"); strings.Trim(got, "/\n") != "" {
+		t.Errorf("/proc/self/cgroup shows\n%s", got)
 	}
 	if got := output(t, sb, "ls /proc; ls /dev"); strings.Contains(got, "cpuinfo") || strings.Contains(got, "sys") {
 		t.Errorf("/proc and /dev show\n%s", got)

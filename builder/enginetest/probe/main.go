@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -24,22 +25,19 @@ func main() {
 			fmt.Fprintln(os.Stderr, "no such attempt")
 			os.Exit(2)
 		}
-		err := try()
-		if e, ok := err.(syscall.Errno); ok {
-			fmt.Println(unix.ErrnoName(e))
-		} else if err != nil {
-			fmt.Println(err)
-		} else {
-			fmt.Println("ok")
-		}
+		report(try())
 	case len(os.Args) == 4 && os.Args[1] == "dial":
 		c, err := net.DialTimeout(os.Args[2], os.Args[3], time.Second)
-		if err != nil {
-			fmt.Println(err)
-			return
+		if err == nil {
+			c.Close()
 		}
-		c.Close()
-		fmt.Println("ok")
+		report(err)
+	case len(os.Args) == 3 && os.Args[1] == "shm":
+		key, err := strconv.Atoi(os.Args[2])
+		if err == nil {
+			_, err = unix.SysvShmGet(key, 0, 0)
+		}
+		report(err)
 	case len(os.Args) == 3 && os.Args[1] == "search": // for a text in whatever /proc shows of processes
 		for _, name := range []string{"environ", "cmdline", "maps", "mountinfo", "cgroup", "status"} {
 			files, _ := filepath.Glob("/proc/[0-9]*/" + name)
@@ -55,8 +53,18 @@ func main() {
 	case len(os.Args) == 2 && os.Args[1] == "ids":
 		fmt.Println(os.Getuid(), os.Geteuid(), os.Getgid(), os.Getegid())
 	default:
-		fmt.Fprintln(os.Stderr, "usage: probe try NAME | dial NETWORK ADDRESS | search TEXT | ids")
+		fmt.Fprintln(os.Stderr, "usage: probe try NAME | dial NETWORK ADDRESS | shm KEY | search TEXT | ids")
 		os.Exit(2)
+	}
+}
+
+func report(err error) {
+	if e, ok := err.(syscall.Errno); ok {
+		fmt.Println(unix.ErrnoName(e))
+	} else if err != nil {
+		fmt.Println(err)
+	} else {
+		fmt.Println("ok")
 	}
 }
 

@@ -59,23 +59,22 @@ func everyID(mapFile string, inner, outer int) ([]syscall.SysProcIDMap, bool) {
 
 // identity fills in who the sandbox's first process is. Root becomes inner root for the set-up, with every id mapped;
 // anyone else can map only himself (user_namespaces(7)), and becomes builder.UID at once, with the set-up's capabilities
-// kept over the exec as ambient ones.
-func identity(attr *syscall.SysProcAttr, asRoot bool) bool {
+// kept over the exec as ambient ones. It returns the host's uid and gid for builder.UID and builder.GID.
+func identity(attr *syscall.SysProcAttr, asRoot bool) (uid, gid int) {
 	if asRoot {
 		uids, ok1 := everyID("/proc/self/uid_map", builder.UID, nobody)
 		gids, ok2 := everyID("/proc/self/gid_map", builder.GID, nobody)
 		if ok1 && ok2 {
 			attr.UidMappings, attr.GidMappings, attr.GidMappingsEnableSetgroups = uids, gids, true
 			attr.Credential = &syscall.Credential{Uid: 0, Gid: 0}
-			return true
+			return nobody, nobody
 		}
 	}
-	attr.UidMappings = []syscall.SysProcIDMap{{ContainerID: builder.UID, HostID: os.Geteuid(), Size: 1}}
-	attr.GidMappings = []syscall.SysProcIDMap{{ContainerID: builder.GID, HostID: os.Getegid(), Size: 1}}
-	attr.GidMappingsEnableSetgroups = false
-	attr.Credential = nil
+	uid, gid = os.Geteuid(), os.Getegid()
+	attr.UidMappings = []syscall.SysProcIDMap{{ContainerID: builder.UID, HostID: uid, Size: 1}}
+	attr.GidMappings = []syscall.SysProcIDMap{{ContainerID: builder.GID, HostID: gid, Size: 1}}
 	for c := uintptr(0); c <= lastCap(); c++ {
 		attr.AmbientCaps = append(attr.AmbientCaps, c)
 	}
-	return false
+	return uid, gid
 }

@@ -134,6 +134,7 @@ func limit() error {
 		{unix.RLIMIT_CORE, 0, 0},
 		{unix.RLIMIT_NOFILE, 1024, 4096},
 		{unix.RLIMIT_STACK, 8 << 20, unix.RLIM_INFINITY},
+		{unix.RLIMIT_NPROC, 4096, 4096}, // counted for each user namespace by itself, since Linux 5.14
 	} {
 		var now syscall.Rlimit
 		if err := syscall.Getrlimit(l.resource, &now); err != nil {

@@ -180,10 +180,7 @@ func mountOverlay(layers []string, places []place) error {
 	names := []string{"t"}
 	links := map[string]string{"t": "../top", "b": "../bottom"}
 	for i, layer := range slices.Backward(layers) {
-		name := strconv.FormatInt(int64(i), 36)
-		if name == "t" || name == "b" {
-			name = "_" + name
-		}
+		name := strconv.Itoa(i)
 		names = append(names, name)
 		links[name] = layer
 	}

@@ -145,7 +145,7 @@ func launch(asRoot bool) (*sandbox, error) {
 	if _, err := os.Stat("/proc/self/ns/cgroup"); err == nil {
 		attr.Cloneflags |= unix.CLONE_NEWCGROUP
 	}
-	identity(attr, asRoot)
+	uid, gid := identity(attr, asRoot)
 	p, err := os.StartProcess("/proc/self/exe", []string{marker}, &os.ProcAttr{
 		Dir:   "/",
 		Env:   []string{}, // the tool's own has secrets
@@ -156,12 +156,13 @@ func launch(asRoot bool) (*sandbox, error) {
 		conn.Close()
 		return nil, fmt.Errorf("start a process in namespaces of its own: %w", errno(err))
 	}
-	return &sandbox{init: p, conn: conn}, nil
+	return &sandbox{init: p, conn: conn, uid: uid, gid: gid}, nil
 }
 
 type sandbox struct {
-	init *os.Process
-	conn *os.File
+	init     *os.Process
+	conn     *os.File
+	uid, gid int // the host's ids for builder.UID and builder.GID
 
 	running sync.Mutex // held by Run
 	closing sync.Once
@@ -230,7 +231,7 @@ func (s *sandbox) Run(ctx context.Context, c builder.Command) error {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	pipes, err := connect(c, cancel)
+	pipes, err := connect(c, s.uid, s.gid, cancel)
 	if err != nil {
 		return fmt.Errorf("run %q: %w", c.Args[0], err)
 	}
@@ -272,11 +273,10 @@ func (s *sandbox) Run(ctx context.Context, c builder.Command) error {
 			r = <-done
 		}
 	}
+	pipes.drain(ctx)
 	if killed {
-		pipes.drain(killGrace)
 		return context.Cause(ctx)
 	}
-	pipes.drain(0)
 	switch {
 	case ctx.Err() != nil && errors.As(context.Cause(ctx), new(*streamError)): // failed on the last bytes
 		return context.Cause(ctx)
@@ -327,7 +327,7 @@ type streams struct {
 	outs    []*os.File
 }
 
-func connect(c builder.Command, cancel context.CancelCauseFunc) (*streams, error) {
+func connect(c builder.Command, uid, gid int, cancel context.CancelCauseFunc) (*streams, error) {
 	s := &streams{}
 	pipe := func(ours int) (*os.File, error) {
 		var p [2]int
@@ -336,6 +336,7 @@ func connect(c builder.Command, cancel context.CancelCauseFunc) (*streams, error
 			s.abandon()
 			return nil, fmt.Errorf("make a pipe: %w", err)
 		}
+		unix.Fchown(p[0], uid, gid)     // for /dev/stdout: it opens the pipe anew, which only its owner may
 		unix.SetNonblock(p[ours], true) // ours alone: each end has its own flags
 		f := os.NewFile(uintptr(p[ours]), "pipe")
 		s.ours = append(s.ours, f)
@@ -406,19 +407,19 @@ func (s *streams) start() {
 	}
 }
 
-// drain waits until the output has been written, at most for limit if that isn't 0, and then closes every pipe.
-func (s *streams) drain(limit time.Duration) {
+// drain waits until the output has been written, or for killGrace after ctx has ended, and closes every pipe.
+func (s *streams) drain(ctx context.Context) {
 	done := make(chan struct{})
 	go func() {
 		s.outputs.Wait()
 		close(done)
 	}()
-	if limit == 0 {
-		<-done
-	} else {
+	select {
+	case <-done:
+	case <-ctx.Done():
 		select {
 		case <-done:
-		case <-time.After(limit):
+		case <-time.After(killGrace):
 		}
 	}
 	s.abandon()

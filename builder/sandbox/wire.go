@@ -87,7 +87,9 @@ func send(conn *os.File, msg []byte, fds ...int) error {
 	if sendErr != nil {
 		return sendErr
 	}
-	_, err = conn.Write(msg[n:])
+	if n < len(msg) {
+		_, err = conn.Write(msg[n:])
+	}
 	return err
 }
 

@@ -1,0 +1,284 @@
+// Probe is run inside a sandbox by the suite of package enginetest. It tries one thing, and reports.
+package main
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+func main() {
+	runtime.LockOSThread()
+	switch {
+	case len(os.Args) == 3 && os.Args[1] == "try":
+		try, ok := attempts[os.Args[2]]
+		if !ok {
+			fmt.Fprintln(os.Stderr, "no such attempt")
+			os.Exit(2)
+		}
+		report(try())
+	case len(os.Args) == 4 && os.Args[1] == "dial":
+		c, err := net.DialTimeout(os.Args[2], os.Args[3], time.Second)
+		if err == nil {
+			c.Close()
+		}
+		report(err)
+	case len(os.Args) == 3 && os.Args[1] == "shm":
+		key, err := strconv.Atoi(os.Args[2])
+		if err == nil {
+			_, err = unix.SysvShmGet(key, 0, 0)
+		}
+		report(err)
+	case len(os.Args) == 3 && os.Args[1] == "search": // for a text in whatever /proc shows of processes
+		for _, name := range []string{"environ", "cmdline", "maps", "mountinfo", "cgroup", "status"} {
+			files, _ := filepath.Glob("/proc/[0-9]*/" + name)
+			for _, f := range files {
+				if f == fmt.Sprintf("/proc/%d/cmdline", os.Getpid()) {
+					continue
+				}
+				if b, err := os.ReadFile(f); err == nil && strings.Contains(string(b), os.Args[2]) {
+					fmt.Println(f)
+				}
+			}
+		}
+	case len(os.Args) == 2 && os.Args[1] == "ids":
+		fmt.Println(os.Getuid(), os.Geteuid(), os.Getgid(), os.Getegid())
+	default:
+		fmt.Fprintln(os.Stderr, "usage: probe try NAME | dial NETWORK ADDRESS | shm KEY | search TEXT | ids")
+		os.Exit(2)
+	}
+}
+
+func report(err error) {
+	if e, ok := err.(syscall.Errno); ok {
+		fmt.Println(unix.ErrnoName(e))
+	} else if err != nil {
+		fmt.Println(err)
+	} else {
+		fmt.Println("ok")
+	}
+}
+
+func call(nr uintptr, args ...uintptr) error {
+	var a [6]uintptr
+	copy(a[:], args)
+	r, _, e := unix.Syscall6(nr, a[0], a[1], a[2], a[3], a[4], a[5])
+	if e != 0 {
+		return e
+	}
+	_ = r
+	return nil
+}
+
+func ptr[T any](v *T) uintptr { return uintptr(unsafe.Pointer(v)) }
+
+func str(s string) uintptr {
+	b, _ := unix.BytePtrFromString(s)
+	return uintptr(unsafe.Pointer(b))
+}
+
+const bad = ^uintptr(0) // a descriptor that isn't one
+
+func socket(family, kind, proto int) func() error {
+	return func() error {
+		fd, err := unix.Socket(family, kind, proto)
+		if err == nil {
+			unix.Close(fd)
+		}
+		return err
+	}
+}
+
+func open(path string, flags int) func() error {
+	return func() error {
+		fd, err := unix.Open(path, flags, 0o600)
+		if err == nil {
+			unix.Close(fd)
+		}
+		return err
+	}
+}
+
+// attempts are what a hostile source tree could try. Each is bounded and harmless where it succeeds: this process and what
+// it made end at once.
+var attempts = map[string]func() error{
+	"mount":         func() error { return unix.Mount("none", "/tmp", "tmpfs", 0, "size=4k") },
+	"bind":          func() error { return unix.Mount("/tmp", "/tmp", "", unix.MS_BIND, "") },
+	"remount":       func() error { return unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_BIND, "") },
+	"umount":        func() error { return unix.Unmount("/proc", unix.MNT_DETACH) },
+	"fsopen":        func() error { return call(unix.SYS_FSOPEN, str("tmpfs"), 0) },
+	"open_tree":     func() error { return call(unix.SYS_OPEN_TREE, 0, str("/tmp"), unix.OPEN_TREE_CLONE) },
+	"mount_setattr": func() error { return call(unix.SYS_MOUNT_SETATTR, bad, 0, 0, 0, 0) },
+	"move_mount": func() error {
+		return call(unix.SYS_MOVE_MOUNT, bad, str(""), bad, str(""), unix.MOVE_MOUNT_F_EMPTY_PATH)
+	},
+	"pivot_root":        func() error { return unix.PivotRoot("/nonexistent", "/nonexistent") },
+	"chroot":            func() error { return unix.Chroot("/") },
+	"unshare user":      func() error { return unix.Unshare(unix.CLONE_NEWUSER | unix.CLONE_FS) },
+	"clone user":        func() error { return clone(unix.CLONE_NEWUSER) },
+	"clone net":         func() error { return clone(unix.CLONE_NEWNET) },
+	"clone3":            func() error { return call(unix.SYS_CLONE3, 0, 0) },
+	"setns":             setns,
+	"sethostname":       func() error { return unix.Sethostname([]byte("elsewhere")) },
+	"ptrace parent":     func() error { return call(unix.SYS_PTRACE, unix.PTRACE_SEIZE, uintptr(os.Getppid()), 0, 0) },
+	"ptrace self":       func() error { return call(unix.SYS_PTRACE, unix.PTRACE_TRACEME, 0, 0, 0) },
+	"process_vm_readv":  processVM,
+	"pidfd_getfd":       pidfdGetfd,
+	"kcmp":              func() error { p := uintptr(os.Getpid()); return call(unix.SYS_KCMP, p, p, 0, 0, 0) },
+	"bpf":               bpf,
+	"keyctl":            func() error { return call(unix.SYS_KEYCTL, unix.KEYCTL_GET_KEYRING_ID, ^uintptr(0), 1) },
+	"add_key":           addKey,
+	"finit_module":      func() error { return call(unix.SYS_FINIT_MODULE, bad, str(""), 0) },
+	"init_module":       func() error { return call(unix.SYS_INIT_MODULE, 0, 0, str("")) },
+	"delete_module":     func() error { return call(unix.SYS_DELETE_MODULE, str("no such module"), unix.O_NONBLOCK) },
+	"kexec_file_load":   func() error { return call(unix.SYS_KEXEC_FILE_LOAD, bad, bad, 0, 0, 0) },
+	"kexec_load":        func() error { return call(unix.SYS_KEXEC_LOAD, 0, 0, 0, ^uintptr(0)) },
+	"reboot":            func() error { return call(unix.SYS_REBOOT, 0, 0, 0, 0) },
+	"perf_event_open":   perf,
+	"io_uring_setup":    func() error { var p [120]byte; return call(unix.SYS_IO_URING_SETUP, 1, ptr(&p)) },
+	"userfaultfd":       func() error { return call(unix.SYS_USERFAULTFD, 1) }, // UFFD_USER_MODE_ONLY
+	"open_by_handle_at": openByHandle,
+	"fanotify_init":     func() error { return call(unix.SYS_FANOTIFY_INIT, unix.FAN_REPORT_FID, 0) },
+	"syslog":            func() error { return call(unix.SYS_SYSLOG, 10, 0, 0) },
+	"clock_settime":     func() error { return call(unix.SYS_CLOCK_SETTIME, 0, ptr(&unix.Timespec{Nsec: -1})) },
+	"personality":       func() error { return call(unix.SYS_PERSONALITY, 0x0400000) }, // READ_IMPLIES_EXEC
+	"type into tty":     func() error { return call(unix.SYS_IOCTL, 0, unix.TIOCSTI, str("x")) },
+	"raw socket":        socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP),
+	"packet socket":     socket(unix.AF_PACKET, unix.SOCK_RAW, 0),
+	"vsock":             socket(unix.AF_VSOCK, unix.SOCK_STREAM, 0),
+	"netlink":           socket(unix.AF_NETLINK, unix.SOCK_RAW, 0),
+	"alg":               socket(unix.AF_ALG, unix.SOCK_SEQPACKET, 0),
+	"mknod":             mknod,
+	"setuid":            func() error { return call(unix.SYS_SETUID, 0) },
+	"setgid":            func() error { return call(unix.SYS_SETGID, 0) },
+	"setgroups":         func() error { return call(unix.SYS_SETGROUPS, 0, 0) },
+	"chown":             chown,
+	"kill init":         func() error { return unix.Kill(1, unix.SIGKILL) },
+	"read shadow":       open("/etc/shadow", unix.O_RDONLY),
+	"read init's env":   read("/proc/1/environ"),
+	"read init's mem":   open("/proc/1/mem", unix.O_RDWR),
+	"list init's fds":   list("/proc/1/fd"),
+	"enter init's root": list("/proc/1/root/"),
+	"init's program":    open("/proc/1/exe", unix.O_RDONLY),
+	"write to root":     open("/made-by-probe", unix.O_CREAT|unix.O_WRONLY),
+	"write to program":  open("/usr/bin/enginetest-probe", unix.O_WRONLY),
+	"replace program":   func() error { return unix.Unlink("/usr/bin/enginetest-probe") },
+	"chmod in root":     func() error { return unix.Chmod("/usr/bin", 0o777) },
+	"write to dev":      open("/dev/made-by-probe", unix.O_CREAT|unix.O_WRONLY),
+	"chmod device":      func() error { return unix.Chmod("/dev/null", 0o666) },
+	"touch device":      func() error { return unix.Utimes("/dev/null", nil) },
+	"kernel settings":   open("/proc/sys/kernel/core_pattern", unix.O_RDONLY),
+	"sysrq":             open("/proc/sysrq-trigger", unix.O_WRONLY),
+	"kernel log":        open("/dev/kmsg", unix.O_RDONLY),
+	"terminal":          open("/dev/tty", unix.O_RDONLY),
+	"pseudo-terminals":  open("/dev/ptmx", unix.O_RDWR),
+	"disk":              list("/sys/block"),
+	"other abi":         func() error { return call(unix.SYS_GETPID | 0x40000000) },
+	"newer call":        func() error { return call(unix.SYS_LISTNS, 0, 0, 0, 0) },
+}
+
+func clone(flag uintptr) error {
+	pid, err := syscall.ForkExec("/proc/self/exe", []string{"probe", "ids"}, &syscall.ProcAttr{Sys: &syscall.SysProcAttr{Cloneflags: flag}})
+	if err != nil {
+		return err
+	}
+	_, err = unix.Wait4(pid, nil, 0, nil)
+	return err
+}
+
+func setns() error {
+	fd, err := unix.Open("/proc/self/ns/uts", unix.O_RDONLY, 0)
+	if err != nil {
+		return err
+	}
+	return unix.Setns(fd, unix.CLONE_NEWUTS)
+}
+
+func processVM() error {
+	from, to := []byte("secret"), make([]byte, 6)
+	_, err := unix.ProcessVMReadv(os.Getpid(), []unix.Iovec{{Base: &to[0], Len: 6}}, []unix.RemoteIovec{{Base: uintptr(unsafe.Pointer(&from[0])), Len: 6}}, 0)
+	return err
+}
+
+func pidfdGetfd() error {
+	fd, err := unix.PidfdOpen(os.Getpid(), 0)
+	if err != nil {
+		return err
+	}
+	_, err = unix.PidfdGetfd(fd, 0, 0)
+	return err
+}
+
+func bpf() error {
+	attr := struct{ kind, key, value, entries uint32 }{unix.BPF_MAP_TYPE_ARRAY, 4, 4, 1}
+	return call(unix.SYS_BPF, unix.BPF_MAP_CREATE, ptr(&attr), unsafe.Sizeof(attr))
+}
+
+func addKey() error {
+	ring := -1 // KEY_SPEC_THREAD_KEYRING, which ends with this thread
+	return call(unix.SYS_ADD_KEY, str("user"), str("enginetest"), str("x"), 1, uintptr(ring))
+}
+
+func perf() error {
+	attr := unix.PerfEventAttr{Type: unix.PERF_TYPE_SOFTWARE, Config: unix.PERF_COUNT_SW_TASK_CLOCK, Bits: unix.PerfBitExcludeKernel}
+	attr.Size = uint32(unsafe.Sizeof(attr))
+	_, err := unix.PerfEventOpen(&attr, 0, -1, -1, 0)
+	return err
+}
+
+func openByHandle() error {
+	h, _, err := unix.NameToHandleAt(unix.AT_FDCWD, "/tmp", 0)
+	if err != nil {
+		return err
+	}
+	_, err = unix.OpenByHandleAt(unix.AT_FDCWD, h, unix.O_RDONLY)
+	return err
+}
+
+func mknod() error {
+	err := unix.Mknod("/tmp/enginetest-null", unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3)))
+	unix.Unlink("/tmp/enginetest-null")
+	return err
+}
+
+func chown() error {
+	f, err := os.CreateTemp("/tmp", "enginetest")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	return unix.Fchown(int(f.Fd()), 0, 0)
+}
+
+func read(path string) func() error {
+	return func() error {
+		b, err := os.ReadFile(path)
+		if err == nil && len(b) == 0 {
+			return unix.ENODATA
+		}
+		return bare(err)
+	}
+}
+
+func list(path string) func() error {
+	return func() error {
+		_, err := os.ReadDir(path)
+		return bare(err)
+	}
+}
+
+func bare(err error) error {
+	if e, ok := err.(*os.PathError); ok {
+		return e.Err
+	}
+	return err
+}

@@ -257,6 +257,9 @@ func (p *Provider) pocket(ctx context.Context, pk pocket, main bool) (*state, er
 			p.opts.Warn(fmt.Sprintf("%s does not exist: security updates of it are left out", url))
 		}
 		next := &state{Base: base, Checked: start, Missing: true}
+		if held != nil {
+			next.Date = held.Date // what comes back may not be older
+		}
 		return next, p.writeJSON(path, next)
 	}
 	return nil, err

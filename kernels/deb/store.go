@@ -95,22 +95,11 @@ func (p *Provider) view(ctx context.Context, name string) (*view, error) {
 	}
 	v := &view{distro: p.distro, suite: name, until: now.Add(maxAge)}
 	states, errs := make([]*state, len(s.pockets)), make([]error, len(s.pockets))
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	var wg sync.WaitGroup
 	for i, pk := range s.pockets {
-		wg.Go(func() {
-			if states[i], errs[i] = p.pocket(ctx, pk, i == 0); errs[i] != nil {
-				cancel()
-			}
-		})
+		wg.Go(func() { states[i], errs[i] = p.pocket(ctx, pk, i == 0) })
 	}
 	wg.Wait()
-	for _, err := range errs {
-		if err != nil && !errors.Is(err, context.Canceled) {
-			return nil, err
-		}
-	}
 	for i, pk := range s.pockets {
 		if errs[i] != nil {
 			return nil, errs[i]

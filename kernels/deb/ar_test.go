@@ -83,7 +83,7 @@ func TestPayload(t *testing.T) {
 }
 
 func readPayload(deb []byte) error {
-	r, err := Payload(bytes.NewReader(deb))
+	r, err := (*Provider)(nil).Payload(bytes.NewReader(deb))
 	if err != nil {
 		return err
 	}
@@ -95,7 +95,7 @@ func readPayload(deb []byte) error {
 // TestPayloadReportsTheInputsError is about an input that checks its digest, and says so at its end.
 func TestPayloadReportsTheInputsError(t *testing.T) {
 	bad := errors.New("digest mismatch")
-	r, err := Payload(io.MultiReader(bytes.NewReader(buildDeb(t, "xz")), iotest.ErrReader(bad)))
+	r, err := (*Provider)(nil).Payload(io.MultiReader(bytes.NewReader(buildDeb(t, "xz")), iotest.ErrReader(bad)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -154,7 +154,7 @@ func FuzzPayload(f *testing.F) {
 		f.Add(buildDeb(f, c))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		r, err := Payload(bytes.NewReader(data))
+		r, err := (*Provider)(nil).Payload(bytes.NewReader(data))
 		if err != nil {
 			return
 		}

@@ -12,11 +12,8 @@ import (
 )
 
 // Payload streams the data.tar of a .deb file (deb(5), format 2.x; uncompressed, gzip, xz or zstd). Before it reports io.EOF it has
-// read pkg to its end, so that a pkg which checks its own digest gets to do so.
-func (*Provider) Payload(pkg io.Reader) (io.ReadCloser, error) { return Payload(pkg) }
-
-// Payload is Provider.Payload, which needs no provider.
-func Payload(pkg io.Reader) (io.ReadCloser, error) {
+// read pkg to its end, so that a pkg which checks its own digest gets to do so. It uses nothing of the provider.
+func (*Provider) Payload(pkg io.Reader) (io.ReadCloser, error) {
 	r, err := openPayload(bufio.NewReaderSize(pkg, 64<<10))
 	if err != nil {
 		return nil, fmt.Errorf("read deb package: %w", err)

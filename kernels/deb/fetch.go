@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"time"
 )
 
@@ -56,10 +57,10 @@ type reply struct {
 }
 
 // fetch gets a whole file of at most limit bytes into memory. Broken connections and server errors are tried again.
-func fetch(ctx context.Context, client *http.Client, url string, header http.Header, limit int64, progress func(done int64)) (*reply, error) {
+func fetch(ctx context.Context, client *http.Client, from string, header http.Header, limit int64, progress func(done int64)) (*reply, error) {
 	wait := firstWait
 	for try := 1; ; try++ {
-		r, err := fetchOnce(ctx, client, url, header, limit, progress)
+		r, err := fetchOnce(ctx, client, from, header, limit, progress)
 		if err == nil {
 			return r, nil
 		}
@@ -81,10 +82,10 @@ func fetch(ctx context.Context, client *http.Client, url string, header http.Hea
 	}
 }
 
-func fetchOnce(ctx context.Context, client *http.Client, url string, header http.Header, limit int64, progress func(int64)) (*reply, error) {
+func fetchOnce(ctx context.Context, client *http.Client, from string, header http.Header, limit int64, progress func(int64)) (*reply, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, from, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -93,6 +94,9 @@ func fetchOnce(ctx context.Context, client *http.Client, url string, header http
 	}
 	req.Header.Set("User-Agent", userAgent)
 	resp, err := client.Do(req)
+	if e, ok := errors.AsType[*url.Error](err); ok {
+		return nil, e.Err // callers name the URL
+	}
 	if err != nil {
 		return nil, err
 	}

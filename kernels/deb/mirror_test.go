@@ -1,39 +1,45 @@
 package deb
 
 import (
-	"archive/tar"
-	"bytes"
-	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
-	"io"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
-	"time"
 
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
 
-// These tests run against the real archive, through the mirror of this machine's apt configuration.
+// The tests below and TestPayloadOfRealPackages run against the real archive, through the mirror of this machine's apt
+// configuration. Their names end up in -run patterns; -short leaves them out.
 
-// mirrorCache is filled by the first test that needs it and used by the others: indexes are large.
-func mirrorCache(t *testing.T) string {
+// mirrorCache is shared by them: indexes are large.
+var mirrorCache = sync.OnceValues(func() (string, error) { return os.MkdirTemp("", "deb-mirror-*") })
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if dir, err := mirrorCache(); err == nil {
+		os.RemoveAll(dir)
+	}
+	os.Exit(code)
+}
+
+func mirrorProvider(t testing.TB, o Options) *Provider {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("needs a Debian mirror")
 	}
-	return filepath.Join(os.TempDir(), "deb-mirror-test")
-}
-
-func mirrorProvider(t *testing.T, o Options) *Provider {
-	t.Helper()
-	o.CacheDir = mirrorCache(t)
+	if out, err := debian().mirrors(nil, "/etc/apt"); err != nil || out["debian"] == debian().archives[0].url {
+		t.Skip("apt is not configured for Debian here")
+	}
+	dir, err := mirrorCache()
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.CacheDir = dir
 	o.Warn = func(s string) { t.Log("warning: " + s) }
 	p, err := New(o)
 	if err != nil {
@@ -42,67 +48,226 @@ func mirrorProvider(t *testing.T, o Options) *Provider {
 	return p
 }
 
+func defaultLock(t testing.TB, p *Provider, suite, arch string) kernels.Lock {
+	t.Helper()
+	list, err := p.Kernels(t.Context(), suite, arch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(list, func(k kernels.Candidate) bool { return k.Default })
+	if i < 0 {
+		t.Fatalf("%s has no default kernel among %v", suite, list)
+	}
+	l, err := p.Lock(t.Context(), list[i].Kernel, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
 func TestMirrorSuites(t *testing.T) {
 	for _, c := range []struct {
-		suite, arch, compiler string
-		expired               bool
+		suite, arch string
+		compiler    string   // of all kernels, if it says so
+		series      []string // that kernels of the plain flavour come in
+		expired     bool
 	}{
-		{"bullseye", "amd64", "gcc-10", false},
-		{"bookworm", "amd64", "gcc-12", false},
-		{"bookworm", "arm64", "gcc-12", false},
-		{"trixie", "amd64", "gcc-14", false},
-		{"trixie", "arm64", "gcc-14", false},
-		{"sid", "amd64", "", true},
+		{"bullseye", "amd64", "gcc-10", []string{"5.10.0-", "6.1.0-0.deb11."}, false},
+		{"bookworm", "amd64", "gcc-12", []string{"6.1.0-", "6.12."}, false},
+		{"bookworm", "arm64", "gcc-12", []string{"6.1.0-", "6.12."}, false},
+		{"trixie", "amd64", "gcc-14", []string{"6.12."}, false},
+		{"trixie", "arm64", "gcc-14", []string{"6.12."}, false},
+		{"sid", "amd64", "", []string{""}, true},
 	} {
 		t.Run(c.suite+" "+c.arch, func(t *testing.T) {
 			p := mirrorProvider(t, Options{AcceptExpired: c.expired})
-			start := time.Now()
 			list, err := p.Kernels(t.Context(), c.suite, c.arch)
 			if err != nil {
 				t.Fatal(err)
 			}
-			t.Logf("%d kernels in %v", len(list), time.Since(start))
-			defaults := 0
-			for _, k := range list {
-				t.Logf("%s %s %s %v", k.Release, k.PackageVersion, k.Compiler, k.Default)
-				start := time.Now()
+			for _, s := range c.series {
+				if !slices.ContainsFunc(list, func(k kernels.Candidate) bool {
+					return strings.HasPrefix(k.Release, s) && strings.HasSuffix(k.Release, "-"+c.arch)
+				}) {
+					t.Errorf("no kernel %s*-%s", s, c.arch)
+				}
+			}
+			toolchains, defaults := map[string]bool{}, 0
+			for i, k := range list {
+				if i > 0 && compareVersions(list[i-1].PackageVersion, k.PackageVersion) < 0 {
+					t.Errorf("%s comes before %s", list[i-1].Release, k.Release)
+				}
+				if strings.Contains(k.Release, "common") || !strings.Contains(k.Release, ".") || strings.Count(k.Release, "-") < 1 {
+					t.Errorf("%q is no kernel", k.Release)
+				}
 				l, err := p.Lock(t.Context(), k.Kernel, nil)
 				if err != nil {
-					t.Errorf("Lock(%v): %v", k.Kernel, err)
+					t.Error(err)
 					continue
 				}
 				if k.Default {
 					defaults++
 				}
-				took := time.Since(start)
-				var size, hsize int64
-				for _, q := range slices.Concat(l.Toolchain, l.Headers) {
-					size += q.Size
+				toolchains[l.ToolchainDigest().String()+l.Compiler] = true
+				if l.Compiler != k.Compiler || c.compiler != "" && l.Compiler != c.compiler {
+					t.Errorf("Lock(%v).Compiler = %q; listed is %q, want %q", k.Kernel, l.Compiler, k.Compiler, c.compiler)
 				}
-				for _, q := range l.Headers {
-					hsize += q.Size
-				}
-				t.Logf("  %v: %d + %d packages, %d MB, headers %d MB; %s", took, len(l.Toolchain), len(l.Headers), size>>20, hsize>>20, l.Digest())
-				if k.Default {
-					var names []string
-					for _, q := range l.Toolchain {
-						names = append(names, q.Name)
-					}
-					names = append(names, "|")
-					for _, q := range l.Headers {
-						names = append(names, q.Name)
-					}
-					t.Log(names)
-				}
-				if c.compiler != "" && l.Compiler != c.compiler {
-					t.Errorf("Lock(%v).Compiler = %q; want %q", k.Kernel, l.Compiler, c.compiler)
-				}
+				checkLock(t, l)
 			}
 			if defaults != 1 {
-				t.Errorf("%d kernels of %s are the default; want 1", defaults, c.suite)
+				t.Errorf("%d kernels are the default; want 1", defaults)
+			}
+			if c.compiler != "" && len(toolchains) != 1 {
+				t.Errorf("%d toolchains for one compiler", len(toolchains))
 			}
 		})
 	}
 }
 
-var _ = []any{tar.NewReader, bytes.NewReader, context.Background, sha256.New, hex.EncodeToString, errors.New, io.EOF, http.Get, exec.Command, strings.Cut, kernels.ErrNotFound}
+func checkLock(t *testing.T, l kernels.Lock) {
+	t.Helper()
+	all := slices.Concat(l.Toolchain, l.Headers)
+	has := map[string]bool{}
+	var size int64
+	for _, k := range all {
+		if has[k.Name] {
+			t.Errorf("%v: %q is there twice", l.Kernel, k.Name)
+		}
+		has[k.Name] = true
+		size += k.Size
+		if k.Arch != "all" && k.Arch != l.Kernel.Arch || k.Size <= 0 || len(k.Digest.Hex) != 64 || !strings.HasPrefix(k.URL, "http") {
+			t.Errorf("%+v", k)
+		}
+	}
+	for _, want := range []string{"dash", "mawk", "bash", "perl-base", "libc6", "make", "patch", "kmod", "bc", "xz-utils", "binutils", l.Compiler,
+		"linux-headers-" + l.Kernel.Release} {
+		if !has[want] {
+			t.Errorf("%v: no %s", l.Kernel, want)
+		}
+	}
+	for name := range has {
+		if name == "perl" || name == "libc6-dev" || strings.HasPrefix(name, "g++") || strings.HasPrefix(name, "python") ||
+			strings.HasPrefix(name, "linux-image-") || strings.HasPrefix(name, "systemd") {
+			t.Errorf("%v: %s is in it", l.Kernel, name)
+		}
+	}
+	if len(all) > 115 || size > 110<<20 {
+		t.Errorf("%v: %d packages of %d MB", l.Kernel, len(all), size>>20)
+	}
+}
+
+func TestMirrorSidIsExpired(t *testing.T) {
+	p := mirrorProvider(t, Options{})
+	_, err := p.Kernels(t.Context(), "sid", "amd64")
+	if err == nil {
+		t.Skip("sid is not expired on this mirror")
+	}
+	for _, want := range []string{`"sid" expired on 20`, "/dists/sid/InRelease", "--accept-expired"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("error %q does not say %q", err, want)
+		}
+	}
+}
+
+func TestMirrorUnknown(t *testing.T) {
+	p := mirrorProvider(t, Options{})
+	_, err := p.Lock(t.Context(), kernels.Kernel{Distro: "debian", Suite: "bookworm", Arch: "amd64", Release: "6.1.0-999-amd64"}, nil)
+	if !errors.Is(err, kernels.ErrNotFound) || strings.Count(err.Error(), "-amd64\"") != 4 {
+		t.Errorf("unknown release: %v", err)
+	}
+	l := defaultLock(t, p, "bookworm", "amd64")
+	if _, err = p.Lock(t.Context(), l.Kernel, []string{"libelf-dve"}); !errors.Is(err, kernels.ErrNotFound) || !strings.Contains(err.Error(), `"libelf-dev"`) {
+		t.Errorf("unknown extra: %v", err)
+	}
+	with, err := p.Lock(t.Context(), l.Kernel, []string{"libelf-dev"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if with.ToolchainDigest() != l.ToolchainDigest() || !strings.Contains(names(with.Headers), "libelf-dev") {
+		t.Errorf("with libelf-dev: %s", names(with.Headers))
+	}
+}
+
+// TestMirrorAsApt compares a lock with what apt would install into an empty root.
+func TestMirrorAsApt(t *testing.T) {
+	p := mirrorProvider(t, Options{})
+	l := defaultLock(t, p, "bookworm", "amd64")
+	status := filepath.Join(t.TempDir(), "status")
+	if err := os.WriteFile(status, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	v, err := p.view(t.Context(), "bookworm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool, err := p.pool(t.Context(), v, "amd64")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ess, err := pool.sources[0].essentials()
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"-s", "install", "--no-install-recommends", "-o", "Dir::State::status=" + status, "-o", "APT::Architecture=amd64",
+		"linux-headers-" + l.Kernel.Release, l.Compiler, "usr-is-merged"}
+	for _, e := range ess {
+		args = append(args, e.name)
+	}
+	out, err := exec.Command("apt-get", append(args, debian().tools...)...).CombinedOutput()
+	if err != nil {
+		t.Skipf("apt-get knows no %s: %v: %s", l.Kernel.Release, err, out)
+	}
+	want := map[string]bool{}
+	for line := range strings.Lines(string(out)) {
+		if f := strings.Fields(line); len(f) > 1 && f[0] == "Inst" {
+			want[f[1]] = true
+		}
+	}
+	for _, k := range slices.Concat(l.Toolchain, l.Headers) {
+		if !want[k.Name] {
+			t.Errorf("%s is locked, and not installed by apt", k.Name)
+		}
+		delete(want, k.Name)
+	}
+	for name := range want {
+		t.Errorf("%s is installed by apt, and not locked", name)
+	}
+}
+
+func BenchmarkMirror(b *testing.B) {
+	l := defaultLock(b, mirrorProvider(b, Options{}), "bookworm", "amd64")
+	b.Run("kernels", func(b *testing.B) {
+		for b.Loop() {
+			if _, err := mirrorProvider(b, Options{}).Kernels(b.Context(), "bookworm", "amd64"); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("lock", func(b *testing.B) {
+		for b.Loop() {
+			if _, err := mirrorProvider(b, Options{}).Lock(b.Context(), l.Kernel, nil); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("lock that was never made", func(b *testing.B) {
+		for b.Loop() {
+			b.StopTimer()
+			p := mirrorProvider(b, Options{})
+			os.RemoveAll(p.dir("memo"))
+			b.StartTimer()
+			if _, err := p.Lock(b.Context(), l.Kernel, nil); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("cold", func(b *testing.B) {
+		for b.Loop() {
+			p := mirrorProvider(b, Options{})
+			p.opts.CacheDir = b.TempDir()
+			if _, err := p.Lock(b.Context(), l.Kernel, nil); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}

@@ -32,11 +32,14 @@ type indexRef struct {
 	ByHash bool   `json:"by_hash"`
 }
 
-// readRelease checks the signature of an InRelease file and reads what was signed, and nothing else of the file.
+// readRelease checks the signature of an InRelease file and reads what was signed. There may be nothing else in the file.
 func readRelease(text []byte, keys openpgp.EntityList, now func() time.Time) (*release, error) {
-	block, _ := clearsign.Decode(text)
+	block, rest := clearsign.Decode(text)
 	if block == nil {
 		return nil, errors.New("it is not signed")
+	}
+	if !bytes.HasPrefix(text, []byte("-----BEGIN PGP SIGNED MESSAGE-----")) || len(bytes.TrimSpace(rest)) > 0 {
+		return nil, errors.New("it has text outside of what is signed")
 	}
 	_, err := block.VerifySignature(keys, &packet.Config{Time: now})
 	switch {

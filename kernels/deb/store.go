@@ -95,22 +95,11 @@ func (p *Provider) view(ctx context.Context, name string) (*view, error) {
 	}
 	v := &view{distro: p.distro, suite: name, until: now.Add(maxAge)}
 	states, errs := make([]*state, len(s.pockets)), make([]error, len(s.pockets))
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	var wg sync.WaitGroup
 	for i, pk := range s.pockets {
-		wg.Go(func() {
-			if states[i], errs[i] = p.pocket(ctx, pk, i == 0); errs[i] != nil {
-				cancel()
-			}
-		})
+		wg.Go(func() { states[i], errs[i] = p.pocket(ctx, pk, i == 0) })
 	}
 	wg.Wait()
-	for _, err := range errs {
-		if err != nil && !errors.Is(err, context.Canceled) {
-			return nil, err
-		}
-	}
 	for i, pk := range s.pockets {
 		if errs[i] != nil {
 			return nil, errs[i]
@@ -248,16 +237,19 @@ func (p *Provider) pocket(ctx context.Context, pk pocket, main bool) (*state, er
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
-	if held != nil && !held.Missing && p.usable(held) {
-		p.opts.Warn(fmt.Sprintf("%v; using the index of %s, which was fetched before", err, day(held.Date)))
-		return held, p.valid(held, pk, url)
-	}
-	if isMissing(err) && !main {
+	if isMissing(err) && !main && (held == nil || held.Missing || !p.usable(held)) {
 		if strings.HasSuffix(pk.archive, "-security") {
 			p.opts.Warn(fmt.Sprintf("%s does not exist: security updates of it are left out", url))
 		}
-		next := &state{Base: base, Checked: start, Missing: true}
+		next = &state{Base: base, Checked: start, Missing: true}
+		if held != nil {
+			next.Date = held.Date // what comes back may not be older
+		}
 		return next, p.writeJSON(path, next)
+	}
+	if held != nil && p.usable(held) {
+		p.opts.Warn(fmt.Sprintf("%v; using what was fetched on %s", err, day(held.Checked)))
+		return held, p.valid(held, pk, url)
 	}
 	return nil, err
 }
@@ -289,6 +281,14 @@ func (p *Provider) valid(s *state, pk pocket, url string) error {
 	return nil
 }
 
+// advice says what to do about a failed request.
+func advice(err error) string {
+	if isMissing(err) {
+		return "use a mirror that has it (--mirror)"
+	}
+	return "check the network and the mirror (--mirror)"
+}
+
 // usable tells whether an index from before may stand in for one that cannot be had now.
 func (p *Provider) usable(s *state) bool {
 	switch now := p.opts.Now(); {
@@ -315,7 +315,7 @@ func (p *Provider) ask(ctx context.Context, pk pocket, held *state, base, url st
 	now := p.opts.Now()
 	got, err := fetch(ctx, p.opts.Client, url, header, maxRelease, nil)
 	if err != nil {
-		return nil, fmt.Errorf("fetch %s: %w: check the network and the mirror (--mirror), or use --offline", url, err)
+		return nil, fmt.Errorf("fetch %s: %w: %s", url, err, advice(err))
 	}
 	if got.notModified {
 		if held == nil || len(header) == 0 {
@@ -463,7 +463,7 @@ func (p *Provider) download(ctx context.Context, pk pocket, base, arch string, r
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("fetch %s: %w: check the network and the mirror (--mirror)", url, err)
+		return nil, fmt.Errorf("fetch %s: %w: %s", url, err, advice(err))
 	}
 	if n := int64(len(got.body)); n != ref.Size {
 		return nil, fmt.Errorf("refused %s: it ends after %d of %d bytes: try again, or use another mirror", url, n, ref.Size)

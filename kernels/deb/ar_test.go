@@ -1,0 +1,197 @@
+package deb
+
+import (
+	"archive/tar"
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/iotest"
+)
+
+// buildDeb makes a package with dpkg-deb.
+func buildDeb(t testing.TB, compression string) []byte {
+	t.Helper()
+	if _, err := exec.LookPath("dpkg-deb"); err != nil {
+		t.Skip("needs dpkg-deb")
+	}
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"DEBIAN/control":    "Package: x\nVersion: 1\nArchitecture: all\nMaintainer: x <x@example.org>\nDescription: x\n",
+		"usr/share/x/hello": strings.Repeat("hello\n", 30000),
+	} {
+		path := filepath.Join(dir, "root", name)
+		os.MkdirAll(filepath.Dir(path), 0o755)
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out := filepath.Join(dir, "x.deb")
+	cmd := exec.Command("dpkg-deb", "--root-owner-group", "-Z"+compression, "-b", filepath.Join(dir, "root"), out)
+	if msg, err := cmd.CombinedOutput(); err != nil {
+		t.Skipf("dpkg-deb -Z%s: %v: %s", compression, err, msg)
+	}
+	data, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+func TestPayload(t *testing.T) {
+	for _, compression := range []string{"none", "gzip", "xz", "zstd"} {
+		t.Run(compression, func(t *testing.T) {
+			deb := buildDeb(t, compression)
+			cmd := exec.Command("dpkg-deb", "--fsys-tarfile", "/dev/stdin")
+			cmd.Stdin = bytes.NewReader(deb)
+			want, err := cmd.Output()
+			if err != nil {
+				t.Fatal(err)
+			}
+			in := bytes.NewReader(deb)
+			r, err := (*Provider)(nil).Payload(iotest.OneByteReader(in))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Close()
+			got, err := io.ReadAll(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(got, want) {
+				t.Errorf("payload of %d bytes differs from dpkg-deb's of %d", len(got), len(want))
+			}
+			if in.Len() != 0 {
+				t.Errorf("%d bytes of the package were not read", in.Len())
+			}
+			for _, n := range []int{0, 7, 8, 30, 67, 70, 100, len(deb) / 2, len(deb) - 1} {
+				if n == len(deb)-1 && deb[n] == '\n' { // only padding is gone
+					continue
+				}
+				if err := readPayload(deb[:n]); err == nil {
+					t.Errorf("the first %d of %d bytes are read without an error", n, len(deb))
+				}
+			}
+		})
+	}
+}
+
+func readPayload(deb []byte) error {
+	r, err := (*Provider)(nil).Payload(bytes.NewReader(deb))
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	_, err = io.Copy(io.Discard, r)
+	return err
+}
+
+// TestPayloadReportsTheInputsError is about an input that checks its digest, and says so at its end.
+func TestPayloadReportsTheInputsError(t *testing.T) {
+	bad := errors.New("digest mismatch")
+	r, err := (*Provider)(nil).Payload(io.MultiReader(bytes.NewReader(buildDeb(t, "xz")), iotest.ErrReader(bad)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, r); !errors.Is(err, bad) {
+		t.Errorf("error is %v; want %v", err, bad)
+	}
+	if _, err := r.Read(make([]byte, 1)); !errors.Is(err, bad) {
+		t.Errorf("the next error is %v; want %v", err, bad)
+	}
+}
+
+func arMember(name string, body string) string {
+	s := fmt.Sprintf("%-16s%-12d%-6d%-6d%-8o%-10d`\n%s", name, 0, 0, 0, 0o100644, len(body), body)
+	if len(body)%2 == 1 {
+		s += "\n"
+	}
+	return s
+}
+
+func TestPayloadRefuses(t *testing.T) {
+	const magic, binary = "!<arch>\n", "debian-binary"
+	var tarball bytes.Buffer
+	tar.NewWriter(&tarball).Close()
+	good := magic + arMember(binary, "2.0\n") + arMember("control.tar.gz", "odd") + arMember("_extra", "x") + arMember("data.tar/", tarball.String())
+	if err := readPayload([]byte(good)); err != nil {
+		t.Fatal(err)
+	}
+	for what, text := range map[string]string{
+		"empty":           "",
+		"not an archive":  "hello, hello",
+		"no member":       magic,
+		"other first":     magic + arMember("data.tar", "2.0\n"),
+		"version 3":       magic + arMember(binary, "3.0\n"),
+		"no data":         magic + arMember(binary, "2.0\n") + arMember("control.tar.gz", "even"),
+		"bzip2":           magic + arMember(binary, "2.0\n") + arMember("data.tar.bz2", "BZh9"),
+		"negative size":   magic + strings.Replace(arMember(binary, "2.0\n"), "4         `", "-4        `", 1),
+		"huge size":       magic + strings.Replace(arMember(binary, "2.0\n"), "4         `", "9999999999`", 1),
+		"bad end":         magic + strings.Replace(arMember(binary, "2.0\n"), "`\n", "``", 1),
+		"too many":        magic + arMember(binary, "2.0\n") + strings.Repeat(arMember("x", ""), 101) + arMember("data.tar", ""),
+		"garbage as xz":   magic + arMember(binary, "2.0\n") + arMember("data.tar.xz", "\xfd7zXZ\x00garbage"),
+		"garbage as gzip": magic + arMember(binary, "2.0\n") + arMember("data.tar.gz", "\x1f\x8bgarbage"),
+		"garbage as zstd": magic + arMember(binary, "2.0\n") + arMember("data.tar.zst", "\x28\xb5\x2f\xfdgarbage"),
+		"cut":             good[:len(good)-1],
+	} {
+		if err := readPayload([]byte(text)); err == nil {
+			t.Errorf("%s: no error", what)
+		} else if !strings.HasPrefix(err.Error(), "read deb package: ") {
+			t.Errorf("%s: error is %v", what, err)
+		}
+	}
+}
+
+func FuzzPayload(f *testing.F) {
+	f.Add([]byte("!<arch>\n" + arMember("debian-binary", "2.0\n") + arMember("data.tar", "x")))
+	for _, c := range []string{"gzip", "xz", "zstd"} {
+		f.Add(buildDeb(f, c))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		r, err := (*Provider)(nil).Payload(bytes.NewReader(data))
+		if err != nil {
+			return
+		}
+		defer r.Close()
+		io.Copy(io.Discard, io.LimitReader(r, 16<<20))
+	})
+}
+
+// TestPayloadOfRealPackages compares with dpkg-deb on packages of a real lock.
+func TestPayloadOfRealPackages(t *testing.T) {
+	p := mirrorProvider(t, Options{})
+	if _, err := exec.LookPath("dpkg-deb"); err != nil {
+		t.Skip("needs dpkg-deb")
+	}
+	l := defaultLock(t, p, "bookworm", "amd64")
+	for _, k := range append(l.Headers, l.Toolchain[:10]...) {
+		got, err := fetch(t.Context(), newClient(), k.URL, nil, k.Size, nil)
+		if err != nil {
+			t.Fatalf("%s: %v", k.URL, err)
+		}
+		if sum := fmt.Sprintf("%x", sha256.Sum256(got.body)); sum != k.Digest.Hex || int64(len(got.body)) != k.Size {
+			t.Errorf("%s has sha256 %s and %d bytes; want %s and %d", k.URL, sum, len(got.body), k.Digest.Hex, k.Size)
+		}
+		cmd := exec.Command("dpkg-deb", "--fsys-tarfile", "/dev/stdin")
+		cmd.Stdin = bytes.NewReader(got.body)
+		want, err := cmd.Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := p.Payload(bytes.NewReader(got.body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		have, err := io.ReadAll(r)
+		r.Close()
+		if err != nil || !bytes.Equal(have, want) {
+			t.Errorf("%s: payload differs from dpkg-deb's: %v", k.Name, err)
+		}
+	}
+}

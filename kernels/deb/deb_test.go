@@ -1,0 +1,275 @@
+package deb
+
+import (
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/godkms-hermetic/godkms-hermetic/kernels"
+)
+
+func names(pkgs []kernels.Package) string {
+	var out []string
+	for _, p := range pkgs {
+		out = append(out, p.Name)
+	}
+	return strings.Join(out, " ")
+}
+
+// lockOf publishes pockets of bookworm by name and locks a kernel of it.
+func lockOf(t *testing.T, pockets map[string]string, release string, extra ...string) (kernels.Lock, error) {
+	t.Helper()
+	b := newBench(t)
+	for name, text := range pockets {
+		archive := "debian"
+		if strings.HasSuffix(name, "-security") {
+			archive = "debian-security"
+		}
+		b.publish(published{archive: archive, pocket: name, packages: stanzas(text)})
+	}
+	return b.client(Options{}).Lock(t.Context(), kernel(release), extra)
+}
+
+const baseToolchain = "base-files bc binutils dash gcc-12 init kmod libc6 libgcc-s1 make mawk patch usr-is-merged xz-utils"
+
+func TestLock(t *testing.T) {
+	for _, c := range []struct {
+		name      string
+		pockets   map[string]string // added to the base packages in bookworm
+		release   string            // default 6.1.0-1-amd64
+		extra     []string
+		toolchain string // default baseToolchain
+		headers   string
+		versions  []string // "name version" that must be in the lock
+		err       string
+	}{
+		{
+			// Mawk is more important than gawk, the marker of a merged /usr comes before the converter, Recommends don't count.
+			name:    "base",
+			headers: "libelf1 linux-compiler-gcc-12-x86 linux-headers-6.1.0-1-amd64 linux-headers-6.1.0-1-common linux-kbuild-6.1",
+		},
+		{
+			name:    "extra packages",
+			extra:   []string{"perl", "bc", "perl"},
+			headers: "libelf1 linux-compiler-gcc-12-x86 linux-headers-6.1.0-1-amd64 linux-headers-6.1.0-1-common linux-kbuild-6.1 perl",
+		},
+		{
+			name: "security has newer ones, backports stay out",
+			pockets: map[string]string{
+				"bookworm-security":  "libelf1 0.188+deb12u1\nlinux-kbuild-6.1 6.1.2-1; Depends: libelf1 (>= 0.188+)",
+				"bookworm-backports": "libelf1 0.190\nmake 5\nlibc6 2.40",
+			},
+			headers:  "libelf1 linux-compiler-gcc-12-x86 linux-headers-6.1.0-1-amd64 linux-headers-6.1.0-1-common linux-kbuild-6.1",
+			versions: []string{"libelf1 0.188+deb12u1", "linux-kbuild-6.1 6.1.2-1", "make 4", "libc6 2.36"},
+		},
+		{
+			name: "a backports kernel brings what only backports have, and no kernel image",
+			pockets: map[string]string{"bookworm-backports": `linux-headers-6.12.1+deb12-amd64 6.12.1-1~bpo12+1; Depends: linux-headers-6.12.1+deb12-common (= 6.12.1-1~bpo12+1), linux-image-6.12.1+deb12-amd64 (= 6.12.1-1~bpo12+1) | linux-image-6.12.1+deb12-amd64-unsigned (= 6.12.1-1~bpo12+1), linux-kbuild-6.12.1+deb12, gcc-12-for-host
+linux-headers-6.12.1+deb12-common 6.12.1-1~bpo12+1 all
+linux-image-6.12.1+deb12-amd64 6.12.1-1~bpo12+1
+linux-kbuild-6.12.1+deb12 6.12.1-1~bpo12+1; Depends: libelf1 (>= 0.100), pahole (>= 1.26)
+gcc-12-for-host 12.2; Depends: gcc-12
+libelf1 0.190
+pahole 1.26`,
+				"bookworm-updates": "pahole 1.24"},
+			release:  "6.12.1+deb12-amd64",
+			headers:  "gcc-12-for-host libelf1 linux-headers-6.12.1+deb12-amd64 linux-headers-6.12.1+deb12-common linux-kbuild-6.12.1+deb12 pahole",
+			versions: []string{"libelf1 0.188", "pahole 1.26"},
+		},
+		{
+			name: "alternatives, provides and qualifiers",
+			pockets: map[string]string{"bookworm-updates": `tool 1; Depends: absent | second, mail-agent, make | perl, lib:native, other:amd64, versioned (>= 2)
+second 1
+exim 4; Provides: mail-agent; Priority: optional
+aaa 4; Provides: mail-agent; Priority: extra
+lib 1; Provides: other (= 3)
+old-one 1; Provides: versioned (= 1)
+plain-one 1; Provides: versioned
+new-one 1; Provides: versioned (= 2.5)`},
+			extra:   []string{"tool"},
+			headers: "exim lib libelf1 linux-compiler-gcc-12-x86 linux-headers-6.1.0-1-amd64 linux-headers-6.1.0-1-common linux-kbuild-6.1 new-one second tool",
+		},
+		{
+			name: "an alternative that cannot be installed is left for the next",
+			pockets: map[string]string{"bookworm-updates": `tool 1; Depends: broken | fine
+broken 1; Depends: helper, nowhere
+helper 1
+fine 1`},
+			extra:   []string{"tool"},
+			headers: "fine libelf1 linux-compiler-gcc-12-x86 linux-headers-6.1.0-1-amd64 linux-headers-6.1.0-1-common linux-kbuild-6.1 tool",
+		},
+		{
+			name:    "an unsatisfiable dependency names its chain",
+			pockets: map[string]string{"bookworm-updates": "tool 1; Depends: helper\nhelper 2; Depends: libc6 (>> 2.36) | libc6 (<< 2.36)"},
+			extra:   []string{"tool"},
+			err:     `extra package "tool": tool 1: helper 2: nothing satisfies "libc6 (>> 2.36) | libc6 (<< 2.36)"`,
+		},
+		{
+			name:    "another architecture does not count",
+			pockets: map[string]string{"bookworm-updates": "tool 1; Depends: make:arm64"},
+			extra:   []string{"tool"},
+			err:     `nothing satisfies "make:arm64"`,
+		},
+		{name: "unknown release", release: "6.1.0-2-amd64", err: `no kernel "6.1.0-2-amd64"; near are "6.1.0-1-amd64", "6.1.0-1-cloud-amd64": not found`},
+		{name: "metapackage", release: "6.1-amd64", err: "not found"},
+		{name: "common headers", release: "6.1.0-1-common", err: "not found"},
+		{name: "unknown extra", extra: []string{"pearl"}, err: `no package "pearl"; near are "perl", `},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			pockets := map[string]string{"bookworm": basePackages}
+			for k, v := range c.pockets {
+				pockets[k] = v
+			}
+			if c.release == "" {
+				c.release = "6.1.0-1-amd64"
+			}
+			if c.toolchain == "" {
+				c.toolchain = baseToolchain
+			}
+			l, err := lockOf(t, pockets, c.release, c.extra...)
+			if c.err != "" {
+				if err == nil || !strings.Contains(err.Error(), c.err) {
+					t.Errorf("Lock: %v; want %q", err, c.err)
+				}
+				if strings.Contains(c.err, "near are") && !errors.Is(err, kernels.ErrNotFound) {
+					t.Errorf("Lock: %v does not wrap ErrNotFound", err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := names(l.Toolchain); got != c.toolchain {
+				t.Errorf("Toolchain = %s\nwant        %s", got, c.toolchain)
+			}
+			if got := names(l.Headers); got != c.headers {
+				t.Errorf("Headers = %s\nwant      %s", got, c.headers)
+			}
+			if l.Compiler != "gcc-12" {
+				t.Errorf("Compiler = %q", l.Compiler)
+			}
+			all := slices.Concat(l.Toolchain, l.Headers)
+			for _, want := range c.versions {
+				if !slices.ContainsFunc(all, func(p kernels.Package) bool { return p.Name+" "+p.Version == want }) {
+					t.Errorf("%q is not in the lock", want)
+				}
+			}
+		})
+	}
+}
+
+func TestLockedPackage(t *testing.T) {
+	b := newBench(t)
+	b.publish(published{pocket: "bookworm", packages: stanzas(basePackages)})
+	b.publish(published{archive: "debian-security", pocket: "bookworm-security", packages: stanzas("bc 1.1")})
+	l, err := b.client(Options{}).Lock(t.Context(), kernel("6.1.0-1-amd64"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := fmt.Sprintf("%+v", l)
+	for _, want := range []string{
+		"{Name:bc Version:1.1 Arch:amd64 URL:" + b.url + "/debian-security/pool/main/bc_1.1.deb Digest:sha256:",
+		"{Name:linux-headers-6.1.0-1-common Version:6.1.1-1 Arch:all URL:" + b.url + "/debian/pool/main/linux-headers-6.1.0-1-common_6.1.1-1.deb Digest:sha256:",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("%s\nhas no %s", text, want)
+		}
+	}
+	again, err := b.client(Options{}).Lock(t.Context(), kernel("6.1.0-1-amd64"), []string{})
+	if err != nil || !reflect.DeepEqual(again, l) {
+		t.Errorf("the second lock differs: %v", err)
+	}
+}
+
+func TestLockDoesNotDependOnOrder(t *testing.T) {
+	lines := strings.Split(strings.TrimSpace(basePackages), "\n")
+	one, err := lockOf(t, map[string]string{"bookworm": strings.Join(lines, "\n")}, "6.1.0-1-amd64")
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Reverse(lines)
+	two, err := lockOf(t, map[string]string{"bookworm": strings.Join(lines, "\n")}, "6.1.0-1-amd64")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if one.Digest() != two.Digest() {
+		t.Errorf("%s\n%s", names(one.Toolchain), names(two.Toolchain))
+	}
+}
+
+func TestToolchainDoesNotDependOnTheKernel(t *testing.T) {
+	one, err := lockOf(t, map[string]string{"bookworm": basePackages}, "6.1.0-1-amd64")
+	if err != nil {
+		t.Fatal(err)
+	}
+	two, err := lockOf(t, map[string]string{"bookworm": basePackages}, "6.1.0-1-cloud-amd64", "perl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if one.ToolchainDigest() != two.ToolchainDigest() {
+		t.Errorf("%s\n%s", names(one.Toolchain), names(two.Toolchain))
+	}
+}
+
+func TestKernels(t *testing.T) {
+	b := newBench(t)
+	b.publish(published{pocket: "bookworm", packages: stanzas(basePackages)})
+	b.publish(published{archive: "debian-security", pocket: "bookworm-security", packages: stanzas(`
+linux-headers-6.1.0-10-common 6.1.10-1 all
+linux-headers-6.1.0-10-common-rt 6.1.10-1 all
+linux-headers-6.1.0-10-amd64 6.1.10-1; Depends: linux-headers-6.1.0-10-common (= 6.1.10-1), linux-compiler-gcc-12-x86
+linux-headers-6.1.0-10-rt-amd64 6.1.10-1; Depends: linux-headers-6.1.0-10-common-rt (= 6.1.10-1), linux-compiler-gcc-12-x86
+linux-headers-amd64 6.1.10-1; Depends: linux-headers-6.1.0-10-amd64 (= 6.1.10-1)`)})
+	b.publish(published{pocket: "bookworm-backports", packages: stanzas(`
+linux-headers-6.12.1+deb12-amd64 6.12.1-1~bpo12+1; Depends: linux-headers-6.12.1+deb12-common (= 6.12.1-1~bpo12+1), gcc-12-for-host
+linux-headers-6.1.0-1-amd64 6.1.1-1~bpo1; Depends: linux-headers-6.1.0-1-common, gcc-11
+linux-headers-amd64 6.12.1-1~bpo12+1; Depends: linux-headers-6.12.1+deb12-amd64 (= 6.12.1-1~bpo12+1)`)})
+	p := b.client(Options{})
+	for range 2 { // the second answer is from the cache
+		list, err := p.Kernels(t.Context(), "bookworm", "amd64")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, k := range list {
+			s := k.Release + " " + k.PackageVersion + " " + k.Compiler
+			if k.Default {
+				s += " default"
+			}
+			if k.Distro != "debian" || k.Suite != "bookworm" || k.Arch != "amd64" || len(k.Digest.Hex) != 64 {
+				t.Errorf("%+v", k)
+			}
+			got = append(got, s)
+		}
+		want := []string{
+			"6.12.1+deb12-amd64 6.12.1-1~bpo12+1 gcc-12",
+			"6.1.0-10-amd64 6.1.10-1 gcc-12 default",
+			"6.1.0-10-rt-amd64 6.1.10-1 gcc-12",
+			"6.1.0-1-amd64 6.1.1-1 gcc-12",
+			"6.1.0-1-cloud-amd64 6.1.1-1 gcc-12",
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("Kernels =\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+		}
+	}
+	if _, err := p.Kernels(t.Context(), "bookwurm", "amd64"); !errors.Is(err, kernels.ErrNotFound) ||
+		!strings.Contains(err.Error(), "sid, forky, trixie, bookworm, bullseye") {
+		t.Errorf("unknown suite: %v", err)
+	}
+	if _, err := p.Kernels(t.Context(), "bookworm", "vax"); !errors.Is(err, kernels.ErrNotFound) || !strings.Contains(err.Error(), "it has amd64") {
+		t.Errorf("unknown architecture: %v", err)
+	}
+}
+
+func TestSuites(t *testing.T) {
+	p, err := New(Options{CacheDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(p.Suites(), " "); got != "sid forky trixie bookworm bullseye" {
+		t.Errorf("Suites = %s", got)
+	}
+}

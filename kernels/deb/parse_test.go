@@ -1,0 +1,317 @@
+package deb
+
+import (
+	"bytes"
+	"encoding/binary"
+	"hash/crc32"
+	"math/rand/v2"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+)
+
+var versionSeeds = [][2]string{
+	{"1", "2"}, {"1.0", "1.0"}, {"1.0~rc1", "1.0"}, {"1:0", "2"}, {"1.0-1", "1.0-2"}, {"1.0", "1.0-0"}, {"6.1.0-0.deb11.52", "6.1.0-52"},
+	{"6.12.95-1~bpo12+1", "6.12.95-1"}, {"1.2.3", "1.2.03"}, {"1a", "1+"}, {"1~~", "1~"}, {"0:1", "1"}, {"2.36-9+deb12u10", "2.36-9+deb12u9"},
+	{"1-1-1", "1-1"}, {"99999999999999999999", "100000000000000000000"}, {"1.a", "1.1"}, {"5.6+really5.4.5-1", "5.6"},
+}
+
+func sign3(n int) int {
+	switch {
+	case n < 0:
+		return -1
+	case n > 0:
+		return 1
+	}
+	return 0
+}
+
+// dpkgCompare asks dpkg, or fails the test when it does not take the versions.
+func dpkgCompare(t *testing.T, a, b string) (int, bool) {
+	t.Helper()
+	for op, want := range map[string]int{"lt": -1, "eq": 0, "gt": 1} {
+		out, err := exec.Command("dpkg", "--compare-versions", a, op, b).CombinedOutput()
+		if len(out) > 0 {
+			return 0, false // a warning: dpkg finds a version odd
+		}
+		if err == nil {
+			return want, true
+		}
+	}
+	return 0, false
+}
+
+func needDpkg(t testing.TB) {
+	if _, err := exec.LookPath("dpkg"); err != nil {
+		t.Skip("needs dpkg")
+	}
+}
+
+func TestCompareVersionsAsDpkg(t *testing.T) {
+	needDpkg(t)
+	pairs := versionSeeds
+	r := rand.New(rand.NewPCG(1, 2))
+	piece := func() string {
+		var b strings.Builder
+		b.WriteByte("0123"[r.IntN(4)])
+		for range r.IntN(6) {
+			b.WriteByte("0019aZ.+~"[r.IntN(9)])
+		}
+		if r.IntN(2) == 0 {
+			b.WriteString("-" + string("01a~+"[r.IntN(5)]))
+		}
+		if r.IntN(5) == 0 {
+			return string("012"[r.IntN(3)]) + ":" + b.String()
+		}
+		return b.String()
+	}
+	for range 300 {
+		pairs = append(pairs, [2]string{piece(), piece()})
+	}
+	checked := 0
+	for _, p := range pairs {
+		want, ok := dpkgCompare(t, p[0], p[1])
+		if !ok {
+			continue
+		}
+		checked++
+		if got := sign3(compareVersions(p[0], p[1])); got != want {
+			t.Errorf("compareVersions(%q, %q) = %d; want %d", p[0], p[1], got, want)
+		}
+		if got := sign3(compareVersions(p[1], p[0])); got != -want {
+			t.Errorf("compareVersions(%q, %q) = %d; want %d", p[1], p[0], got, -want)
+		}
+	}
+	if checked < 200 {
+		t.Errorf("dpkg took only %d pairs", checked)
+	}
+}
+
+func FuzzCompareVersions(f *testing.F) {
+	needDpkg(f)
+	for _, p := range versionSeeds {
+		f.Add(p[0], p[1])
+	}
+	f.Fuzz(func(t *testing.T, a, b string) {
+		got := sign3(compareVersions(a, b))
+		if back := sign3(compareVersions(b, a)); back != -got {
+			t.Fatalf("compareVersions(%q, %q) = %d, but the other way round %d", a, b, got, back)
+		}
+		if !validVersion(a) || !validVersion(b) || !isDigit(a[0]) || !isDigit(b[0]) || strings.Contains(a+b, "--") {
+			return
+		}
+		if want, ok := dpkgCompare(t, a, b); ok && got != want {
+			t.Fatalf("compareVersions(%q, %q) = %d; dpkg says %d", a, b, got, want)
+		}
+	})
+}
+
+func TestParseDepends(t *testing.T) {
+	for in, want := range map[string]string{
+		"":                                  "",
+		"a":                                 "a",
+		" a , b|c(>= 1.0)":                  "a, b | c (>= 1.0)",
+		"a:any (= 1:2-3) , b (<<2),":        "a:any (= 1:2-3), b (<< 2)",
+		"a (< 1), b (> 1)":                  "a (<= 1), b (>= 1)",
+		"python3:any | x:native, y (>= 1~)": "python3:any | x:native, y (>= 1~)",
+	} {
+		g, err := parseDepends(in)
+		var got []string
+		for _, g := range g {
+			got = append(got, g.String())
+		}
+		if err != nil || strings.Join(got, ", ") != want {
+			t.Errorf("parseDepends(%q) = %q, %v; want %q", in, got, err, want)
+		}
+	}
+	for _, in := range []string{"a |", "a (1)", "a (>= )", "a (>= 1", "a (>= 1) b", "(>= 1)", "a (=> 1)", "ä", "a b"} {
+		if g, err := parseDepends(in); err == nil {
+			t.Errorf("parseDepends(%q) = %v; want an error", in, g)
+		}
+	}
+}
+
+func FuzzParseDepends(f *testing.F) {
+	f.Add("a | b (>= 1), c:any (= 2)")
+	f.Fuzz(func(t *testing.T, in string) {
+		groups, err := parseDepends(in)
+		if err != nil {
+			return
+		}
+		var text []string
+		for _, g := range groups {
+			text = append(text, g.String())
+		}
+		once := strings.Join(text, ", ")
+		again, err := parseDepends(once)
+		if err != nil {
+			t.Fatalf("%q became %q: %v", in, once, err)
+		}
+		text = nil
+		for _, g := range again {
+			text = append(text, g.String())
+		}
+		if twice := strings.Join(text, ", "); twice != once {
+			t.Fatalf("%q became %q, then %q", in, once, twice)
+		}
+	})
+}
+
+func TestIndexRefusesWhatItCannotUse(t *testing.T) {
+	good := stanzas("a 1; Depends: b")
+	if _, err := buildIndex(strings.NewReader(good), "amd64"); err != nil {
+		t.Fatal(err)
+	}
+	for what, text := range map[string]string{
+		"two names":     strings.Replace(good, "Version:", "Package: x\nVersion:", 1),
+		"bad name":      strings.Replace(good, "Package: a", "Package: ../a", 1),
+		"bad version":   strings.Replace(good, "Version: 1", "Version: 1 2", 1),
+		"no file":       strings.Replace(good, "Filename", "X-Filename", 1),
+		"absolute":      strings.Replace(good, "Filename: pool", "Filename: /pool", 1),
+		"dots":          strings.Replace(good, "Filename: pool", "Filename: pool/../..", 1),
+		"query":         strings.Replace(good, "Filename: pool", "Filename: pool?", 1),
+		"no size":       strings.Replace(good, "Size", "X-Size", 1),
+		"negative size": strings.Replace(good, "Size: ", "Size: -", 1),
+		"no sum":        strings.Replace(good, "SHA256", "SHA1", 1),
+		"no field":      strings.Replace(good, "Version: 1", "Version", 1),
+		"continuation":  " x\n" + good,
+		"long line":     good + "X: " + strings.Repeat("a", maxLine) + "\n",
+		"bad provides":  strings.Replace(good, "Depends: b", "Provides: (", 1),
+	} {
+		if _, err := buildIndex(strings.NewReader(text), "amd64"); err == nil {
+			t.Errorf("%s: no error", what)
+		}
+	}
+}
+
+func TestIndexFindsAll(t *testing.T) {
+	data, err := buildIndex(strings.NewReader(stanzas("b 1\na 2; Provides: v (= 3), w; Essential: yes\na 10\nab 1 all\nz 1 arm64\nc 1; Provides: v")), "amd64")
+	if err != nil {
+		t.Fatal(err)
+	}
+	x, err := openIndex(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(x.names(), " "); got != "a ab b c" {
+		t.Errorf("names = %s", got)
+	}
+	list := func(prefix string, exact bool) string {
+		pkgs, err := x.withPrefix(prefix, exact)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out []string
+		for _, p := range pkgs {
+			out = append(out, p.name+" "+p.version)
+		}
+		return strings.Join(out, ", ")
+	}
+	for _, c := range []struct {
+		prefix string
+		exact  bool
+		want   string
+	}{{"a", true, "a 10, a 2"}, {"a", false, "a 10, a 2, ab 1"}, {"z", true, ""}, {"", false, "a 10, a 2, ab 1, b 1, c 1"}} {
+		if got := list(c.prefix, c.exact); got != c.want {
+			t.Errorf("withPrefix(%q, %v) = %s; want %s", c.prefix, c.exact, got, c.want)
+		}
+	}
+	offers, err := x.providers("v")
+	if err != nil || len(offers) != 2 || offers[0].name != "a" || offers[0].as != "3" || offers[1].name != "c" || offers[1].as != "" {
+		t.Errorf("providers(v) = %v, %v", offers, err)
+	}
+	ess, err := x.essentials()
+	if err != nil || len(ess) != 1 || ess[0].version != "2" {
+		t.Errorf("essentials = %v, %v", ess, err)
+	}
+}
+
+func FuzzPackages(f *testing.F) {
+	f.Add([]byte(stanzas(basePackages)))
+	f.Add([]byte("Package: a\nDepends: b,\n c\n\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		data, err := buildIndex(bytes.NewReader(text), "amd64")
+		if err != nil {
+			return
+		}
+		x, err := openIndex(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		readAll(t, x)
+	})
+}
+
+func readAll(t *testing.T, x *index) {
+	t.Helper()
+	for _, n := range x.names() {
+		if pkgs, err := x.withPrefix(n, true); err != nil || len(pkgs) == 0 {
+			t.Fatalf("withPrefix(%q) = %v, %v", n, pkgs, err)
+		}
+	}
+	if _, err := x.essentials(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// FuzzCompact is about files of the cache that have the right checksum and the wrong content.
+func FuzzCompact(f *testing.F) {
+	data, err := buildIndex(strings.NewReader(stanzas(basePackages)), "amd64")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(data)
+	f.Fuzz(func(t *testing.T, data []byte) {
+		x, err := openIndex(resum(data))
+		if err != nil {
+			return
+		}
+		x.names()
+		x.withPrefix("a", false)
+		x.providers("awk")
+		x.essentials()
+	})
+}
+
+// resum corrects the checksum.
+func resum(data []byte) []byte {
+	if len(data) < indexHeader {
+		return data
+	}
+	data = bytes.Clone(data)
+	binary.LittleEndian.PutUint32(data[8:], crc32.Checksum(data[12:], castagnoli))
+	return data
+}
+
+func TestParseRelease(t *testing.T) {
+	const sum = "9e0b5aabb2465b3d2e7a7fe27f9913846277833f7a2826e7767acccff5b588c5"
+	r, err := parseRelease([]byte("Codename: x\r\nDate: Sat, 11 Jul 2026 10:16:37 UTC\r\nValid-Until: Sat,  1 Aug 2026 10:16:37 UTC\r\n" +
+		"SHA256:\r\n " + sum + "  300 main/binary-amd64/Packages\r\n " + sum + " 100 main/binary-amd64/Packages.xz\r\n " +
+		sum + " 200 main/binary-amd64/Packages.gz\r\n " + sum + " 1 contrib/binary-arm64/Packages.xz\r\n " +
+		sum + " 1 main/debian-installer/binary-arm64/Packages.xz\r\nAcquire-By-Hash: yes\r\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(r.indexes) != 1 || r.indexes["amd64"] != (indexRef{"main/binary-amd64/Packages.xz", sum, 100, true}) {
+		t.Errorf("indexes = %v", r.indexes)
+	}
+	if got := r.date.Format(time.DateTime) + " " + r.validUntil.Format(time.DateTime); got != "2026-07-11 10:16:37 2026-08-01 10:16:37" {
+		t.Errorf("dates are %s", got)
+	}
+	for _, text := range []string{
+		"Codename: x\n", "Date: never\n", "Date: Sat, 11 Jul 2026 10:16:37 CEST\n", "Date: Sat, 11 Jul 2026 10:16:37 UTC\nValid-Until: soon\n",
+		"Date: Sat, 11 Jul 2026 10:16:37 UTC\nDate: Sat, 11 Jul 2026 10:16:37 UTC\n", "nonsense\n",
+		"Date: Sat, 11 Jul 2026 10:16:37 UTC\nSHA256:\n abc 1 x\n", "Date: Sat, 11 Jul 2026 10:16:37 UTC\nSHA256:\n " + sum + " -1 x\n",
+		"Date: Sat, 11 Jul 2026 10:16:37 UTC\nSHA256:\n " + sum + " 1\n",
+	} {
+		if r, err := parseRelease([]byte(text)); err == nil {
+			t.Errorf("parseRelease(%q) = %v; want an error", text, r)
+		}
+	}
+}
+
+func FuzzParseRelease(f *testing.F) {
+	f.Add([]byte("Codename: x\nDate: Sat, 11 Jul 2026 10:16:37 UTC\nSHA256:\n 00 1 main/binary-amd64/Packages.xz\n"))
+	f.Fuzz(func(t *testing.T, text []byte) { parseRelease(text) })
+}

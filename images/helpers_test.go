@@ -136,7 +136,12 @@ func (m *mirror) add(name string, body []byte) kernels.Package {
 }
 
 // tinyLock is a lock of small packages that have a bit of everything: shared paths, hard links, all compressions, documents.
-func tinyLock(t testing.TB, m *mirror) kernels.Lock {
+func tinyLock(t testing.TB, m *mirror) kernels.Lock { return tinyLockIn(t, m, gz, zst) }
+
+// plain is for golden digests: compressors may change.
+func plain(_ testing.TB, b []byte) []byte { return b }
+
+func tinyLockIn(t testing.TB, m *mirror, gz, zst func(testing.TB, []byte) []byte) kernels.Lock {
 	t.Helper()
 	lock := kernels.Lock{Kernel: kernels.Kernel{Distro: "debian", Suite: "bookworm", Arch: "amd64", Release: "6.1.0-9-amd64"}, Compiler: "gcc-12"}
 	setuid := e("./bin/su", "su")

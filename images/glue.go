@@ -53,7 +53,7 @@ func glueTar(lock kernels.Lock) ([]byte, error) {
 	has := func(name string) bool { _, ok := packages[name]; return ok }
 	k := lock.Kernel
 
-	dir("boot", "dev", "etc", "home", "proc", "root", "run", "sys", "usr", "usr/lib", "usr/lib/modules", "usr/lib/modules/"+k.Release,
+	dir("boot", "dev", "etc", "home", "proc", "root", "run", "run/lock", "sys", "usr", "usr/lib", "usr/lib/modules", "usr/lib/modules/"+k.Release,
 		"usr/src", "var", "var/lib", "var/lib/dkms", privateDir)
 	for _, d := range []string{"tmp", "var/tmp"} {
 		files[d] = glueFile{dir: true, mode: 0o1777}

@@ -86,9 +86,6 @@ func Open(o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	if strings.ContainsAny(dir, ":,\\\n") {
-		return nil, fmt.Errorf("cache folder %q: an overlay mount can't have a colon, comma, backslash or newline in its folders", dir)
-	}
 	for _, d := range []string{"packages/sha256", "packages/partial", "layers", "packed", "roots", "tmp", "locks"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			return nil, fmt.Errorf("make cache folder: %w", err)

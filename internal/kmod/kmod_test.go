@@ -5,6 +5,7 @@ import (
 	"debug/elf"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -262,6 +263,17 @@ func TestCheckSymbols(t *testing.T) {
 	}
 }
 
+func TestManyMissingSymbols(t *testing.T) {
+	var syms []sym
+	for i := range 2000 {
+		syms = append(syms, sym{fmt.Sprintf("s%04d", i), elf.STB_GLOBAL, elf.SHN_UNDEF})
+	}
+	got := problems(Check(mustRead(t, fake(binary.LittleEndian, true, elf.EM_X86_64, nil, syms)), Target{}))
+	if len(got) != 1 || !strings.HasSuffix(got[0], ", s0499 and 1500 more") {
+		t.Errorf("Check = %.200q", got)
+	}
+}
+
 func TestReadSymvers(t *testing.T) {
 	got, err := ReadSymvers(strings.NewReader("" +
 		"0x00000001\tthree\tvmlinux\n" +
@@ -383,6 +395,10 @@ func TestSectionsThatAreNotRead(t *testing.T) {
 	b := fake(binary.LittleEndian, true, elf.EM_X86_64, map[string][]byte{".modinfo": make([]byte, maxSection+1)}, nil)
 	if _, err := Read(bytes.NewReader(b), int64(len(b))); !errors.Is(err, errMalformed) {
 		t.Errorf("Read of a section of %d bytes = %v; want %v", maxSection+1, err, errMalformed)
+	}
+	b = fake(binary.LittleEndian, true, elf.EM_X86_64, map[string][]byte{".modinfo": bytes.Repeat([]byte("a\x00"), maxFields+1)}, nil)
+	if _, err := Read(bytes.NewReader(b), int64(len(b))); !errors.Is(err, errMalformed) {
+		t.Errorf("Read of %d fields = %v; want %v", maxFields+1, err, errMalformed)
 	}
 	b = fake(binary.LittleEndian, true, elf.EM_X86_64, map[string][]byte{".modinfo": []byte("license=GPL\x00")}, nil)
 	for off := binary.LittleEndian.Uint64(b[40:]); off < uint64(len(b)); off += 64 {

@@ -465,6 +465,26 @@ func TestReadRefuses(t *testing.T) {
 		"rubbish in the padding": func(p *parts) {
 			p.forge = func(f *forged) { f.layer[len(f.layer)-1] = 1 }
 		},
+		"rubbish after a file": func(p *parts) {
+			p.forge = func(f *forged) { f.layer[bytes.Index(f.layer, []byte("aaaa"))+4] = 1 }
+		},
+		"layer is shorter than said": func(p *parts) {
+			p.forge = func(f *forged) {
+				size := fmt.Sprintf(`"size":%d`, len(f.layer))
+				f.manifest = bytes.Replace(f.manifest, []byte(size), []byte(size+"0"), 1)
+			}
+		},
+		"config names another layer": func(p *parts) {
+			p.forge = func(f *forged) {
+				f.config = bytes.Replace(f.config, []byte(hash(string(f.layer)).Hex), []byte(hash("").Hex), 1)
+				m := p.manifest
+				m.Config.Digest = hash(string(f.config))
+				f.manifest, _ = json.Marshal(m)
+			}
+		},
+		"config is not its digest, same size": func(p *parts) {
+			p.forge = func(f *forged) { f.config = bytes.Replace(f.config, []byte("1970"), []byte("1971"), 1) }
+		},
 		"config is not its digest": func(p *parts) { p.forge = func(f *forged) { f.config = append(f.config, ' ') } },
 		"manifest is no JSON":      func(p *parts) { p.forge = func(f *forged) { f.manifest = f.manifest[1:] } },
 	}

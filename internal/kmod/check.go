@@ -67,7 +67,7 @@ func Check(m *Module, t Target) error {
 		}
 	}
 	if len(missing) > 0 {
-		add("the kernel does not export: %s", strings.Join(missing, ", "))
+		add("the kernel does not export: %s", list(missing))
 	}
 	if t.ModVersions {
 		checkVersions(m, t, add)
@@ -143,6 +143,15 @@ func inModuleNamespace(namespace, module string) bool {
 		}
 	}
 	return false
+}
+
+// list names all of them, unless there are more than anybody would read.
+func list(names []string) string {
+	const most = 500
+	if n := len(names) - most; n > 0 {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), n)
+	}
+	return strings.Join(names, ", ")
 }
 
 func presence(there bool) string {

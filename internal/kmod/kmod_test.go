@@ -5,6 +5,7 @@ import (
 	"debug/elf"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -214,6 +215,9 @@ func TestCheckSymbols(t *testing.T) {
 		"for_kvm": {CRC: 4, Module: "vmlinux", Export: "EXPORT_SYMBOL_GPL", Namespace: "module:kvm,kvm-*"},
 	}
 	const gpl = "license=GPL\x00"
+	versioned := mustRead(t, fake(binary.LittleEndian, true, elf.EM_X86_64, map[string][]byte{
+		"__version_ext_crcs": []byte("\x08\x00\x00\x00\x07\x00\x00\x00"), "__version_ext_names": []byte("free\x00module_layout\x00"),
+	}, nil))
 	tests := []struct {
 		name   string
 		m      *Module
@@ -241,6 +245,13 @@ func TestCheckSymbols(t *testing.T) {
 		{"no licence", build("", "gpl"), Target{Symvers: symvers}, []string{
 			`the licence "" is not compatible with the GPL, but these symbols need it: gpl`,
 		}},
+		{"versions", versioned, Target{Symvers: Symvers{"module_layout": {CRC: 7}, "free": {CRC: 8}}, ModVersions: true}, nil},
+		{"other versions", versioned, Target{Symvers: Symvers{"module_layout": {CRC: 8}, "free": {CRC: 7}}, ModVersions: true}, []string{
+			`symbol "free" has version 0x00000008, the kernel's is 0x00000007`,
+			`symbol "module_layout" has version 0x00000007, the kernel's is 0x00000008`,
+		}},
+		{"other versions, which don't count", versioned, Target{Symvers: Symvers{"module_layout": {CRC: 8}, "free": {CRC: 7}}}, nil},
+		{"no versions to compare with", versioned, Target{Symvers: Symvers{"module_layout": {}, "free": {}}, ModVersions: true}, nil},
 		{"no versions, wanted", build(gpl, "free"), Target{Symvers: symvers, ModVersions: true}, []string{"it has no symbol versions, the kernel wants them"}},
 	}
 	for _, tt := range tests {
@@ -249,6 +260,17 @@ func TestCheckSymbols(t *testing.T) {
 				t.Errorf("Check = %q; want %q", got, tt.want)
 			}
 		})
+	}
+}
+
+func TestManyMissingSymbols(t *testing.T) {
+	var syms []sym
+	for i := range 2000 {
+		syms = append(syms, sym{fmt.Sprintf("s%04d", i), elf.STB_GLOBAL, elf.SHN_UNDEF})
+	}
+	got := problems(Check(mustRead(t, fake(binary.LittleEndian, true, elf.EM_X86_64, nil, syms)), Target{}))
+	if len(got) != 1 || !strings.HasSuffix(got[0], ", s0499 and 1500 more") {
+		t.Errorf("Check = %.200q", got)
 	}
 }
 
@@ -366,6 +388,28 @@ func TestNotAModule(t *testing.T) {
 		if m, err := Read(bytes.NewReader(b), int64(len(b))); err == nil {
 			t.Errorf("Read(%s) = %+v; want an error", name, m)
 		}
+	}
+}
+
+func TestSectionsThatAreNotRead(t *testing.T) {
+	b := fake(binary.LittleEndian, true, elf.EM_X86_64, map[string][]byte{".modinfo": make([]byte, maxSection+1)}, nil)
+	if _, err := Read(bytes.NewReader(b), int64(len(b))); !errors.Is(err, errMalformed) {
+		t.Errorf("Read of a section of %d bytes = %v; want %v", maxSection+1, err, errMalformed)
+	}
+	b = fake(binary.LittleEndian, true, elf.EM_X86_64, map[string][]byte{".modinfo": bytes.Repeat([]byte("a\x00"), maxFields+1)}, nil)
+	if _, err := Read(bytes.NewReader(b), int64(len(b))); !errors.Is(err, errMalformed) {
+		t.Errorf("Read of %d fields = %v; want %v", maxFields+1, err, errMalformed)
+	}
+	b = fake(binary.LittleEndian, true, elf.EM_X86_64, map[string][]byte{".modinfo": []byte("license=GPL\x00")}, nil)
+	for off := binary.LittleEndian.Uint64(b[40:]); off < uint64(len(b)); off += 64 {
+		flags := b[off+8:]
+		flags[1] |= byte(elf.SHF_COMPRESSED >> 8)
+		if _, err := Read(bytes.NewReader(b), int64(len(b))); err != nil && !errors.Is(err, errMalformed) {
+			t.Errorf("Read = %v", err)
+		} else if typ := elf.SectionType(binary.LittleEndian.Uint32(b[off+4:])); err == nil && typ == elf.SHT_STRTAB {
+			t.Error("a compressed string table is read as if it were not")
+		}
+		flags[1] &^= byte(elf.SHF_COMPRESSED >> 8)
 	}
 }
 

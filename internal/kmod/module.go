@@ -20,6 +20,7 @@ const (
 	maxDecompressed = 128 << 20 // bytes of a compressed module, unpacked in memory
 	maxName         = 1024      // bytes of a symbol name; the kernel's KSYM_NAME_LEN is 512
 	maxSymbols      = 1 << 17   // undefined, exported or versioned symbols
+	maxFields       = 1 << 16   // of .modinfo; modules with many aliases have a few thousand
 )
 
 // A Field is one "key=value" of the .modinfo section.
@@ -319,6 +320,9 @@ func (f *file) modinfo(s *section, m *Module) error {
 		kv, rest, _ = strings.Cut(rest, "\x00")
 		if kv == "" {
 			continue
+		}
+		if len(m.Info) == maxFields {
+			return malformed("more than %d fields in .modinfo", maxFields)
 		}
 		k, v, _ := strings.Cut(kv, "=")
 		m.Info = append(m.Info, Field{k, v})

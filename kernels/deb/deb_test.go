@@ -88,9 +88,9 @@ aaa 4; Provides: mail-agent; Priority: extra
 lib 1; Provides: other (= 3)
 old-one 1; Provides: versioned (= 1)
 plain-one 1; Provides: versioned
-new-one 1; Provides: versioned (= 2.5)`},
+the-new-one 1; Provides: versioned (= 2.5)`},
 			extra:   []string{"tool"},
-			headers: "exim lib libelf1 linux-compiler-gcc-12-x86 linux-headers-6.1.0-1-amd64 linux-headers-6.1.0-1-common linux-kbuild-6.1 new-one second tool",
+			headers: "exim lib libelf1 linux-compiler-gcc-12-x86 linux-headers-6.1.0-1-amd64 linux-headers-6.1.0-1-common linux-kbuild-6.1 second the-new-one tool",
 		},
 		{
 			name: "an alternative that cannot be installed is left for the next",
@@ -181,6 +181,43 @@ func TestLockedPackage(t *testing.T) {
 	again, err := b.client(Options{}).Lock(t.Context(), kernel("6.1.0-1-amd64"), []string{})
 	if err != nil || !reflect.DeepEqual(again, l) {
 		t.Errorf("the second lock differs: %v", err)
+	}
+}
+
+// TestLocksOfOneCache is about answers that are kept: each must be found for its own question only.
+func TestLocksOfOneCache(t *testing.T) {
+	b := newBench(t)
+	b.publish(published{pocket: "bookworm", packages: stanzas(basePackages)})
+	seen := map[string]string{}
+	for range 2 {
+		for _, release := range []string{"6.1.0-1-amd64", "6.1.0-1-cloud-amd64"} {
+			for _, extra := range [][]string{nil, {"perl"}, {"perl", "libc6-dev"}, {"libc6-dev", "perl"}} {
+				l, err := b.client(Options{}).Lock(t.Context(), kernel(release), extra)
+				if err != nil {
+					t.Fatal(err)
+				}
+				slices.Sort(extra)
+				question, answer := release+" "+strings.Join(extra, " "), l.Digest().String()
+				if l.Kernel.Release != release {
+					t.Errorf("%s: lock of %s", question, l.Kernel)
+				}
+				for q, a := range seen {
+					if (q == question) != (a == answer) {
+						t.Errorf("%q and %q: locks are %s and %s", question, q, answer, a)
+					}
+				}
+				seen[question] = answer
+			}
+		}
+	}
+	// Another mirror means other URLs.
+	b.publish(published{archive: "copy/debian", pocket: "bookworm", packages: stanzas(basePackages)})
+	l, err := b.client(Options{Mirrors: map[string]string{"debian": b.url + "/copy/debian"}}).Lock(t.Context(), kernel("6.1.0-1-amd64"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.HasPrefix(l.Headers[0].URL, b.url+"/copy/debian/pool/") || seen["6.1.0-1-amd64 "] != l.Digest().String() {
+		t.Errorf("from another mirror: %+v", l.Headers[0])
 	}
 }
 

@@ -60,7 +60,7 @@ func TestLock(t *testing.T) {
 			name: "security has newer ones, backports stay out",
 			pockets: map[string]string{
 				"bookworm-security":  "libelf1 0.188+deb12u1\nlinux-kbuild-6.1 6.1.2-1; Depends: libelf1 (>= 0.188+)",
-				"bookworm-backports": "libelf1 0.190\nmake 5\nlibc6 2.40",
+				"bookworm-backports": "libelf1 0.190\nmake 5\nlibc6 2.40\nnew-base 1; Essential: yes",
 			},
 			headers:  "libelf1 linux-compiler-gcc-12-x86 linux-headers-6.1.0-1-amd64 linux-headers-6.1.0-1-common linux-kbuild-6.1",
 			versions: []string{"libelf1 0.188+deb12u1", "linux-kbuild-6.1 6.1.2-1", "make 4", "libc6 2.36"},
@@ -94,12 +94,13 @@ the-new-one 1; Provides: versioned (= 2.5)`},
 		},
 		{
 			name: "an alternative that cannot be installed is left for the next",
-			pockets: map[string]string{"bookworm-updates": `tool 1; Depends: broken | fine
-broken 1; Depends: helper, nowhere
+			pockets: map[string]string{"bookworm-updates": `tool 1; Depends: broken | fine, helper, offered
+broken 1; Depends: helper, offering, nowhere
 helper 1
+offering 1; Provides: offered
 fine 1`},
 			extra:   []string{"tool"},
-			headers: "fine libelf1 linux-compiler-gcc-12-x86 linux-headers-6.1.0-1-amd64 linux-headers-6.1.0-1-common linux-kbuild-6.1 tool",
+			headers: "fine helper libelf1 linux-compiler-gcc-12-x86 linux-headers-6.1.0-1-amd64 linux-headers-6.1.0-1-common linux-kbuild-6.1 offering tool",
 		},
 		{
 			name:    "an unsatisfiable dependency names its chain",
@@ -164,14 +165,14 @@ fine 1`},
 func TestLockedPackage(t *testing.T) {
 	b := newBench(t)
 	b.publish(published{pocket: "bookworm", packages: stanzas(basePackages)})
-	b.publish(published{archive: "debian-security", pocket: "bookworm-security", packages: stanzas("bc 1.1")})
+	b.publish(published{archive: "debian-security", pocket: "bookworm-security", packages: strings.ReplaceAll(stanzas("bc 1.1"), "bc_1.1", "bc_1%3a1.1")})
 	l, err := b.client(Options{}).Lock(t.Context(), kernel("6.1.0-1-amd64"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	text := fmt.Sprintf("%+v", l)
 	for _, want := range []string{
-		"{Name:bc Version:1.1 Arch:amd64 URL:" + b.url + "/debian-security/pool/main/bc_1.1.deb Digest:sha256:",
+		"{Name:bc Version:1.1 Arch:amd64 URL:" + b.url + "/debian-security/pool/main/bc_1%253a1.1.deb Digest:sha256:",
 		"{Name:linux-headers-6.1.0-1-common Version:6.1.1-1 Arch:all URL:" + b.url + "/debian/pool/main/linux-headers-6.1.0-1-common_6.1.1-1.deb Digest:sha256:",
 	} {
 		if !strings.Contains(text, want) {
@@ -257,6 +258,7 @@ func TestKernels(t *testing.T) {
 	b.publish(published{archive: "debian-security", pocket: "bookworm-security", packages: stanzas(`
 linux-headers-6.1.0-10-common 6.1.10-1 all
 linux-headers-6.1.0-10-common-rt 6.1.10-1 all
+linux-headers-6.1.0-10-all 6.1.10-1 all; Depends: linux-headers-6.1.0-10-common
 linux-headers-6.1.0-10-amd64 6.1.10-1; Depends: linux-headers-6.1.0-10-common (= 6.1.10-1), linux-compiler-gcc-12-x86
 linux-headers-6.1.0-10-rt-amd64 6.1.10-1; Depends: linux-headers-6.1.0-10-common-rt (= 6.1.10-1), linux-compiler-gcc-12-x86
 linux-headers-amd64 6.1.10-1; Depends: linux-headers-6.1.0-10-amd64 (= 6.1.10-1)`)})

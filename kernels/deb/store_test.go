@@ -441,3 +441,36 @@ func TestProgress(t *testing.T) {
 		t.Errorf("progress is %q", got)
 	}
 }
+
+func TestStalledMirrorIsGivenUp(t *testing.T) {
+	b := newBench(t)
+	b.answer = func(w http.ResponseWriter, r *http.Request) bool {
+		w.Header().Set("Content-Length", "100")
+		w.Write([]byte("half"))
+		w.(http.Flusher).Flush()
+		<-r.Context().Done()
+		return true
+	}
+	p := b.client(Options{})
+	p.net.stall = 20 * time.Millisecond
+	done := make(chan error, 1)
+	go func() { done <- use(p) }()
+	select {
+	case err := <-done:
+		if !errors.Is(err, errStalled) {
+			t.Errorf("error is %v", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("still waiting")
+	}
+}
+
+func TestClientUsesTheEnvironmentsProxy(t *testing.T) {
+	p, err := New(Options{CacheDir: t.TempDir(), AptDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if tr, ok := p.net.client.Transport.(*http.Transport); !ok || tr.Proxy == nil {
+		t.Errorf("no proxy function in %v", p.net.client.Transport)
+	}
+}

@@ -53,12 +53,13 @@ type Options struct {
 
 // Provider is a kernels.Provider for one distribution.
 //
-// Indexes are asked for again when the last time is 6 hours ago. When the mirror cannot be reached, or offers an index that is
+// Indexes are asked for again when the last time is 6 hours ago, expired ones included. When the mirror cannot be reached, or offers an index that is
 // older or damaged, the one from before is used with a warning: until its Valid-Until, or for 7 days if it has none.
 type Provider struct {
 	distro *distro
 	opts   Options
 	bases  map[string]string // URL by archive, without a slash at its end
+	net    fetcher
 	keys   func() (openpgp.EntityList, error)
 
 	mu    sync.Mutex
@@ -93,7 +94,7 @@ func newProvider(d *distro, o Options) (*Provider, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Provider{distro: d, opts: o, bases: bases,
+	p := &Provider{distro: d, opts: o, bases: bases, net: fetcher{o.Client, firstWait, stallTime},
 		views: map[string]*slot[*view]{}, pools: map[string]*slot[*pool]{}, index: map[string]*slot[*index]{}}
 	p.keys = sync.OnceValues(func() (openpgp.EntityList, error) {
 		if o.Keyring != nil {

@@ -60,7 +60,7 @@ func TestLock(t *testing.T) {
 			name: "security has newer ones, backports stay out",
 			pockets: map[string]string{
 				"bookworm-security":  "libelf1 0.188+deb12u1\nlinux-kbuild-6.1 6.1.2-1; Depends: libelf1 (>= 0.188+)",
-				"bookworm-backports": "libelf1 0.190\nmake 5\nlibc6 2.40",
+				"bookworm-backports": "libelf1 0.190\nmake 5\nlibc6 2.40\nnew-base 1; Essential: yes",
 			},
 			headers:  "libelf1 linux-compiler-gcc-12-x86 linux-headers-6.1.0-1-amd64 linux-headers-6.1.0-1-common linux-kbuild-6.1",
 			versions: []string{"libelf1 0.188+deb12u1", "linux-kbuild-6.1 6.1.2-1", "make 4", "libc6 2.36"},
@@ -88,18 +88,19 @@ aaa 4; Provides: mail-agent; Priority: extra
 lib 1; Provides: other (= 3)
 old-one 1; Provides: versioned (= 1)
 plain-one 1; Provides: versioned
-new-one 1; Provides: versioned (= 2.5)`},
+the-new-one 1; Provides: versioned (= 2.5)`},
 			extra:   []string{"tool"},
-			headers: "exim lib libelf1 linux-compiler-gcc-12-x86 linux-headers-6.1.0-1-amd64 linux-headers-6.1.0-1-common linux-kbuild-6.1 new-one second tool",
+			headers: "exim lib libelf1 linux-compiler-gcc-12-x86 linux-headers-6.1.0-1-amd64 linux-headers-6.1.0-1-common linux-kbuild-6.1 second the-new-one tool",
 		},
 		{
 			name: "an alternative that cannot be installed is left for the next",
-			pockets: map[string]string{"bookworm-updates": `tool 1; Depends: broken | fine
-broken 1; Depends: helper, nowhere
+			pockets: map[string]string{"bookworm-updates": `tool 1; Depends: broken | fine, helper, offered
+broken 1; Depends: helper, offering, nowhere
 helper 1
+offering 1; Provides: offered
 fine 1`},
 			extra:   []string{"tool"},
-			headers: "fine libelf1 linux-compiler-gcc-12-x86 linux-headers-6.1.0-1-amd64 linux-headers-6.1.0-1-common linux-kbuild-6.1 tool",
+			headers: "fine helper libelf1 linux-compiler-gcc-12-x86 linux-headers-6.1.0-1-amd64 linux-headers-6.1.0-1-common linux-kbuild-6.1 offering tool",
 		},
 		{
 			name:    "an unsatisfiable dependency names its chain",
@@ -164,14 +165,14 @@ fine 1`},
 func TestLockedPackage(t *testing.T) {
 	b := newBench(t)
 	b.publish(published{pocket: "bookworm", packages: stanzas(basePackages)})
-	b.publish(published{archive: "debian-security", pocket: "bookworm-security", packages: stanzas("bc 1.1")})
+	b.publish(published{archive: "debian-security", pocket: "bookworm-security", packages: strings.ReplaceAll(stanzas("bc 1.1"), "bc_1.1", "bc_1%3a1.1")})
 	l, err := b.client(Options{}).Lock(t.Context(), kernel("6.1.0-1-amd64"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	text := fmt.Sprintf("%+v", l)
 	for _, want := range []string{
-		"{Name:bc Version:1.1 Arch:amd64 URL:" + b.url + "/debian-security/pool/main/bc_1.1.deb Digest:sha256:",
+		"{Name:bc Version:1.1 Arch:amd64 URL:" + b.url + "/debian-security/pool/main/bc_1%253a1.1.deb Digest:sha256:",
 		"{Name:linux-headers-6.1.0-1-common Version:6.1.1-1 Arch:all URL:" + b.url + "/debian/pool/main/linux-headers-6.1.0-1-common_6.1.1-1.deb Digest:sha256:",
 	} {
 		if !strings.Contains(text, want) {
@@ -181,6 +182,43 @@ func TestLockedPackage(t *testing.T) {
 	again, err := b.client(Options{}).Lock(t.Context(), kernel("6.1.0-1-amd64"), []string{})
 	if err != nil || !reflect.DeepEqual(again, l) {
 		t.Errorf("the second lock differs: %v", err)
+	}
+}
+
+// TestLocksOfOneCache is about answers that are kept: each must be found for its own question only.
+func TestLocksOfOneCache(t *testing.T) {
+	b := newBench(t)
+	b.publish(published{pocket: "bookworm", packages: stanzas(basePackages)})
+	seen := map[string]string{}
+	for range 2 {
+		for _, release := range []string{"6.1.0-1-amd64", "6.1.0-1-cloud-amd64"} {
+			for _, extra := range [][]string{nil, {"perl"}, {"perl", "libc6-dev"}, {"libc6-dev", "perl"}} {
+				l, err := b.client(Options{}).Lock(t.Context(), kernel(release), extra)
+				if err != nil {
+					t.Fatal(err)
+				}
+				slices.Sort(extra)
+				question, answer := release+" "+strings.Join(extra, " "), l.Digest().String()
+				if l.Kernel.Release != release {
+					t.Errorf("%s: lock of %s", question, l.Kernel)
+				}
+				for q, a := range seen {
+					if (q == question) != (a == answer) {
+						t.Errorf("%q and %q: locks are %s and %s", question, q, answer, a)
+					}
+				}
+				seen[question] = answer
+			}
+		}
+	}
+	// Another mirror means other URLs.
+	b.publish(published{archive: "copy/debian", pocket: "bookworm", packages: stanzas(basePackages)})
+	l, err := b.client(Options{Mirrors: map[string]string{"debian": b.url + "/copy/debian"}}).Lock(t.Context(), kernel("6.1.0-1-amd64"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.HasPrefix(l.Headers[0].URL, b.url+"/copy/debian/pool/") || seen["6.1.0-1-amd64 "] != l.Digest().String() {
+		t.Errorf("from another mirror: %+v", l.Headers[0])
 	}
 }
 
@@ -220,6 +258,7 @@ func TestKernels(t *testing.T) {
 	b.publish(published{archive: "debian-security", pocket: "bookworm-security", packages: stanzas(`
 linux-headers-6.1.0-10-common 6.1.10-1 all
 linux-headers-6.1.0-10-common-rt 6.1.10-1 all
+linux-headers-6.1.0-10-all 6.1.10-1 all; Depends: linux-headers-6.1.0-10-common
 linux-headers-6.1.0-10-amd64 6.1.10-1; Depends: linux-headers-6.1.0-10-common (= 6.1.10-1), linux-compiler-gcc-12-x86
 linux-headers-6.1.0-10-rt-amd64 6.1.10-1; Depends: linux-headers-6.1.0-10-common-rt (= 6.1.10-1), linux-compiler-gcc-12-x86
 linux-headers-amd64 6.1.10-1; Depends: linux-headers-6.1.0-10-amd64 (= 6.1.10-1)`)})

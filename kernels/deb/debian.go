@@ -3,7 +3,7 @@ package deb
 import _ "embed"
 
 // The automatic, security and stable release keys of Debian 11 to 13, from the package debian-archive-keyring. They sign testing and
-// unstable too.
+// unstable too. Only the keys and what binds their user IDs and subkeys is kept of them.
 //
 //go:embed keys/debian.asc
 var debianKeys string

@@ -14,8 +14,8 @@ import (
 const (
 	userAgent = "godkms-hermetic"
 	tries     = 3
-	firstWait = 200 * time.Millisecond // between tries; three times as long before each further one
-	stallTime = 30 * time.Second       // without a byte, a download is given up
+	firstWait = 200 * time.Millisecond
+	stallTime = 30 * time.Second
 )
 
 // newClient is the client that is used unless the caller has one: proxies from the environment, no waiting for ever.
@@ -56,11 +56,18 @@ type reply struct {
 	notModified bool
 }
 
+// A fetcher is a client with its patience.
+type fetcher struct {
+	client *http.Client
+	wait   time.Duration // before the second try; three times as long before each further one
+	stall  time.Duration // without a byte, a download is given up
+}
+
 // fetch gets a whole file of at most limit bytes into memory. Broken connections and server errors are tried again.
-func fetch(ctx context.Context, client *http.Client, from string, header http.Header, limit int64, progress func(done int64)) (*reply, error) {
-	wait := firstWait
+func (f fetcher) fetch(ctx context.Context, from string, header http.Header, limit int64, progress func(done int64)) (*reply, error) {
+	wait := f.wait
 	for try := 1; ; try++ {
-		r, err := fetchOnce(ctx, client, from, header, limit, progress)
+		r, err := f.once(ctx, from, header, limit, progress)
 		if err == nil {
 			return r, nil
 		}
@@ -82,7 +89,7 @@ func fetch(ctx context.Context, client *http.Client, from string, header http.He
 	}
 }
 
-func fetchOnce(ctx context.Context, client *http.Client, from string, header http.Header, limit int64, progress func(int64)) (*reply, error) {
+func (f fetcher) once(ctx context.Context, from string, header http.Header, limit int64, progress func(int64)) (*reply, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, from, nil)
@@ -93,7 +100,7 @@ func fetchOnce(ctx context.Context, client *http.Client, from string, header htt
 		req.Header[k] = v
 	}
 	req.Header.Set("User-Agent", userAgent)
-	resp, err := client.Do(req)
+	resp, err := f.client.Do(req)
 	if e, ok := errors.AsType[*url.Error](err); ok {
 		return nil, e.Err // callers name the URL
 	}
@@ -111,7 +118,7 @@ func fetchOnce(ctx context.Context, client *http.Client, from string, header htt
 	if resp.ContentLength > limit {
 		return nil, errTooLarge
 	}
-	stall := time.AfterFunc(stallTime, func() { cancel(errStalled) })
+	stall := time.AfterFunc(f.stall, func() { cancel(errStalled) })
 	defer stall.Stop()
 	var done int64
 	in := io.LimitReader(resp.Body, limit+1)
@@ -123,7 +130,7 @@ func fetchOnce(ctx context.Context, client *http.Client, from string, header htt
 		n, err := in.Read(body[len(body):min(cap(body), len(body)+256<<10)])
 		body = body[:len(body)+n]
 		if n > 0 {
-			stall.Reset(stallTime)
+			stall.Reset(f.stall)
 			done += int64(n)
 			if progress != nil {
 				progress(done)

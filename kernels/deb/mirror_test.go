@@ -107,6 +107,11 @@ func TestMirrorSuites(t *testing.T) {
 				}
 				if k.Default {
 					defaults++
+					var size int64
+					for _, q := range slices.Concat(l.Toolchain, l.Headers) {
+						size += q.Size
+					}
+					t.Logf("%s: %d packages in the toolchain and %d more, %d MB in all", k.Release, len(l.Toolchain), len(l.Headers), size/1e6)
 				}
 				toolchains[l.ToolchainDigest().String()+l.Compiler] = true
 				if l.Compiler != k.Compiler || c.compiler != "" && l.Compiler != c.compiler {
@@ -188,6 +193,22 @@ func TestMirrorUnknown(t *testing.T) {
 	}
 }
 
+// TestMirrorResolve finds kernels without being told the suite.
+func TestMirrorResolve(t *testing.T) {
+	p := mirrorProvider(t, Options{})
+	bookworm, trixie := defaultLock(t, p, "bookworm", "amd64").Kernel, defaultLock(t, p, "trixie", "amd64").Kernel
+	sel, err := kernels.ParseSelectors(trixie.Release + ",running,debian/bookworm:latest,debian/trixie:latest")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := kernels.Resolver{Providers: map[string]kernels.Provider{"debian": p}, Arch: "amd64", Running: bookworm.Release,
+		Warn: func(s string) { t.Log("warning: " + s) }}
+	got, err := r.Resolve(t.Context(), sel)
+	if err != nil || !slices.Equal(got, []kernels.Kernel{trixie, bookworm}) {
+		t.Errorf("Resolve = %v, %v; want %v, %v", got, err, trixie, bookworm)
+	}
+}
+
 // TestMirrorAsApt compares a lock with what apt would install into an empty root.
 func TestMirrorAsApt(t *testing.T) {
 	p := mirrorProvider(t, Options{})
@@ -249,6 +270,32 @@ func BenchmarkMirror(b *testing.B) {
 				b.Fatal(err)
 			}
 		}
+	})
+	b.Run("six kernels of two suites", func(b *testing.B) {
+		sel, err := kernels.ParseSelectors("6.1.0-5[3-6]-amd64,debian/bookworm:6.12.117+deb12-amd64,debian/trixie:latest")
+		if err != nil {
+			b.Fatal(err)
+		}
+		n := 0
+		run := func() {
+			p := mirrorProvider(b, Options{})
+			r := kernels.Resolver{Providers: map[string]kernels.Provider{"debian": p}, Arch: "amd64"}
+			list, err := r.Resolve(b.Context(), sel)
+			if err != nil {
+				b.Fatal(err)
+			}
+			n = len(list)
+			for _, k := range list {
+				if _, err := p.Lock(b.Context(), k, nil); err != nil {
+					b.Fatal(err)
+				}
+			}
+		}
+		run()
+		for b.Loop() {
+			run()
+		}
+		b.ReportMetric(float64(n), "kernels")
 	})
 	b.Run("lock that was never made", func(b *testing.B) {
 		for b.Loop() {

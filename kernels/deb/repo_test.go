@@ -263,6 +263,7 @@ func (b *bench) client(o Options) *Provider {
 	if err != nil {
 		b.t.Fatal(err)
 	}
+	p.net.wait = time.Millisecond
 	return p
 }
 

@@ -303,7 +303,7 @@ func (p *Provider) usable(s *state) bool {
 
 // ask fetches a pocket's InRelease unless it is the one that is held, and checks everything but its expiry.
 func (p *Provider) ask(ctx context.Context, pk pocket, held *state, base, url string) (*state, error) {
-	header := http.Header{}
+	header := http.Header{"Cache-Control": {"max-age=0"}} // a proxy on the way is to ask the mirror
 	if held != nil && held.Base == base && !held.Missing {
 		if held.ETag != "" {
 			header.Set("If-None-Match", held.ETag)
@@ -313,12 +313,12 @@ func (p *Provider) ask(ctx context.Context, pk pocket, held *state, base, url st
 		}
 	}
 	now := p.opts.Now()
-	got, err := fetch(ctx, p.opts.Client, url, header, maxRelease, nil)
+	got, err := p.net.fetch(ctx, url, header, maxRelease, nil)
 	if err != nil {
 		return nil, fmt.Errorf("fetch %s: %w: %s", url, err, advice(err))
 	}
 	if got.notModified {
-		if held == nil || len(header) == 0 {
+		if held == nil || len(header) == 1 {
 			return nil, fmt.Errorf("fetch %s: the mirror answers 304 to an unconditional request: use another mirror", url)
 		}
 		next := *held
@@ -457,7 +457,7 @@ func (p *Provider) download(ctx context.Context, pk pocket, base, arch string, r
 		url string
 	)
 	for _, url = range urls {
-		got, err = fetch(ctx, p.opts.Client, url, nil, ref.Size, func(done int64) { p.opts.Progress(what, done, ref.Size) })
+		got, err = p.net.fetch(ctx, url, nil, ref.Size, func(done int64) { p.opts.Progress(what, done, ref.Size) })
 		if err == nil || !isMissing(err) {
 			break
 		}

@@ -61,6 +61,14 @@ func TestRefused(t *testing.T) {
 		{"other suite", func(p *published) { p.codename = "bullseye" }, nil, []string{"refused", inRelease, `index of "bullseye"`}},
 		{"from the future", func(p *published) { p.date = epoch.Add(25 * time.Hour) }, nil, []string{"refused", inRelease, "2024-05-02", "clock"}},
 		{"release too large", nil, func(b *bench) { b.files[inRelease] = make([]byte, maxRelease+1) }, []string{inRelease, "too large"}},
+		{"release without end", nil, func(b *bench) {
+			b.answer = func(w http.ResponseWriter, r *http.Request) bool {
+				for range maxRelease>>20 + 1 {
+					w.Write(make([]byte, 1<<20))
+				}
+				return true
+			}
+		}, []string{inRelease, "too large"}},
 		{"index truncated", nil, func(b *bench) { p := index(b); b.files[p] = b.files[p][:100] }, []string{"refused", "/by-hash/", "100 of", "try again"}},
 		{"index longer", nil, func(b *bench) { p := index(b); b.files[p] = append(b.files[p], 0) }, []string{"/by-hash/", "too large"}},
 		{"index altered", nil, func(b *bench) { p := index(b); b.files[p][50] ^= 1 }, []string{"refused", "/by-hash/", "sha256", "another mirror"}},
@@ -268,8 +276,8 @@ func TestMirrorFails(t *testing.T) {
 			if err := use(b.client(Options{})); err != nil {
 				t.Errorf("after %v: %v", c.works, err)
 			}
-			if n := b.count("bookworm/InRelease") - before; n != tries {
-				t.Errorf("asked %d times; want %d", n, tries)
+			if n := b.count("bookworm/InRelease") - before; n != 3 {
+				t.Errorf("asked %d times; want 3", n)
 			}
 			if !b.warned("502 Bad Gateway: check the network and the mirror (--mirror); using what was fetched on 2024-05-01 12:00 UTC") {
 				t.Errorf("warnings are %q", b.warnings)
@@ -286,7 +294,7 @@ func TestBriefFailureIsTriedAgain(t *testing.T) {
 	b := newBench(t)
 	b.publish(published{pocket: "bookworm", packages: stanzas(basePackages)})
 	b.answer = func(w http.ResponseWriter, r *http.Request) bool {
-		if b.hits[r.URL.Path] < tries {
+		if b.hits[r.URL.Path] < 3 {
 			w.WriteHeader(http.StatusServiceUnavailable)
 			return true
 		}
@@ -431,5 +439,38 @@ func TestProgress(t *testing.T) {
 	}
 	if got != "bookworm amd64true" {
 		t.Errorf("progress is %q", got)
+	}
+}
+
+func TestStalledMirrorIsGivenUp(t *testing.T) {
+	b := newBench(t)
+	b.answer = func(w http.ResponseWriter, r *http.Request) bool {
+		w.Header().Set("Content-Length", "100")
+		w.Write([]byte("half"))
+		w.(http.Flusher).Flush()
+		<-r.Context().Done()
+		return true
+	}
+	p := b.client(Options{})
+	p.net.stall = 20 * time.Millisecond
+	done := make(chan error, 1)
+	go func() { done <- use(p) }()
+	select {
+	case err := <-done:
+		if !errors.Is(err, errStalled) {
+			t.Errorf("error is %v", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("still waiting")
+	}
+}
+
+func TestClientUsesTheEnvironmentsProxy(t *testing.T) {
+	p, err := New(Options{CacheDir: t.TempDir(), AptDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if tr, ok := p.net.client.Transport.(*http.Transport); !ok || tr.Proxy == nil {
+		t.Errorf("no proxy function in %v", p.net.client.Transport)
 	}
 }

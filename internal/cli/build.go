@@ -268,10 +268,12 @@ func (r *buildRun) one(ctx context.Context, source *builder.Source, t target, li
 			return report, exitBuild
 		}
 		if f, err := ui.ReadFailure(bytes.NewReader(b.Log)); err == nil {
-			r.board.Fail(t.label, f, b.LogPath)
 			if errors.As(b.Err, new(*builder.StepError)) && f.First != "" {
 				report.Reason += ": " + f.First
+			} else {
+				f.First = b.Reason // the compiler had nothing to say against it
 			}
+			r.board.Fail(t.label, f, b.LogPath)
 		}
 		return report, exitBuild
 	case builder.Skipped:

@@ -31,27 +31,33 @@ type Root interface {
 type Spec struct {
 	Root    Root
 	Kernel  kernels.Kernel // the target; an engine refuses an architecture that this machine can't run
-	Scratch []string       // absolute paths of empty, writable folders, made where the root lacks them; all else is read-only
+	Scratch []string       // absolute paths of empty, writable folders, made where the root lacks them; /tmp is always one more
 }
 
-// Engine starts sandboxes. What a sandbox sees is fixed: the root, /proc of its own processes, a minimal /dev, the scratch
-// folders, user UID, host name HostName, and no network. Nothing of the host, no environment variable, no file descriptor
-// reaches it. Engines are safe for concurrent use.
+// Engine starts sandboxes. What a sandbox sees is fixed: the root, read-only; /proc of its own processes; a minimal /dev; the
+// scratch folders and /tmp; user UID without any capability, or a way to gain one; umask 022; host name HostName; and no
+// network, whether its loopback device is up or not. Nothing of the host, no environment variable, no file descriptor
+// reaches it. Engines are safe for concurrent use. Package enginetest has this contract as tests.
 type Engine interface {
 	Start(ctx context.Context, s Spec) (Sandbox, error)
 }
 
 // Sandbox runs commands, one at a time; files written to its scratch folders stay until Close.
 type Sandbox interface {
-	// Run runs a command and waits for it. It returns an *ExitError when the command ran and failed. When it returns, no
-	// process that the command started is left. When ctx ends, the whole tree is killed and the error is ctx's cause.
+	// Run runs a command and waits for it. It returns an *ExitError when the command ran and failed; a program that's missing
+	// has code 127, one that can't be executed 126, as in a shell, and Stderr says so. Any other error means that the command
+	// did not run to its end: its Dir is missing, the sandbox has ended, or reading Stdin or writing Stdout or Stderr failed,
+	// whose error is then wrapped. When Run returns, no process that the command started is left. When ctx ends, the whole
+	// tree is killed and the error is ctx's cause; the sandbox can be used further.
 	Run(ctx context.Context, c Command) error
 	// Close ends every process and removes everything that the sandbox made. Calling it twice is harmless.
 	Close() error
 }
 
 // Command is one program to run in a sandbox. All data goes in and out through the three streams; a nil stream is empty
-// or discarded.
+// or discarded. The command needn't read all of Stdin, and a Read of it may still be under way when Run returns: its bytes are
+// lost, and whoever writes into a pipe that Stdin reads from must close it himself. Where Stdout and Stderr are the same
+// writer, the order of what is written is kept.
 type Command struct {
 	Args           []string // Args[0] is looked up in the PATH of Env
 	Env            []string // the whole environment, NAME=value

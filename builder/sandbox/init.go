@@ -77,14 +77,10 @@ func failure(err error) []byte {
 
 // dropInherited takes off what the tool's own caller may have left on it, and would reach commands.
 func dropInherited() error {
-	// A blocked signal stays blocked in children, and Go restores the mask that the process was started with in each of
-	// them: so it's emptied and the program starts anew. Handlers go with exec; ignored signals get a handler below.
-	var mask, none unix.Sigset_t
-	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &none, &mask); err != nil {
+	// A blocked signal stays blocked in children of this thread. Handlers go with exec; ignored signals get one below.
+	var none unix.Sigset_t
+	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &none, nil); err != nil {
 		return err
-	}
-	if mask != none {
-		return syscall.Exec("/proc/self/exe", []string{marker}, nil)
 	}
 	// Signals of the sandbox's own processes reach pid 1 where it has a handler, and Go's runtime would end the process on
 	// some. Caught and dropped they do nothing, and unlike ignored ones they are the default's again after exec.

@@ -171,13 +171,17 @@ func TestClosed(t *testing.T) {
 	}
 }
 
-// Every thread of the first process gives up its rights, not only the one that starts commands.
-func TestThreads(t *testing.T) {
+// The first process knows no secret, and every thread of it gives up its rights, not only the one that starts commands.
+func TestFirstProcess(t *testing.T) {
+	t.Setenv("SANDBOX_TEST_SECRET", "of-the-tool")
+	sb := startWith(t, testRoot(t))
+	output(t, sb, "true")
+	if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", sb.init.Pid)); len(b) > 0 || err != nil && os.Geteuid() == 0 {
+		t.Errorf("the first process's environment is %q, %v; want none", b, err)
+	}
 	if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_GETPID, 0, 0, 0); errno == syscall.ENOTSUP {
 		t.Skip("built with cgo")
 	}
-	sb := startWith(t, testRoot(t))
-	output(t, sb, "true")
 	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", sb.init.Pid))
 	if err != nil || len(files) < 2 {
 		t.Fatalf("threads: %q, %v", files, err)
@@ -329,7 +333,7 @@ var tools = map[string]func() error{
 		return runScript("echo ready; sleep 1000 & (setsid sh -c 'trap \"\" TERM; sleep 1000; true' &); sleep 1000")
 	},
 	"inherited": func() error {
-		return runScript(`ls /proc/self/fd | wc -l; while read -r k v; do case $k in SigBlk:|SigIgn:) echo $v;; esac; done < /proc/self/status; uname -m; umask`)
+		return runScript(`ls /proc/self/fd | wc -l; while read -r k v; do case $k in SigBlk:|SigIgn:) echo $v;; esac; done < /proc/self/status; uname -m; umask; ulimit -c`)
 	},
 }
 
@@ -386,7 +390,7 @@ func TestInherited(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("env", "--block-signal=USR1,CHLD,PIPE", "--ignore-signal=HUP,PIPE,INT,CHLD", "setarch", "i686", self, "inherited")
+	cmd := exec.Command("sh", "-c", `ulimit -S -c 1; exec "$@"`, "sh", "env", "--block-signal=USR1,CHLD,PIPE", "--ignore-signal=HUP,PIPE,INT,CHLD", "setarch", "i686", self, "inherited")
 	cmd.Env = append(os.Environ(), layersVar+"="+strings.Join(testRoot(t).Layers(), "\n"))
 	cmd.ExtraFiles = []*os.File{extra, extra, extra}
 	old := syscall.Umask(0o077)
@@ -394,9 +398,9 @@ func TestInherited(t *testing.T) {
 	syscall.Umask(old)
 	var uts unix.Utsname
 	unix.Uname(&uts)
-	want := fmt.Sprintf("4\n%[1]s\n%[1]s\n%[2]s\n0022\n", "0000000000000000", unix.ByteSliceToString(uts.Machine[:]))
+	want := fmt.Sprintf("4\n%[1]s\n%[1]s\n%[2]s\n0022\n0\n", "0000000000000000", unix.ByteSliceToString(uts.Machine[:]))
 	if err != nil || string(out) != want {
-		t.Errorf("descriptors; blocked, ignored signals; machine; umask: %q, %v; want %q", out, err, want)
+		t.Errorf("descriptors; blocked, ignored signals; machine; umask; core size: %q, %v; want %q", out, err, want)
 	}
 }
 

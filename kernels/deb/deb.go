@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -171,10 +170,20 @@ func (p *Provider) lock(ctx context.Context, k kernels.Kernel, extra []string) (
 
 const headersPrefix = "linux-headers-"
 
-var (
-	commonHeaders = regexp.MustCompile(`^linux-headers-(.+)-common(-[a-z0-9]+)?$`)
-	compilerName  = regexp.MustCompile(`^(gcc-[0-9.]+)(-for-host)?$`)
-)
+// commonOf gives the release, without a flavour, of the headers that flavours share: linux-headers-RELEASE-common or, for rt,
+// linux-headers-RELEASE-common-rt.
+func commonOf(name string) (release string, ok bool) {
+	name, isHeaders := strings.CutPrefix(name, headersPrefix)
+	release, tail, isCommon := strings.Cut(name, "-common")
+	return release, isHeaders && isCommon && release != "" && (tail == "" || tail[0] == '-')
+}
+
+// compilerOf gives gcc-VERSION for the packages gcc-VERSION and gcc-VERSION-for-host.
+func compilerOf(name string) (gcc string, ok bool) {
+	gcc = strings.TrimSuffix(name, "-for-host")
+	version, isGCC := strings.CutPrefix(gcc, "gcc-")
+	return gcc, isGCC && version != "" && strings.Trim(version, "0123456789.") == ""
+}
 
 // headers tells whether a package is the headers of one kernel, and of which flavour. Those depend on the headers that all flavours
 // share; metapackages don't.
@@ -188,8 +197,8 @@ func headers(k *candidate) (flavour string, ok bool) {
 		return "", false
 	}
 	for _, g := range groups {
-		if m := commonHeaders.FindStringSubmatch(g[0].name); m != nil {
-			if flavour, ok := strings.CutPrefix(release, m[1]+"-"); ok {
+		if base, ok := commonOf(g[0].name); ok {
+			if flavour, ok := strings.CutPrefix(release, base+"-"); ok {
 				return flavour, true
 			}
 		}
@@ -206,8 +215,8 @@ func (p *pool) compiler(k *candidate) (string, error) {
 	}
 	for _, g := range groups {
 		for _, r := range g {
-			if m := compilerName.FindStringSubmatch(r.name); m != nil {
-				return m[1], nil
+			if gcc, ok := compilerOf(r.name); ok {
+				return gcc, nil
 			}
 			if !strings.HasPrefix(r.name, "linux-compiler-") {
 				continue
@@ -225,8 +234,8 @@ func (p *pool) compiler(k *candidate) (string, error) {
 					return "", err
 				}
 				for _, g := range inner {
-					if m := compilerName.FindStringSubmatch(g[0].name); m != nil {
-						return m[1], nil
+					if gcc, ok := compilerOf(g[0].name); ok {
+						return gcc, nil
 					}
 				}
 			}

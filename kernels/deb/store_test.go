@@ -474,3 +474,38 @@ func TestClientUsesTheEnvironmentsProxy(t *testing.T) {
 		t.Errorf("no proxy function in %v", p.net.client.Transport)
 	}
 }
+
+// TestVanishedPocket: a mirror that no longer has the security updates does not take them away at once, and cannot bring back
+// older ones later.
+func TestVanishedPocket(t *testing.T) {
+	b := newBench(t)
+	b.publish(published{pocket: "bookworm", packages: stanzas(basePackages)})
+	security := published{archive: "debian-security", pocket: "bookworm-security", packages: stanzas("bc 2")}
+	b.publish(security)
+	version := func() string {
+		t.Helper()
+		l, err := b.client(Options{}).Lock(t.Context(), kernel("6.1.0-1-amd64"), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l.Toolchain[1].Name + " " + l.Toolchain[1].Version
+	}
+	if got := version(); got != "bc 2" {
+		t.Errorf("with security updates: %s", got)
+	}
+	delete(b.files, "/debian-security/dists/bookworm-security/InRelease")
+	b.clock.add(7 * time.Hour)
+	if got := version(); got != "bc 2" || !b.warned("using what was fetched on 2024-05-01 12:00 UTC") {
+		t.Errorf("a little after they vanished: %s, warnings %q", got, b.warnings)
+	}
+	b.clock.add(8 * 24 * time.Hour)
+	if got := version(); got != "bc 1" || !b.warned("security updates of it are left out") {
+		t.Errorf("long after they vanished: %s, warnings %q", got, b.warnings)
+	}
+	security.date, security.packages = epoch.Add(-2*time.Hour), stanzas("bc 1.5")
+	b.publish(security)
+	b.clock.add(7 * time.Hour)
+	if got := version(); got != "bc 1" || !b.warned("older than the one of") {
+		t.Errorf("with older ones: %s, warnings %q", got, b.warnings)
+	}
+}

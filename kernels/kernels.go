@@ -33,7 +33,7 @@ type Candidate struct {
 	PackageVersion string  `json:"package_version"` // of the header package: "6.1.192-2"
 	Compiler       string  `json:"compiler"`        // the package that provides it: "gcc-12"
 	Digest         v1.Hash `json:"digest"`          // sha256 of the header package's file
-	Default        bool    `json:"default"`         // the one that the suite itself installs when none is named: "latest"
+	Latest         bool    `json:"latest"`          // the newest of the default flavour, the one without a suffix of its own
 }
 
 // Package pins one distribution package. URL says where it was last seen and is not part of any digest: mirrors differ.

@@ -19,7 +19,7 @@ type Selector struct {
 
 // Words that stand for a release.
 const (
-	Latest  = "latest"  // the kernel that the suite itself installs when none is named
+	Latest  = "latest"  // the newest of the default flavour
 	Running = "running" // the release that the caller says is running
 )
 
@@ -176,7 +176,7 @@ func (l *lookup) resolve(ctx context.Context, s Selector) ([]Kernel, error) {
 func (s Selector) matches(k Candidate) bool {
 	switch {
 	case s.Release == Latest:
-		return k.Default
+		return k.Latest
 	case s.isPattern():
 		ok, err := path.Match(s.Release, k.Release)
 		return ok && err == nil
@@ -192,7 +192,7 @@ func (l *lookup) nothing(s Selector, have []string, unread []error) error {
 	var err error
 	switch {
 	case s.Release == Latest:
-		err = fmt.Errorf("%s installs no kernel for %q by itself: name a release: %w", where, l.Arch, ErrNotFound)
+		err = fmt.Errorf("%s has no kernel of the default flavour for %q: name a release: %w", where, l.Arch, ErrNotFound)
 	case s.isPattern():
 		err = fmt.Errorf("the pattern matches no release in %s%s: %w", where, DidYouMean(s.Release, have), ErrNotFound)
 	default:

@@ -78,7 +78,7 @@ func (f *fixed) Kernels(_ context.Context, suite, arch string) ([]Candidate, err
 		}
 		release, digest, _ := strings.Cut(item, "=")
 		release, def := strings.CutPrefix(release, "*")
-		out = append(out, Candidate{Kernel: Kernel{"debian", suite, arch, release}, Default: def, Digest: v1.Hash{Algorithm: "sha256", Hex: digest}})
+		out = append(out, Candidate{Kernel: Kernel{"debian", suite, arch, release}, Latest: def, Digest: v1.Hash{Algorithm: "sha256", Hex: digest}})
 	}
 	return out, nil
 }

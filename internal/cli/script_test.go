@@ -54,7 +54,8 @@ func TestMain(m *testing.M) {
 //	nobody CMD ...     runs a command as an ordinary user
 //	exits CODE CMD ... runs a command and wants that exit code
 //	count PATTERN N    wants N files whose paths match
-//	same A B           wants two files with the same bytes; differ wants them not to be
+//	same A B           wants two files with the same bytes
+//	spoil PATTERN      turns one bit of a file
 //
 // $K61, $K612 and $TRIXIE are the newest kernels of bookworm's 6.1 and 6.12 lines and of trixie; $R61 and $R612 their releases.
 // $TREES has the module sources.
@@ -122,8 +123,7 @@ func TestScripts(t *testing.T) {
 					ts.Fatalf("%d files are %s; want %s: %s", len(files), args[0], args[1], files)
 				}
 			},
-			"same":   func(ts *testscript.TestScript, neg bool, args []string) { compare(ts, !neg, args) },
-			"differ": func(ts *testscript.TestScript, _ bool, args []string) { compare(ts, false, args) },
+			"same": func(ts *testscript.TestScript, neg bool, args []string) { compare(ts, !neg, args) },
 			"spoil": func(ts *testscript.TestScript, _ bool, args []string) {
 				files, err := filepath.Glob(ts.MkAbs(args[0]))
 				ts.Check(err)
@@ -133,7 +133,7 @@ func TestScripts(t *testing.T) {
 				b, err := os.ReadFile(files[0])
 				ts.Check(err)
 				b[len(b)/2] ^= 1
-				ts.Check(os.Chmod(files[0], 0o644))
+				ts.Check(os.Remove(files[0])) // it may be linked to the shared cache's
 				ts.Check(os.WriteFile(files[0], b, 0o644))
 			},
 		},
@@ -408,4 +408,3 @@ func TestParseSizeAndAge(t *testing.T) {
 		}
 	}
 }
-

@@ -182,7 +182,7 @@ func TestPayloadOfRealPackages(t *testing.T) {
 	if _, err := exec.LookPath("dpkg-deb"); err != nil {
 		t.Skip("needs dpkg-deb")
 	}
-	l := defaultLock(t, p, "bookworm", "amd64")
+	l := newestLock(t, p, "bookworm", "amd64", "")
 	for _, k := range append(l.Headers, l.Toolchain[:3]...) {
 		got, err := p.net.fetch(t.Context(), k.URL, nil, k.Size, nil)
 		if err != nil {

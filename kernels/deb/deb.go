@@ -267,12 +267,8 @@ func (p *pool) kernels(distro, suite string) ([]kernels.Candidate, error) {
 	slices.SortFunc(all, func(a, b *candidate) int {
 		return cmp.Or(-compareVersions(a.version, b.version), cmp.Compare(a.name, b.name))
 	})
-	main, err := p.mainKernel()
-	if err != nil {
-		return nil, err
-	}
 	out := []kernels.Candidate{}
-	preferred := -1
+	latest := false
 	for _, k := range all {
 		flavour, ok := headers(k)
 		if !ok {
@@ -282,36 +278,14 @@ func (p *pool) kernels(distro, suite string) ([]kernels.Candidate, error) {
 		if err != nil {
 			return nil, err
 		}
-		if k.name == main || preferred < 0 && flavour == p.arch {
-			preferred = len(out)
-		}
+		first := !latest && flavour == p.arch // the plain flavour is named like the architecture
+		latest = latest || first
 		out = append(out, kernels.Candidate{
 			Kernel:         kernels.Kernel{Distro: distro, Suite: suite, Arch: p.arch, Release: strings.TrimPrefix(k.name, headersPrefix)},
-			PackageVersion: k.version, Compiler: gcc, Digest: k.digest(),
+			PackageVersion: k.version, Compiler: gcc, Digest: k.digest(), Latest: first,
 		})
 	}
-	if preferred >= 0 {
-		out[preferred].Default = true
-	}
 	return out, nil
-}
-
-// mainKernel names the headers that the suite's metapackage for the plain flavour installs, if there is one.
-func (p *pool) mainKernel() (string, error) {
-	meta, err := p.current(headersPrefix + p.arch)
-	if err != nil || meta == nil {
-		return "", err
-	}
-	groups, err := parseDepends(meta.depends)
-	if err != nil {
-		return "", err
-	}
-	for _, g := range groups {
-		if strings.HasPrefix(g[0].name, headersPrefix) {
-			return g[0].name, nil
-		}
-	}
-	return "", nil
 }
 
 func (p *pool) lock(k kernels.Kernel, d *distro, extra []string) (kernels.Lock, error) {

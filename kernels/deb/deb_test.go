@@ -275,8 +275,8 @@ linux-headers-amd64 6.12.1-1~bpo12+1; Depends: linux-headers-6.12.1+deb12-amd64 
 		var got []string
 		for _, k := range list {
 			s := k.Release + " " + k.PackageVersion + " " + k.Compiler
-			if k.Default {
-				s += " default"
+			if k.Latest {
+				s += " latest"
 			}
 			if k.Distro != "debian" || k.Suite != "bookworm" || k.Arch != "amd64" || len(k.Digest.Hex) != 64 {
 				t.Errorf("%+v", k)
@@ -284,8 +284,8 @@ linux-headers-amd64 6.12.1-1~bpo12+1; Depends: linux-headers-6.12.1+deb12-amd64 
 			got = append(got, s)
 		}
 		want := []string{
-			"6.12.1+deb12-amd64 6.12.1-1~bpo12+1 gcc-12",
-			"6.1.0-10-amd64 6.1.10-1 gcc-12 default",
+			"6.12.1+deb12-amd64 6.12.1-1~bpo12+1 gcc-12 latest",
+			"6.1.0-10-amd64 6.1.10-1 gcc-12",
 			"6.1.0-10-rt-amd64 6.1.10-1 gcc-12",
 			"6.1.0-1-amd64 6.1.1-1 gcc-12",
 			"6.1.0-1-cloud-amd64 6.1.1-1 gcc-12",

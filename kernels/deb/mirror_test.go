@@ -48,15 +48,19 @@ func mirrorProvider(t testing.TB, o Options) *Provider {
 	return p
 }
 
-func defaultLock(t testing.TB, p *Provider, suite, arch string) kernels.Lock {
+// newestLock locks the newest kernel of the default flavour and of a line, as in "6.1.", or of any.
+func newestLock(t testing.TB, p *Provider, suite, arch, line string) kernels.Lock {
 	t.Helper()
 	list, err := p.Kernels(t.Context(), suite, arch)
 	if err != nil {
 		t.Fatal(err)
 	}
-	i := slices.IndexFunc(list, func(k kernels.Candidate) bool { return k.Default })
+	i := slices.IndexFunc(list, func(k kernels.Candidate) bool {
+		plain := !strings.Contains(k.Release, "cloud") && !strings.Contains(k.Release, "rt")
+		return k.Latest && line == "" || line != "" && plain && strings.HasPrefix(k.Release, line)
+	})
 	if i < 0 {
-		t.Fatalf("%s has no default kernel among %v", suite, list)
+		t.Fatalf("%s has no such kernel among %v", suite, list)
 	}
 	l, err := p.Lock(t.Context(), list[i].Kernel, nil)
 	if err != nil {
@@ -105,7 +109,7 @@ func TestMirrorSuites(t *testing.T) {
 					t.Error(err)
 					continue
 				}
-				if k.Default {
+				if k.Latest {
 					defaults++
 					var size int64
 					for _, q := range slices.Concat(l.Toolchain, l.Headers) {
@@ -180,7 +184,7 @@ func TestMirrorUnknown(t *testing.T) {
 	if !errors.Is(err, kernels.ErrNotFound) || strings.Count(err.Error(), "-amd64\"") != 4 {
 		t.Errorf("unknown release: %v", err)
 	}
-	l := defaultLock(t, p, "bookworm", "amd64")
+	l := newestLock(t, p, "bookworm", "amd64", "")
 	if _, err = p.Lock(t.Context(), l.Kernel, []string{"libelf-dve"}); !errors.Is(err, kernels.ErrNotFound) || !strings.Contains(err.Error(), `"libelf-dev"`) {
 		t.Errorf("unknown extra: %v", err)
 	}
@@ -196,7 +200,7 @@ func TestMirrorUnknown(t *testing.T) {
 // TestMirrorResolve finds kernels without being told the suite.
 func TestMirrorResolve(t *testing.T) {
 	p := mirrorProvider(t, Options{})
-	bookworm, trixie := defaultLock(t, p, "bookworm", "amd64").Kernel, defaultLock(t, p, "trixie", "amd64").Kernel
+	bookworm, trixie := newestLock(t, p, "bookworm", "amd64", "").Kernel, newestLock(t, p, "trixie", "amd64", "").Kernel
 	sel, err := kernels.ParseSelectors(trixie.Release + ",running,debian/bookworm:latest,debian/trixie:latest")
 	if err != nil {
 		t.Fatal(err)
@@ -212,7 +216,7 @@ func TestMirrorResolve(t *testing.T) {
 // TestMirrorAsApt compares a lock with what apt would install into an empty root.
 func TestMirrorAsApt(t *testing.T) {
 	p := mirrorProvider(t, Options{})
-	l := defaultLock(t, p, "bookworm", "amd64")
+	l := newestLock(t, p, "bookworm", "amd64", "6.1.") // later headers depend on the kernel itself, which is not locked
 	status := filepath.Join(t.TempDir(), "status")
 	if err := os.WriteFile(status, nil, 0o644); err != nil {
 		t.Fatal(err)
@@ -235,8 +239,11 @@ func TestMirrorAsApt(t *testing.T) {
 		args = append(args, e.name)
 	}
 	out, err := exec.Command("apt-get", append(args, debian().tools...)...).CombinedOutput()
+	if err != nil && os.Getenv("CI") != "" {
+		t.Fatalf("apt-get: %v: %s", err, out)
+	}
 	if err != nil {
-		t.Skipf("apt-get knows no %s: %v: %s", l.Kernel.Release, err, out)
+		t.Skipf("NOT TESTED: apt-get knows no %s: %v: %s", l.Kernel.Release, err, out)
 	}
 	want := map[string]bool{}
 	for line := range strings.Lines(string(out)) {
@@ -256,7 +263,7 @@ func TestMirrorAsApt(t *testing.T) {
 }
 
 func BenchmarkMirror(b *testing.B) {
-	l := defaultLock(b, mirrorProvider(b, Options{}), "bookworm", "amd64")
+	l := newestLock(b, mirrorProvider(b, Options{}), "bookworm", "amd64", "")
 	b.Run("kernels", func(b *testing.B) {
 		for b.Loop() {
 			if _, err := mirrorProvider(b, Options{}).Kernels(b.Context(), "bookworm", "amd64"); err != nil {

@@ -537,7 +537,7 @@ func (s suite) network(t *testing.T) {
 			t.Errorf("%s %s of the host can be reached: %q", network, address, got)
 		}
 		if c, err := net.Dial(network, address); err != nil {
-			t.Errorf("%s %s can't be reached from outside either: %v", network, address, err)
+			t.Logf("%s %s can't be reached from outside either: %v", network, address, err)
 		} else {
 			c.Close()
 		}

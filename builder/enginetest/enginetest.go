@@ -586,7 +586,7 @@ func (s suite) host(t *testing.T) {
 		t.Fatal(err)
 	}
 	home, err := os.UserHomeDir()
-	if err != nil {
+	if err != nil || home == "/" || home == "/tmp" {
 		home = "/root"
 	}
 	sb := s.start(t)

@@ -75,6 +75,8 @@ func explain(err error) error {
 		}
 	case remote.errno == unix.ENODEV && strings.HasPrefix(remote.text, "mount the overlay"):
 		return why("the kernel has no overlayfs", "load it as root, with modprobe overlay, "+other)
+	case remote.errno == unix.EINVAL && strings.HasPrefix(remote.text, "change the root"): // pivot_root(2)
+		return why("this system runs from its initramfs, which can't be left", "switch to another root first, "+other)
 	case remote.errno == unix.EINVAL && strings.HasPrefix(remote.text, "mount /proc"):
 		return why("the kernel's /proc knows no subset=pid, as before Linux 5.8", "use a newer kernel or another engine")
 	}

@@ -83,6 +83,9 @@ func (s *Store) fetch(ctx context.Context, p kernels.Package, progress func(int6
 	if !s.have(p) && s.offline {
 		return &PackageError{p, ErrOffline, "run once without --offline"}
 	}
+	if !s.have(p) && p.URL == "" { // a lock that was read from an image
+		return &PackageError{p, errors.New("the lock does not say where it is"), "lock the kernel again, from a --mirror that has it"}
+	}
 	f, err := s.partial(ctx, p)
 	if err != nil {
 		return err

@@ -29,10 +29,15 @@ import (
 // In these tests a package is a compressed tar, which decompress opens.
 func tarPayload(_ string, pkg io.Reader) (io.ReadCloser, error) { return decompress.NewReader(pkg) }
 
+// ent is an archive entry with a file's text.
+type ent struct {
+	tar.Header
+	text string
+}
+
 // e makes an archive entry: "name/" is a folder, "name -> to" a symbolic link, "name => to" a hard link, else a file.
-func e(spec, text string) tar.Header {
-	h := tar.Header{Name: spec, Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(text)), ModTime: time.Unix(1700000000, 0),
-		PAXRecords: map[string]string{}}
+func e(spec, text string) ent {
+	h := tar.Header{Name: spec, Typeflag: tar.TypeReg, Mode: 0o644, ModTime: time.Unix(1700000000, 0)}
 	if name, to, ok := strings.Cut(spec, " -> "); ok {
 		h.Name, h.Linkname, h.Typeflag = name, to, tar.TypeSymlink
 	} else if name, to, ok := strings.Cut(spec, " => "); ok {
@@ -40,24 +45,22 @@ func e(spec, text string) tar.Header {
 	} else if strings.HasSuffix(spec, "/") {
 		h.Typeflag, h.Mode = tar.TypeDir, 0o755
 	}
-	h.Xattrs = map[string]string{"text": text} //lint:ignore SA1019 carries the text to makeTar, which takes it off
-	return h
+	return ent{h, text}
 }
 
-func makeTar(t testing.TB, entries ...tar.Header) []byte {
+func makeTar(t testing.TB, entries ...ent) []byte {
 	t.Helper()
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
 	for _, h := range entries {
-		text := h.Xattrs["text"] //lint:ignore SA1019 see e
-		h.Xattrs, h.PAXRecords = nil, nil
 		if h.Typeflag != tar.TypeReg {
-			text, h.Size = "", 0
+			h.text = ""
 		}
-		if err := w.WriteHeader(&h); err != nil {
+		h.Size = int64(len(h.text))
+		if err := w.WriteHeader(&h.Header); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := io.WriteString(w, text); err != nil {
+		if _, err := io.WriteString(w, h.text); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -197,7 +200,7 @@ func files(t testing.TB, dir string) []string {
 	return list
 }
 
-// content describes a folder in full: names, kinds, modes, times, texts.
+// describe gives a folder in full: names, kinds, modes, times, texts.
 func describe(t testing.TB, dir string) string {
 	t.Helper()
 	var b strings.Builder

@@ -120,7 +120,8 @@ type Root struct {
 
 // Root gives the root of a lock, and assembles it if the cache has it not. The caller closes it. progress may be nil.
 //
-// Errors about a package are of type *PackageError. When ctx ends, only partial downloads are left, for the next call.
+// Errors about a package are of type *PackageError. When ctx ends, what is left is finished and partial downloads, for the next
+// call, and the root's record, which List passes over and GC removes.
 func (s *Store) Root(ctx context.Context, lock kernels.Lock, progress Progress) (*Root, error) {
 	if err := check(lock); err != nil {
 		return nil, fmt.Errorf("root of %q: %w", lock.Kernel, err)

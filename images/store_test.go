@@ -453,6 +453,7 @@ func TestVerify(t *testing.T) {
 		"packed":  func(s *Store, r *Root) string { return filepath.Join(s.packedDir(r.specs[1].key), "layer.tar.gz") },
 		"file":    func(s *Store, r *Root) string { return filepath.Join(r.Layers()[0], "usr/bin/dash") },
 		"more":    func(s *Store, r *Root) string { return filepath.Join(r.Layers()[0], "usr/bin/more") },
+		"missing": func(s *Store, r *Root) string { return filepath.Join(r.Layers()[0], "usr/share/both") },
 		"index":   func(s *Store, r *Root) string { return filepath.Join(s.layerDir(r.specs[2].key), "index") },
 		"root":    func(s *Store, r *Root) string { return s.path("roots", lock.Digest().Hex+".json") },
 	} {
@@ -464,7 +465,10 @@ func TestVerify(t *testing.T) {
 				t.Fatalf("Verify of a good cache = %d, %v, %v", n, damaged, err)
 			}
 			file := spoil(s, r)
-			if b, err := os.ReadFile(file); err == nil {
+			if b, err := os.ReadFile(file); name == "missing" {
+				os.Remove(file)
+				os.Chtimes(filepath.Dir(file), time.Unix(epoch, 0), time.Unix(epoch, 0))
+			} else if err == nil {
 				b[len(b)/2] ^= 1
 				os.WriteFile(file, b, 0o644)
 			} else {

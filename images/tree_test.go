@@ -69,42 +69,42 @@ func TestExtract(t *testing.T) {
 }
 
 func TestExtractRefuses(t *testing.T) {
-	typed := func(flag byte, name, link string) tar.Header {
+	typed := func(flag byte, name, link string) ent {
 		h := e(name, "")
 		h.Typeflag, h.Linkname = flag, link
 		return h
 	}
 	for name, c := range map[string]struct {
-		entries []tar.Header
+		entries []ent
 		want    string
 	}{
-		"dots":                  {[]tar.Header{e("../x", "")}, "leads out"},
-		"dots inside":           {[]tar.Header{e("usr/../../x", "")}, "leads out"},
-		"absolute":              {[]tar.Header{e("/etc/x", "")}, "absolute"},
-		"character device":      {[]tar.Header{typed(tar.TypeChar, "dev/null", "")}, "device"},
-		"block device":          {[]tar.Header{typed(tar.TypeBlock, "dev/sda", "")}, "device"},
-		"pipe":                  {[]tar.Header{typed(tar.TypeFifo, "run/p", "")}, "pipe"},
-		"link out":              {[]tar.Header{e("usr/x -> ../../etc", "")}, "leads out"},
-		"link out, later":       {[]tar.Header{e("usr/x -> a/../../..", "")}, "leads out"},
-		"absolute link out":     {[]tar.Header{e("usr/x -> /../etc", "")}, "leads out"},
-		"empty link":            {[]tar.Header{typed(tar.TypeSymlink, "x", "")}, "unusable"},
-		"through a link":        {[]tar.Header{e("x -> /tmp", ""), e("x/y", "")}, "at once"},
-		"through inner link":    {[]tar.Header{e("d/", ""), e("x -> d", ""), e("x/y", "")}, "at once"},
-		"folder through a link": {[]tar.Header{e("x -> /tmp", ""), e("x/y/", "")}, "at once"},
-		"through a file":        {[]tar.Header{e("x", ""), e("x/y", "")}, "at once"},
-		"file over folder":      {[]tar.Header{e("x/", ""), e("x", "")}, "at once"},
-		"folder over file":      {[]tar.Header{e("x", ""), e("x/", "")}, "at once"},
-		"hard link out":         {[]tar.Header{e("x => ../../etc/passwd", "")}, "leads out"},
-		"absolute hard link":    {[]tar.Header{e("x => /etc/passwd", "")}, "absolute"},
-		"hard link to nothing":  {[]tar.Header{e("x => y", "")}, "no file"},
-		"hard link, folder":     {[]tar.Header{e("d/", ""), e("x => d", "")}, "no file"},
-		"hard link, via link":   {[]tar.Header{e("l -> /etc", ""), e("x => l/passwd", "")}, "no file"},
-		"top is a file":         {[]tar.Header{e(".", "x")}, "no folder"},
-		"long part":             {[]tar.Header{e(strings.Repeat("n", 256), "")}, "255"},
-		"long name":             {[]tar.Header{e(strings.Repeat("n/", 2001), "")}, "too long"},
-		"not UTF-8":             {[]tar.Header{e("a\xff", "")}, "UTF-8"},
-		"not UTF-8 link":        {[]tar.Header{typed(tar.TypeSymlink, "a", "\xff")}, "unusable"},
-		"odd type":              {[]tar.Header{typed('S', "a", "")}, "read tar"},
+		"dots":                  {[]ent{e("../x", "")}, "leads out"},
+		"dots inside":           {[]ent{e("usr/../../x", "")}, "leads out"},
+		"absolute":              {[]ent{e("/etc/x", "")}, "absolute"},
+		"character device":      {[]ent{typed(tar.TypeChar, "dev/null", "")}, "device"},
+		"block device":          {[]ent{typed(tar.TypeBlock, "dev/sda", "")}, "device"},
+		"pipe":                  {[]ent{typed(tar.TypeFifo, "run/p", "")}, "pipe"},
+		"link out":              {[]ent{e("usr/x -> ../../etc", "")}, "leads out"},
+		"link out, later":       {[]ent{e("usr/x -> a/../../..", "")}, "leads out"},
+		"absolute link out":     {[]ent{e("usr/x -> /../etc", "")}, "leads out"},
+		"empty link":            {[]ent{typed(tar.TypeSymlink, "x", "")}, "unusable"},
+		"through a link":        {[]ent{e("x -> /tmp", ""), e("x/y", "")}, "at once"},
+		"through inner link":    {[]ent{e("d/", ""), e("x -> d", ""), e("x/y", "")}, "at once"},
+		"folder through a link": {[]ent{e("x -> /tmp", ""), e("x/y/", "")}, "at once"},
+		"through a file":        {[]ent{e("x", ""), e("x/y", "")}, "at once"},
+		"file over folder":      {[]ent{e("x/", ""), e("x", "")}, "at once"},
+		"folder over file":      {[]ent{e("x", ""), e("x/", "")}, "at once"},
+		"hard link out":         {[]ent{e("x => ../../etc/passwd", "")}, "leads out"},
+		"absolute hard link":    {[]ent{e("x => /etc/passwd", "")}, "absolute"},
+		"hard link to nothing":  {[]ent{e("x => y", "")}, "no file"},
+		"hard link, folder":     {[]ent{e("d/", ""), e("x => d", "")}, "no file"},
+		"hard link, via link":   {[]ent{e("l -> /etc", ""), e("x => l/passwd", "")}, "no file"},
+		"top is a file":         {[]ent{e(".", "x")}, "no folder"},
+		"long part":             {[]ent{e(strings.Repeat("n", 256), "")}, "255"},
+		"long name":             {[]ent{e(strings.Repeat("n/", 2001), "")}, "too long"},
+		"not UTF-8":             {[]ent{e("a\xff", "")}, "UTF-8"},
+		"not UTF-8 link":        {[]ent{typed(tar.TypeSymlink, "a", "\xff")}, "unusable"},
+		"odd type":              {[]ent{typed('S', "a", "")}, "read tar"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var buf []byte

@@ -274,7 +274,8 @@ var diverted = map[string]string{
 
 const privateDir = "usr/lib/godkms-hermetic"
 
-// left out, with all that is below: a tenth of the bytes and a third of the files of a toolchain, of no use to a compiler.
+// dropped, with all that is below and most of /usr/share/doc: measured on Debian 12's toolchain, a fifth of the bytes and almost
+// half of the files, of no use to a compiler.
 var dropped = []string{
 	"usr/share/man", "usr/share/info", "usr/share/locale", "usr/share/lintian", "usr/share/bug", "usr/share/doc-base",
 	"usr/share/gtk-doc", "usr/share/help", "usr/share/menu", "usr/share/linda", "usr/share/bash-completion", "usr/share/zsh",

@@ -40,7 +40,8 @@ const (
 
 // The tar form is compressed with gzip, which every Docker loads (20.10 has no zstd), at a level where the toolchain packs in a
 // second or two. It is cut into blocks that are compressed on their own, several at a time, and stand one after the other as
-// members of one gzip file; their borders depend on the content alone, and so do the bytes. 1 MiB costs 1 % of size.
+// members of one gzip file; their borders depend on the content alone, and so do the bytes. blocks
+// of 1 MiB cost 0.2 % of size.
 const (
 	gzipLevel = 6
 	gzipBlock = 1 << 20

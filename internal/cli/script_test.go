@@ -46,8 +46,8 @@ func TestMain(m *testing.M) {
 // TestScripts runs the program on real packages, real kernels and the machine's own mirror. Beside testscript's commands a
 // script has:
 //
-//	fresh NAME         makes the cache folder $WORK/NAME: it has the indexes and packages of the other tests, and no results
-//	                   or header images
+//	fresh NAME [bare]  makes the cache folder $WORK/NAME: it has the indexes, packages and unpacked header images of the other
+//	                   tests, and no results; bare, it has no header images either
 //	fetch PACKAGE      downloads a Debian package to $WORK/PACKAGE.deb
 //	mirror MODE        starts a mirror on loopback, $MIRROR, that spoils what it passes on, as MODE says
 //	offline CMD ...    runs a command where there is no network
@@ -57,8 +57,8 @@ func TestMain(m *testing.M) {
 //	same A B           wants two files with the same bytes
 //	spoil PATTERN      turns one bit of a file
 //
-// $K61, $K612 and $TRIXIE are the newest kernels of bookworm's 6.1 and 6.12 lines and of trixie; $R61 and $R612 their releases.
-// $TREES has the module sources.
+// $K61, $K612 and $TRIXIE are the newest kernels of bookworm's 6.1 and 6.12 lines and of trixie's 6.12; $R61, $R612 and $RTRIXIE
+// their releases. $LATEST is trixie's newest. $TREES has the module sources.
 func TestScripts(t *testing.T) {
 	shared := sharedCache(t)
 	exe, err := exec.LookPath("godkms-hermetic")
@@ -85,10 +85,15 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"fresh": func(ts *testscript.TestScript, _ bool, args []string) {
 				dir := ts.MkAbs(args[0])
-				ts.Check(os.MkdirAll(dir, 0o755))
-				ts.Check(exec.Command("cp", "-a", filepath.Join(shared, "index"), dir).Run())
 				ts.Check(os.MkdirAll(filepath.Join(dir, "images/packages"), 0o755))
-				ts.Check(exec.Command("cp", "-al", filepath.Join(shared, "images/packages/sha256"), filepath.Join(dir, "images/packages")).Run())
+				ts.Check(exec.Command("cp", "-a", filepath.Join(shared, "index"), dir).Run())
+				linked := []string{"packages/sha256", "layers", "roots"}
+				if len(args) > 1 && args[1] == "bare" {
+					linked = linked[:1]
+				}
+				for _, name := range linked {
+					ts.Check(exec.Command("cp", "-al", filepath.Join(shared, "images", name), filepath.Join(dir, "images", filepath.Dir(name))).Run())
+				}
 			},
 			"fetch": func(ts *testscript.TestScript, _ bool, args []string) {
 				ts.Check(fetch(shared, args[0], ts.MkAbs(args[0]+".deb")))
@@ -198,7 +203,7 @@ func sharedCache(t *testing.T) string {
 // newestKernels finds out what the mirror has, and downloads the packages of these kernels' roots.
 func newestKernels(t *testing.T, shared string) []string {
 	t.Helper()
-	newest := func(suite, line string) kernels.Kernel {
+	newest := func(suite, line string) kernels.Kernel { // of the default flavour
 		var out struct {
 			Kernels []kernels.Candidate `json:"kernels"`
 		}
@@ -206,8 +211,7 @@ func newestKernels(t *testing.T, shared string) []string {
 			t.Fatal(err)
 		}
 		for _, k := range out.Kernels {
-			rest, ok := strings.CutPrefix(k.Release, line)
-			if ok && strings.Count(rest, "-") <= 2 && !strings.Contains(rest, "cloud") && !strings.Contains(rest, "rt") {
+			if strings.HasPrefix(k.Release, line) && !strings.Contains(k.Release, "-cloud-") && !strings.Contains(k.Release, "-rt-") {
 				return k.Kernel
 			}
 		}
@@ -218,7 +222,7 @@ func newestKernels(t *testing.T, shared string) []string {
 	program(t, shared, "image", "build", k61.String(), k612.String(), trixie.String())
 	return []string{
 		"K61=" + k61.String(), "R61=" + k61.Release, "K612=" + k612.String(), "R612=" + k612.Release,
-		"TRIXIE=" + trixie.String(), "RTRIXIE=" + trixie.Release,
+		"TRIXIE=" + trixie.String(), "RTRIXIE=" + trixie.Release, "LATEST=" + newest("trixie", "").String(),
 	}
 }
 

@@ -261,9 +261,10 @@ type logBuffer struct {
 	cut    int64
 }
 
+// What is kept of a log, in bytes: with the note between them, as much as the cache takes.
 const (
-	logHead = 1 << 20
-	logTail = 3 << 20
+	logHead = cache.MaxLog / 4
+	logTail = cache.MaxLog - logHead - 128
 )
 
 func (l *logBuffer) Write(p []byte) (int, error) {

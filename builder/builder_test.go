@@ -1,0 +1,114 @@
+package builder
+
+import (
+	"archive/tar"
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/godkms-hermetic/godkms-hermetic/kernels"
+)
+
+// The key depends on what goes into the bytes, and on nothing else.
+func TestKey(t *testing.T) {
+	hash := func(c string) v1.Hash { return v1.Hash{Algorithm: "sha256", Hex: strings.Repeat(c, 64)} }
+	pkg := kernels.Package{Name: "gcc-12", Version: "1", Arch: "amd64", URL: "http://a/", Digest: hash("a"), Size: 1}
+	lock := kernels.Lock{
+		Kernel:   kernels.Kernel{Distro: "debian", Suite: "bookworm", Arch: "amd64", Release: "6.1.0-56-amd64"},
+		Compiler: "gcc-12", Toolchain: []kernels.Package{pkg},
+	}
+	base := Job{Source: &Source{Module: "m", Version: "1", Digest: hash("1")}, Lock: lock}
+	b := &Builder{RootVersion: "1"}
+	want := b.Key(base)
+
+	elsewhere := base
+	moved := pkg
+	moved.URL = "http://b/"
+	elsewhere.Lock.Toolchain = []kernels.Package{moved}
+	for name, got := range map[string]v1.Hash{
+		"mirror":  b.Key(elsewhere),
+		"options": (&Builder{RootVersion: "1", Jobs: 9, Timeout: time.Hour, Verify: true, Temp: "/x"}).Key(base),
+	} {
+		if got != want {
+			t.Errorf("%s: the key is another", name)
+		}
+	}
+
+	source, suite, toolchain := base, base, base
+	source.Source = &Source{Module: "m", Version: "1", Digest: hash("2")}
+	suite.Lock.Kernel.Suite = "trixie"
+	newer := pkg
+	newer.Digest = hash("b")
+	toolchain.Lock.Toolchain = []kernels.Package{newer}
+	for name, got := range map[string]v1.Hash{
+		"source": b.Key(source), "suite": b.Key(suite), "toolchain": b.Key(toolchain),
+		"root": (&Builder{RootVersion: "2"}).Key(base),
+	} {
+		if got == want {
+			t.Errorf("%s: the key is the same", name)
+		}
+	}
+}
+
+func TestLogIsCapped(t *testing.T) {
+	var stream bytes.Buffer
+	l := &logBuffer{stream: &stream}
+	for i := range 200_000 {
+		fmt.Fprintf(l, "%063d\n", i)
+	}
+	got := l.Bytes()
+	if n := len(got); n > logHead+logTail+100 || n < logHead+logTail {
+		t.Errorf("a log of %d bytes was kept as %d", stream.Len(), n)
+	}
+	if !bytes.HasPrefix(got, []byte("000")) || !bytes.HasSuffix(got, []byte("199999\n")) {
+		t.Error("the beginning or the end of the log is not there")
+	}
+	want := fmt.Sprintf("[… %d bytes of the log were cut here …]", stream.Len()-logHead-logTail)
+	if !bytes.Contains(got, []byte(want)) {
+		t.Errorf("the log does not say %q", want)
+	}
+	short := &logBuffer{}
+	io.WriteString(short, "a\n")
+	if got := string(short.Bytes()); got != "a\n" {
+		t.Errorf("a short log was kept as %q", got)
+	}
+}
+
+func TestReadSpool(t *testing.T) {
+	spool := func(headers ...*tar.Header) *os.File {
+		f, err := unnamed(t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		w := tar.NewWriter(f)
+		for _, h := range headers {
+			if err := w.WriteHeader(h); err != nil {
+				t.Fatal(err)
+			}
+			io.WriteString(w, strings.Repeat("x", int(h.Size)))
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	files, err := readSpool(spool(&tar.Header{Name: "a", Size: 700, Mode: 0o644}, &tar.Header{Name: strings.Repeat("b", 300), Size: 3, Mode: 0o644}))
+	if err != nil || len(files) != 2 {
+		t.Fatalf("readSpool = %d files, %v; want 2", len(files), err)
+	}
+	if b, err := io.ReadAll(files[strings.Repeat("b", 300)]); err != nil || string(b) != "xxx" {
+		t.Errorf("read %q, %v; want xxx", b, err)
+	}
+	for _, kind := range []byte{tar.TypeSymlink, tar.TypeLink, tar.TypeFifo, tar.TypeChar, tar.TypeDir} {
+		if _, err := readSpool(spool(&tar.Header{Name: "a", Typeflag: kind, Linkname: "b"})); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+			t.Errorf("type %q: error %v; want that it is not a regular file", kind, err)
+		}
+	}
+}

@@ -85,6 +85,14 @@ func dropInherited() error {
 	// Signals of the sandbox's own processes reach pid 1 where it has a handler, and Go's runtime would end the process on
 	// some. Caught and dropped they do nothing, and unlike ignored ones they are the default's again after exec.
 	signal.Notify(make(chan os.Signal, 1))
+	// The C library's own signals are none of Go's business (but for 33, which Go uses as the library does), and posix_spawn, as
+	// make calls it, leaves the first ignored.
+	var byDefault [4]uint64 // struct sigaction: handler, flags, restorer, mask
+	for _, sig := range []uintptr{32, 34} {
+		if _, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&byDefault)), 0, 8, 0, 0); errno != 0 {
+			return errno
+		}
+	}
 
 	if err := unix.CloseRange(control, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		for fd := control; fd < 4096; fd++ { // before Linux 5.11

@@ -18,7 +18,7 @@ import (
 // WriteFile writes path through a temporary file in tmp, which must be on the same file system, and fsyncs the file and its
 // folder. When write returns an error path is left as it was. Folders above path are made.
 func WriteFile(tmp, path string, mode fs.FileMode, write func(io.Writer) error) (err error) {
-	f, err := os.CreateTemp(tmp, "file-*")
+	f, err := tempFile(tmp)
 	if err != nil {
 		return err
 	}
@@ -45,6 +45,30 @@ func WriteFile(tmp, path string, mode fs.FileMode, write func(io.Writer) error) 
 		return err
 	}
 	return Rename(f.Name(), path)
+}
+
+// tempFile makes a file whose lock says that its process lives; see NewTemp.
+func tempFile(dir string) (*os.File, error) {
+	for {
+		f, err := os.CreateTemp(dir, "file-*")
+		if err != nil {
+			return nil, err
+		}
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+			f.Close()
+			os.Remove(f.Name())
+			return nil, fmt.Errorf("lock %q: %w", f.Name(), err)
+		}
+		mine, err := f.Stat()
+		if err != nil {
+			f.Close()
+			return nil, err
+		}
+		if named, err := os.Stat(f.Name()); err == nil && os.SameFile(mine, named) {
+			return f, nil
+		}
+		f.Close() // it was cleaned up before it was locked
+	}
 }
 
 // Rename moves a finished file or folder to its final place and fsyncs the folder that it lands in, which is made if absent.
@@ -78,7 +102,7 @@ type Temp struct {
 	lock *os.File
 }
 
-// NewTemp makes a folder below base and removes those that dead processes left there.
+// NewTemp makes a folder below base and removes what dead processes left there: such folders, and WriteFile's files.
 func NewTemp(base string) (*Temp, error) {
 	if err := os.MkdirAll(base, 0o755); err != nil {
 		return nil, err
@@ -93,12 +117,12 @@ func NewTemp(base string) (*Temp, error) {
 		return nil, err
 	}
 	for _, e := range entries {
-		if !e.IsDir() {
+		if e.Name() == ".lock" || !e.IsDir() && !e.Type().IsRegular() {
 			continue
 		}
-		dir := filepath.Join(base, e.Name())
-		if f, err := tryLock(dir); err == nil {
-			RemoveAll(dir)
+		name := filepath.Join(base, e.Name())
+		if f, err := tryLock(name); err == nil {
+			RemoveAll(name)
 			f.Close()
 		}
 	}

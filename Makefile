@@ -48,7 +48,7 @@ bench: ## benchmarks alone
 
 picture: build ## docs/terminal.svg, from a real run
 	mkdir -p docs
-	go run ./scripts/termsvg -o docs/terminal.svg $(PICTURE)
+	cache=$$(mktemp -d) && XDG_CACHE_HOME=$$cache go run ./scripts/termsvg -cols 132 -o docs/terminal.svg $(PICTURE); rm -rf "$$cache"
 
 clean: ## what build and demo made; the cache of built modules stays
 	rm -rf bin out

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/godkms-hermetic/godkms-hermetic/builder"
+	"github.com/godkms-hermetic/godkms-hermetic/builder/dkms"
 	"github.com/godkms-hermetic/godkms-hermetic/builder/sandbox"
 	"github.com/godkms-hermetic/godkms-hermetic/images"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/durable"
@@ -185,6 +186,9 @@ func (r *buildRun) run(ctx context.Context, source *builder.Source, targets []ta
 	lines := make([]*ui.Line, len(targets))
 	for i, t := range targets {
 		lines[i] = r.board.Line(t.label)
+		if t.err != nil { // known before any work, and said so
+			lines[i].End(ui.Failed, t.err.Error())
+		}
 	}
 	reports, codes := make([]ui.Result, len(targets)), make([]int, len(targets))
 	slots := make(chan struct{}, r.jobs)
@@ -243,6 +247,7 @@ func (r *buildRun) one(ctx context.Context, source *builder.Source, t target, li
 		return report, code
 	}
 	if t.err != nil {
+		line = nil // it has ended
 		return fail(t.err, exitNoKernel)
 	}
 	line.Phase("locking")
@@ -268,6 +273,8 @@ func (r *buildRun) one(ctx context.Context, source *builder.Source, t target, li
 			return report, exitBuild
 		}
 		if f, err := ui.ReadFailure(bytes.NewReader(b.Log)); err == nil {
+			folder := dkms.Target{Module: source.Module, Version: source.Version}.Build() + "/"
+			f.First = strings.ReplaceAll(f.First, folder, "")
 			if errors.As(b.Err, new(*builder.StepError)) && f.First != "" {
 				report.Reason += ": " + f.First
 			} else {

@@ -95,7 +95,6 @@ func (a *app) resolve(ctx context.Context, distros map[string]kernels.Provider, 
 			return nil, context.Cause(ctx)
 		}
 		if err != nil {
-			a.board.Warn(err.Error())
 			targets = append(targets, target{label: s.String(), kernel: kernels.Kernel{Distro: s.Distro, Suite: s.Suite}, err: err})
 		}
 		for _, k := range found {

@@ -278,33 +278,35 @@ func (s *session) collect(ctx context.Context, modules []dkms.Module, kernel kmo
 			return nil, fmt.Errorf("the Module.symvers of the build: %w", err)
 		}
 	}
-	var parsed []*kmod.Module
 	exported := kmod.Symvers{} // what the modules of this build offer to each other
 	for _, m := range modules {
 		f := files[path.Join(path.Base(s.target.Output()), m.Name)]
 		if f == nil {
 			return nil, fmt.Errorf("%s vanished after it was built", m.Name)
 		}
-		k, err := kmod.Read(f, f.Size())
+		k, err := readModule(f)
 		if err != nil {
 			return nil, fmt.Errorf("%s is no kernel module: %w", m.Name, err)
 		}
 		for _, name := range k.Exports {
 			if symbol, ok := symvers[name]; ok {
-				exported[name] = symbol
+				exported[strings.Clone(name)] = symbol
 			}
 		}
-		parsed = append(parsed, k)
 		o.files = append(o.files, artifact.File{
-			Name: m.Name, Dest: m.Dest, Size: f.Size(), Vermagic: strings.TrimSpace(k.Vermagic()),
+			Name: m.Name, Dest: m.Dest, Size: f.Size(), Vermagic: strings.Clone(strings.TrimSpace(k.Vermagic())),
 			Open: func() (io.ReadCloser, error) { return io.NopCloser(io.NewSectionReader(f, 0, f.Size())), nil },
 		})
 	}
 	kernel.Others = []kmod.Symvers{exported}
 	var problems []string
-	for i, k := range parsed {
-		if err := kmod.Check(k, kernel); err != nil {
-			problems = append(problems, fmt.Sprintf("%s could not be loaded: %s", modules[i].Name, strings.ReplaceAll(err.Error(), "\n", "; ")))
+	for _, m := range modules { // read again: one at a time is in memory
+		k, err := readModule(files[path.Join(path.Base(s.target.Output()), m.Name)])
+		if err == nil {
+			err = kmod.Check(k, kernel)
+		}
+		if err != nil {
+			problems = append(problems, fmt.Sprintf("%s could not be loaded: %s", m.Name, strings.ReplaceAll(err.Error(), "\n", "; ")))
 		}
 	}
 	if len(problems) > 0 {
@@ -312,6 +314,19 @@ func (s *session) collect(ctx context.Context, modules []dkms.Module, kernel kmo
 		return nil, &CheckError{problems}
 	}
 	return o, nil
+}
+
+// readModule reads a module, which is not compressed: that is for the host that installs it.
+func readModule(f *io.SectionReader) (*kmod.Module, error) {
+	head := make([]byte, 6)
+	n, err := f.ReadAt(head, 0)
+	if err != nil && err != io.EOF {
+		return nil, err
+	}
+	if by := kmod.Compression(head[:n]); by != "" {
+		return nil, fmt.Errorf("it is compressed with %s; the build must leave that to the installation", by)
+	}
+	return kmod.Read(f, f.Size())
 }
 
 // CheckError says that modules were built which the kernel would not load. One line a module.

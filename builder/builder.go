@@ -19,7 +19,7 @@ import (
 )
 
 // recipe is the version of what a build does. A change that can alter a byte of the output must raise it.
-const recipe = 1
+const recipe = 2
 
 // Status is how a job ended.
 type Status string

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -22,8 +23,12 @@ import (
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
 
-// maxOutput bounds what a build may hand out, in bytes.
-const maxOutput = 1 << 30
+// Bounds of what is taken from a sandbox, in bytes.
+const (
+	maxHeaders    = 32 << 20
+	maxDirectives = 4 << 20
+	maxOutput     = 1 << 30
+)
 
 // StepError says which step of a build failed.
 type StepError struct {
@@ -69,6 +74,9 @@ func (b *Builder) run(ctx context.Context, engine Engine, root Root, j Job, w Wa
 	t := dkms.Target{
 		Module: j.Source.Module, Version: j.Source.Version,
 		Distro: k.Distro, Release: k.Release, Machine: k.Machine(), Jobs: max(1, b.Jobs),
+	}
+	if err := uncovered(root, t.Source()); err != nil {
+		return nil, err
 	}
 	w.phase("building")
 	sandbox, err := engine.Start(ctx, Spec{Root: root, Kernel: k, Scratch: []string{"/tmp", dkms.Tree, t.Source()}})
@@ -121,11 +129,27 @@ func (b *Builder) run(ctx context.Context, engine Engine, root Root, j Job, w Wa
 	return o, nil
 }
 
+// uncovered makes sure that the folder of the source hides nothing of the root: a module with the name and version
+// linux-headers and 6.1.0-56-amd64 would bring its own kernel to be held against. Another DKMS source may be hidden.
+func uncovered(root Root, source string) error {
+	for _, layer := range root.Layers() {
+		dir := filepath.Join(layer, source)
+		if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if _, err := os.Lstat(filepath.Join(dir, "dkms.conf")); err != nil {
+			return fmt.Errorf("PACKAGE_NAME and PACKAGE_VERSION make %q, which is a folder of the kernel's headers; rename one of them", source)
+		}
+	}
+	return nil
+}
+
 // environment is all that a build finds in its environment: what dkms exports, and what fixes time, place and language.
 func environment(t dkms.Target) []string {
 	return []string{
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		"HOME=/tmp", "LC_ALL=C", "TZ=UTC0",
+		"PERL_HASH_SEED=0", "PYTHONHASHSEED=0", // else the order of their hashes is another one in each run
 		"SOURCE_DATE_EPOCH=" + strconv.FormatInt(Epoch.Unix(), 10),
 		"KBUILD_BUILD_TIMESTAMP=" + Epoch.Format(time.UnixDate),
 		"KBUILD_BUILD_USER=build", "KBUILD_BUILD_HOST=" + HostName, "KBUILD_BUILD_VERSION=1",
@@ -163,7 +187,7 @@ func (s *session) headers(ctx context.Context) (memFS, error) {
 	var out bytes.Buffer
 	args := []string{"sh", "-c", script, "sh", s.target.KernelSource(), "Module.symvers", ".config", "include/config/auto.conf",
 		"include/generated/utsrelease.h", "include/generated/randstruct_hash.h", "include/generated/randomize_layout_hash.h"}
-	if err := s.run(ctx, Command{Args: args, Stdout: &out, Stderr: s.log}); err != nil {
+	if err := s.run(ctx, Command{Args: args, Stdout: &bounded{w: &out, limit: maxHeaders}, Stderr: s.log}); err != nil {
 		return nil, &StepError{"reading the kernel's headers", err}
 	}
 	files := memFS{}
@@ -214,8 +238,7 @@ func (s *session) plan(ctx context.Context) (dkms.Plan, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("dkms.conf was not evaluated within a minute: does it loop, or wait for input?"))
 	defer cancel()
 	var out bytes.Buffer
-	stdout := &bounded{w: &out, left: 4 << 20, exceeded: cancel}
-	if err := s.run(ctx, Command{Args: s.target.Evaluation(), Dir: s.target.Build(), Stdout: stdout, Stderr: s.log}); err != nil {
+	if err := s.run(ctx, Command{Args: s.target.Evaluation(), Dir: s.target.Build(), Stdout: &bounded{w: &out, limit: maxDirectives}, Stderr: s.log}); err != nil {
 		return dkms.Plan{}, &StepError{"evaluating dkms.conf", err}
 	}
 	conf, err := dkms.Parse(&out)
@@ -237,19 +260,11 @@ func (s *session) collect(ctx context.Context, modules []dkms.Module, kernel kmo
 			o.Close()
 		}
 	}()
-	run, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	out := &bounded{w: spool, left: maxOutput, exceeded: func() {
-		cancel(fmt.Errorf("the modules are larger than %d bytes together", maxOutput))
-	}}
 	args := []string{"tar", "-cf", "-", "-C", path.Dir(s.target.Symvers()), "--", path.Base(s.target.Symvers())}
 	for _, m := range modules {
 		args = append(args, path.Join(path.Base(s.target.Output()), m.Name))
 	}
-	if err := s.run(run, Command{Args: args, Stdout: out, Stderr: s.log}); err != nil {
-		if run.Err() != nil {
-			err = context.Cause(run)
-		}
+	if err := s.run(ctx, Command{Args: args, Stdout: &bounded{w: spool, limit: maxOutput}, Stderr: s.log}); err != nil {
 		return nil, &StepError{"collecting the modules", err}
 	}
 	files, err := readSpool(spool)
@@ -263,33 +278,35 @@ func (s *session) collect(ctx context.Context, modules []dkms.Module, kernel kmo
 			return nil, fmt.Errorf("the Module.symvers of the build: %w", err)
 		}
 	}
-	var parsed []*kmod.Module
 	exported := kmod.Symvers{} // what the modules of this build offer to each other
 	for _, m := range modules {
 		f := files[path.Join(path.Base(s.target.Output()), m.Name)]
 		if f == nil {
 			return nil, fmt.Errorf("%s vanished after it was built", m.Name)
 		}
-		k, err := kmod.Read(f, f.Size())
+		k, err := readModule(f)
 		if err != nil {
 			return nil, fmt.Errorf("%s is no kernel module: %w", m.Name, err)
 		}
 		for _, name := range k.Exports {
 			if symbol, ok := symvers[name]; ok {
-				exported[name] = symbol
+				exported[strings.Clone(name)] = symbol
 			}
 		}
-		parsed = append(parsed, k)
 		o.files = append(o.files, artifact.File{
-			Name: m.Name, Dest: m.Dest, Size: f.Size(), Vermagic: strings.TrimSpace(k.Vermagic()),
+			Name: m.Name, Dest: m.Dest, Size: f.Size(), Vermagic: strings.Clone(strings.TrimSpace(k.Vermagic())),
 			Open: func() (io.ReadCloser, error) { return io.NopCloser(io.NewSectionReader(f, 0, f.Size())), nil },
 		})
 	}
 	kernel.Others = []kmod.Symvers{exported}
 	var problems []string
-	for i, k := range parsed {
-		if err := kmod.Check(k, kernel); err != nil {
-			problems = append(problems, fmt.Sprintf("%s could not be loaded: %s", modules[i].Name, strings.ReplaceAll(err.Error(), "\n", "; ")))
+	for _, m := range modules { // read again: one at a time is in memory
+		k, err := readModule(files[path.Join(path.Base(s.target.Output()), m.Name)])
+		if err == nil {
+			err = kmod.Check(k, kernel)
+		}
+		if err != nil {
+			problems = append(problems, fmt.Sprintf("%s could not be loaded: %s", m.Name, strings.ReplaceAll(err.Error(), "\n", "; ")))
 		}
 	}
 	if len(problems) > 0 {
@@ -297,6 +314,19 @@ func (s *session) collect(ctx context.Context, modules []dkms.Module, kernel kmo
 		return nil, &CheckError{problems}
 	}
 	return o, nil
+}
+
+// readModule reads a module, which is not compressed: that is for the host that installs it.
+func readModule(f *io.SectionReader) (*kmod.Module, error) {
+	head := make([]byte, 6)
+	n, err := f.ReadAt(head, 0)
+	if err != nil && err != io.EOF {
+		return nil, err
+	}
+	if by := kmod.Compression(head[:n]); by != "" {
+		return nil, fmt.Errorf("it is compressed with %s; the build must leave that to the installation", by)
+	}
+	return kmod.Read(f, f.Size())
 }
 
 // CheckError says that modules were built which the kernel would not load. One line a module.
@@ -350,19 +380,17 @@ func (f memFile) Stat() (fs.FileInfo, error) {
 	return nil, &fs.PathError{Op: "stat", Path: f.name, Err: errors.ErrUnsupported}
 }
 
-// bounded passes bytes on, up to a limit.
+// bounded passes on up to limit bytes.
 type bounded struct {
 	w        io.Writer
-	left     int64
-	exceeded func()
+	n, limit int
 }
 
 func (b *bounded) Write(p []byte) (int, error) {
-	if int64(len(p)) > b.left {
-		b.exceeded()
-		return 0, errors.New("too much output")
+	if len(p) > b.limit-b.n {
+		return 0, fmt.Errorf("there are more than %d bytes", b.limit)
 	}
 	n, err := b.w.Write(p)
-	b.left -= int64(n)
+	b.n += n
 	return n, err
 }

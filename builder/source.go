@@ -33,6 +33,7 @@ var Epoch = time.Unix(315532800, 0).UTC()
 const (
 	maxSourceFiles = 200_000
 	maxSourceBytes = 2 << 30
+	maxSourceNames = 32 << 20 // bytes of all names and targets of links, which are held in memory
 )
 
 // vcsFolders are left out of a source tree, at any depth.
@@ -95,6 +96,7 @@ func (s *Source) Close() error { return s.tar.Close() }
 type tree struct {
 	entries map[string]*entry // by slash-separated path below the root, without "./"
 	bytes   int64
+	names   int
 	root    *os.Root // of a folder
 	spool   *os.File // of an archive
 }
@@ -117,11 +119,14 @@ func (t *tree) close() {
 
 func (t *tree) add(name string, e *entry) error {
 	t.bytes += e.size
+	t.names += len(name) + len(e.link)
 	switch {
 	case len(t.entries) >= maxSourceFiles:
 		return fmt.Errorf("the tree has more than %d files", maxSourceFiles)
 	case t.bytes > maxSourceBytes:
 		return fmt.Errorf("the tree is larger than %d bytes", int64(maxSourceBytes))
+	case t.names > maxSourceNames:
+		return fmt.Errorf("the names of the tree's files are longer than %d bytes together", maxSourceNames)
 	}
 	t.entries[name] = e
 	return nil
@@ -130,11 +135,12 @@ func (t *tree) add(name string, e *entry) error {
 func (t *tree) readDir(ctx context.Context, dir string, exclude []string) error {
 	left := make([]string, 0, len(exclude))
 	for _, e := range exclude {
-		if abs, err := filepath.Abs(e); err == nil {
-			left = append(left, abs)
+		e = filepath.Clean(e)
+		if at, err := real(filepath.Dir(e)); err == nil { // what is in a folder that is not there is not in the tree
+			left = append(left, filepath.Join(at, filepath.Base(e)))
 		}
 	}
-	abs, err := filepath.Abs(dir)
+	abs, err := real(dir)
 	if err != nil {
 		return err
 	}
@@ -173,6 +179,15 @@ func (t *tree) readDir(ctx context.Context, dir string, exclude []string) error 
 		}
 		return t.add(name, e)
 	})
+}
+
+// real is the absolute path of a folder without links.
+func real(dir string) (string, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	return filepath.EvalSymlinks(abs)
 }
 
 func (t *tree) readArchive(ctx context.Context, file string, o SourceOptions) error {
@@ -308,10 +323,15 @@ func (t *tree) canonical(ctx context.Context, temp string) (_ *Source, err error
 	}()
 	for _, name := range slices.Collect(maps.Keys(t.entries)) { // archives may leave out folders
 		for dir := path.Dir(name); dir != "." && t.entries[dir] == nil; dir = path.Dir(dir) {
-			t.entries[dir] = &entry{mode: fs.ModeDir}
+			if err := t.add(dir, &entry{mode: fs.ModeDir}); err != nil {
+				return nil, err
+			}
 		}
 	}
 	confName := t.follow("dkms.conf")
+	if e := t.entries[confName]; e != nil && e.size > dkms.MaxConf {
+		return nil, fmt.Errorf("dkms.conf has %d bytes; at most %d are read", e.size, dkms.MaxConf)
+	}
 	hash := sha256.New()
 	buffer := bufio.NewWriterSize(io.MultiWriter(out, hash), 256<<10)
 	w := tar.NewWriter(buffer)
@@ -389,10 +409,10 @@ func (t *tree) copy(to io.Writer, name string, e *entry) error {
 			return err
 		}
 		defer f.Close()
-		from = io.LimitReader(f, e.size)
+		from = io.LimitReader(f, e.size+1)
 	}
 	n, err := io.Copy(to, from)
-	if err == nil && n != e.size {
+	if errors.Is(err, tar.ErrWriteTooLong) || err == nil && n != e.size {
 		err = errors.New("it changed while it was read")
 	}
 	if err != nil {

@@ -5,6 +5,8 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -79,6 +81,7 @@ func TestSourceDigest(t *testing.T) {
 		{"modes", func() { os.Chmod(filepath.Join(dir, "Makefile"), 0o600) }, dir},
 		{"git", func() { os.MkdirAll(filepath.Join(dir, ".git/objects"), 0o755) }, dir},
 		{"output", func() { os.MkdirAll(filepath.Join(out, "debian-bookworm"), 0o755) }, dir},
+		{"output, by way of a link", func() { os.Symlink(dir, dir+"-link") }, dir + "-link"},
 	} {
 		tt.prepare()
 		if got := open(t, tt.src, SourceOptions{Exclude: []string{out}}); got.Digest != want.Digest {
@@ -120,28 +123,44 @@ func TestSourceRefused(t *testing.T) {
 	fifo := writeTree(t, map[string]string{"dkms.conf": conf})
 	run(t, fifo, "mkfifo", "pipe")
 	hostile := filepath.Join(t.TempDir(), "hostile.tar.gz")
-	f, err := os.Create(hostile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	z := gzip.NewWriter(f)
-	w := tar.NewWriter(z)
-	for _, name := range []string{"dkms.conf", "../../outside"} {
-		if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(conf))}); err != nil {
-			t.Fatal(err)
+	writeTar(t, hostile, func(w *tar.Writer) error {
+		for _, name := range []string{"dkms.conf", "../../outside"} {
+			if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(conf))}); err != nil {
+				return err
+			}
+			io.WriteString(w, conf)
 		}
-		io.WriteString(w, conf)
-	}
-	w.Close()
-	z.Close()
-	f.Close()
+		return nil
+	})
 
 	text := filepath.Join(t.TempDir(), "text")
 	os.WriteFile(text, []byte("this is no archive"), 0o644)
 	two := filepath.Join(t.TempDir(), "two.tar")
 	run(t, writeTree(t, map[string]string{"a/dkms.conf": conf, "b/dkms.conf": conf}), "tar", "-cf", two, "a", "b")
 
+	names := filepath.Join(t.TempDir(), "names.tar.gz")
+	writeTar(t, names, func(w *tar.Writer) error {
+		for i := range 40 {
+			if err := w.WriteHeader(&tar.Header{Name: fmt.Sprint(i, strings.Repeat("n", 1000<<10)), Mode: 0o644}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	deep := filepath.Join(t.TempDir(), "deep.tar.gz")
+	writeTar(t, deep, func(w *tar.Writer) error {
+		if err := w.WriteHeader(&tar.Header{Name: "dkms.conf", Mode: 0o644}); err != nil {
+			return err
+		}
+		return w.WriteHeader(&tar.Header{Name: strings.Repeat("d/", 20_000) + "x", Mode: 0o644})
+	})
+	large := writeTree(t, map[string]string{"dkms.conf": conf})
+	os.Truncate(filepath.Join(large, "dkms.conf"), 1<<30)
+
 	for _, tt := range []struct{ name, src, err string }{
+		{"names", names, "the names of the tree's files are longer"},
+		{"folders that are only implied", deep, "the names of the tree's files are longer"},
+		{"large conf", large, "dkms.conf has 1073741824 bytes"},
 		{"no conf", writeTree(t, map[string]string{"Makefile": ""}), "there is no dkms.conf in it"},
 		{"no such file", "/nonexistent/tree", "no such file"},
 		{"absolute link", writeTree(t, map[string]string{"dkms.conf": conf, "x": "->/etc/passwd"}), `the link "x" leads out of the tree`},
@@ -159,6 +178,38 @@ func TestSourceRefused(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), tt.err) {
 			t.Errorf("%s: error %v; want one with %q", tt.name, err, tt.err)
 		}
+	}
+}
+
+// A file that is appended to while it is read is not taken up to what was its end.
+func TestSourceGrows(t *testing.T) {
+	root, err := os.OpenRoot(writeTree(t, map[string]string{"m.c": "int x;"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	for _, size := range []int64{5, 7} {
+		w := tar.NewWriter(io.Discard)
+		if err := w.WriteHeader(&tar.Header{Name: "m.c", Size: size}); err != nil {
+			t.Fatal(err)
+		}
+		err := (&tree{root: root}).copy(w, "m.c", &entry{size: size})
+		if want := `"m.c": it changed while it was read`; err == nil || err.Error() != want {
+			t.Errorf("copy of 6 bytes that were %d = %v; want %s", size, err, want)
+		}
+	}
+}
+
+func writeTar(t *testing.T, name string, write func(*tar.Writer) error) {
+	t.Helper()
+	f, err := os.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	z := gzip.NewWriter(f)
+	w := tar.NewWriter(z)
+	if err := errors.Join(write(w), w.Close(), z.Close(), f.Close()); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -48,7 +48,7 @@ func (e *PackageError) Error() string {
 func (e *PackageError) Unwrap() error { return e.Err }
 
 const (
-	attempts     = 4                      // in a row that bring no byte
+	attempts     = 4                      // in a row that bring nothing new
 	firstBackoff = 200 * time.Millisecond // doubles with each
 	stall        = 30 * time.Second       // without a byte ends an attempt
 )
@@ -179,9 +179,8 @@ func (d *download) run(ctx context.Context) error {
 			return err
 		}
 	}
-	wait := firstBackoff
+	wait, best := firstBackoff, d.n // best: as far as any attempt got
 	for try := 1; d.n < d.pkg.Size; try++ {
-		before := d.n
 		err := d.attempt(ctx)
 		if err == nil {
 			continue
@@ -193,8 +192,8 @@ func (d *download) run(ctx context.Context) error {
 		if !errors.As(err, &again) {
 			return err
 		}
-		if d.n > before {
-			try, wait = 1, firstBackoff
+		if d.n > best {
+			try, wait, best = 1, firstBackoff, d.n
 		}
 		if try >= attempts {
 			return &PackageError{d.pkg, fmt.Errorf("download %q, tried %d times: %w", d.pkg.URL, try, again.error),

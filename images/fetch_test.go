@@ -63,6 +63,29 @@ func TestFetchKeepsByHash(t *testing.T) {
 	}
 }
 
+// A server that breaks off and then takes no ranges never gets further than to the same byte: it is given up.
+func TestFetchGivesUp(t *testing.T) {
+	m := newMirror(t)
+	m.hook = func(w http.ResponseWriter, r *http.Request, _ string, body []byte) bool {
+		if r.Header.Get("Range") != "" {
+			w.WriteHeader(http.StatusRequestedRangeNotSatisfiable)
+			return true
+		}
+		w.Header().Set("Content-Length", fmt.Sprint(len(body)))
+		w.Write(body[:len(body)/2])
+		w.(http.Flusher).Flush()
+		time.Sleep(50 * time.Millisecond)
+		panic(http.ErrAbortHandler)
+	}
+	p := m.add("a", randomBytes(1<<20))
+	s := openStore(t, t.TempDir())
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := s.fetch(ctx, p, func(int64) {}); err == nil || !strings.Contains(err.Error(), " times: ") {
+		t.Errorf("fetch = %v; want that it was tried some times", err)
+	}
+}
+
 func TestFetchResumes(t *testing.T) {
 	body := randomBytes(1 << 20)
 	half := len(body) / 2

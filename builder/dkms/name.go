@@ -15,15 +15,15 @@ var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+~@=,-]{0,127}$`)
 // A dkms.conf is hostile input, and this part of it is read outside the sandbox. These bounds keep what an assignment can
 // grow to (the values of all variables in one word) below some hundred megabytes.
 const (
-	maxConf  = 64 << 10 // bytes of a dkms.conf
+	MaxConf  = 64 << 10 // bytes of a dkms.conf
 	maxValue = 4 << 10  // bytes of a variable
 )
 
 // Name reads PACKAGE_NAME and PACKAGE_VERSION from a dkms.conf without running anything: it follows the plain assignments, in
 // order, and passes over all else. Inside the sandbox bash evaluates the whole file, and Conf.Plan holds the two against it.
 func Name(conf []byte) (name, version string, err error) {
-	if len(conf) > maxConf {
-		return "", "", fmt.Errorf("dkms.conf has %d bytes; at most %d are read", len(conf), maxConf)
+	if len(conf) > MaxConf {
+		return "", "", fmt.Errorf("dkms.conf has %d bytes; at most %d are read", len(conf), MaxConf)
 	}
 	conf = bytes.ReplaceAll(conf, []byte("\r\n"), []byte("\n"))
 	file, err := syntax.NewParser(syntax.Variant(syntax.LangBash)).Parse(bytes.NewReader(conf), "dkms.conf")

@@ -17,7 +17,7 @@ func TestName(t *testing.T) {
 		{conf: "PACKAGE_NAME=..\nPACKAGE_VERSION=1", err: `PACKAGE_NAME is ".."`},
 		{conf: "if then fi (", err: "not valid bash"},
 		{conf: "x=aaaaaaaa\n" + strings.Repeat("x=$x$x\n", 60) + "PACKAGE_NAME=$x\nPACKAGE_VERSION=1", err: "no PACKAGE_NAME"},
-		{conf: strings.Repeat("#", maxConf+1), err: "at most"},
+		{conf: strings.Repeat("#", MaxConf+1), err: "at most"},
 	} {
 		name, version, err := Name([]byte(tt.conf))
 		if tt.err != "" {

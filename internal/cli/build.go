@@ -118,10 +118,11 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, src string) error {
 	if err != nil {
 		return err
 	}
+	exclude := []string{o.out, filepath.Dir(temp)} // both may lie in the source
 	if err := os.MkdirAll(temp, 0o755); err != nil {
 		return fmt.Errorf("the cache folder can't be used: %w; choose another with --cache-dir", err)
 	}
-	source, err := builder.OpenSource(ctx, src, builder.SourceOptions{Temp: temp, Exclude: []string{o.out}, Payload: distros["debian"].Payload})
+	source, err := builder.OpenSource(ctx, src, builder.SourceOptions{Temp: temp, Exclude: exclude, Payload: distros["debian"].Payload})
 	if err != nil {
 		return err
 	}

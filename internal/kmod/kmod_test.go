@@ -391,6 +391,15 @@ func TestNotAModule(t *testing.T) {
 	}
 }
 
+func TestSymversBounds(t *testing.T) {
+	line := "0x0\ts\tvmlinux\tEXPORT_SYMBOL\t\n"
+	for _, text := range []string{strings.Repeat(line, maxSymversLines+1), line + strings.Repeat("x", maxSymvers)} {
+		if _, err := ReadSymvers(strings.NewReader(text)); err == nil || !strings.Contains(err.Error(), "more than") {
+			t.Errorf("ReadSymvers of %d bytes = %v; want that there are more than are read", len(text), err)
+		}
+	}
+}
+
 func TestSectionsThatAreNotRead(t *testing.T) {
 	b := fake(binary.LittleEndian, true, elf.EM_X86_64, map[string][]byte{".modinfo": make([]byte, maxSection+1)}, nil)
 	if _, err := Read(bytes.NewReader(b), int64(len(b))); !errors.Is(err, errMalformed) {

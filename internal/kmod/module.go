@@ -16,7 +16,7 @@ import (
 
 // Limits for what is read of one module. Real ones stay far below: amdgpu, the largest in Debian, has a 1.5 MB string table.
 const (
-	maxSection      = 64 << 20  // bytes of one section that is read
+	maxSection      = 16 << 20  // bytes of one section that is read
 	maxDecompressed = 128 << 20 // bytes of a compressed module, unpacked in memory
 	maxName         = 1024      // bytes of a symbol name; the kernel's KSYM_NAME_LEN is 512
 	maxSymbols      = 1 << 17   // undefined, exported or versioned symbols

@@ -24,7 +24,11 @@ func (s Symbol) GPLOnly() bool {
 // Symvers are exported symbols by name.
 type Symvers map[string]Symbol
 
-const maxSymvers = 64 << 20 // bytes; Debian's have 1.5 MB
+// Bounds of a Module.symvers. Debian's have 27,000 lines of 1.5 MB.
+const (
+	maxSymvers      = 16 << 20 // bytes
+	maxSymversLines = 1 << 18
+)
 
 // ReadSymvers reads a Module.symvers (Documentation/kbuild/modules.rst): a line each of CRC, symbol, module, kind of export
 // (absent before 2.6.18) and namespace (since 5.4, where it stood third; last since 5.6), separated by tabs.
@@ -36,7 +40,11 @@ func ReadSymvers(r io.Reader) (Symvers, error) {
 	if len(b) > maxSymvers {
 		return nil, fmt.Errorf("read Module.symvers: more than %d bytes", maxSymvers)
 	}
-	out := make(Symvers, bytes.Count(b, []byte{'\n'}))
+	lines := bytes.Count(b, []byte{'\n'})
+	if lines > maxSymversLines {
+		return nil, fmt.Errorf("read Module.symvers: more than %d lines", maxSymversLines)
+	}
+	out := make(Symvers, lines)
 	rest := string(b)
 	for n := 1; rest != ""; n++ {
 		var line string

@@ -230,7 +230,7 @@ func (l *lookup) listings(ctx context.Context, s Selector) ([]listing, error) {
 		return have, nil
 	}
 	var wg sync.WaitGroup
-	slots := make(chan struct{}, 2) // an index that must be read in full takes some 100 MB
+	slots := make(chan struct{}, 2) // an index that must be read in full takes some 30 MB
 	for i := range lists {
 		wg.Go(func() {
 			slots <- struct{}{}

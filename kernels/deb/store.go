@@ -142,17 +142,21 @@ func (p *Provider) dir(parts ...string) string {
 	return filepath.Join(append([]string{p.opts.CacheDir, p.distro.name}, parts...)...)
 }
 
-// write puts a whole file in place.
-func (p *Provider) write(path string, data []byte) error {
+// write puts a whole file in place. It gives an error of fill as it is.
+func (p *Provider) write(path string, fill func(io.Writer) error) error {
 	tmp, err := durable.NewTemp(p.dir("tmp"))
 	if err != nil {
 		return fmt.Errorf("write to the cache: %w", err)
 	}
 	defer tmp.Close()
+	var filled error
 	err = durable.WriteFile(tmp.Dir, path, 0o644, func(w io.Writer) error {
-		_, err := w.Write(data)
-		return err
+		filled = fill(w)
+		return filled
 	})
+	if filled != nil {
+		return filled
+	}
 	if err != nil {
 		return fmt.Errorf("write to the cache: %w", err)
 	}
@@ -166,7 +170,10 @@ func (p *Provider) writeJSON(path string, v any) error {
 		return err
 	}
 	sum := sha256.Sum256(data)
-	return p.write(path, append([]byte(hex.EncodeToString(sum[:])+"\n"), data...))
+	return p.write(path, func(w io.Writer) error {
+		_, err := fmt.Fprintf(w, "%x\n%s", sum, data)
+		return err
+	})
 }
 
 // readJSON tells whether there was an undamaged file.
@@ -399,14 +406,10 @@ func (p *Provider) openIndex(ctx context.Context, pk pocket, base, arch string, 
 	}
 	defer lock.Close()
 	if x, err = readIndex(path); err != nil {
-		data, err := p.download(ctx, pk, base, arch, ref)
-		if err != nil {
+		if err := p.download(ctx, path, pk, base, arch, ref); err != nil {
 			return nil, err
 		}
-		if x, err = openIndex(data); err != nil {
-			return nil, err
-		}
-		if err := p.write(path, data); err != nil {
+		if x, err = readIndex(path); err != nil {
 			return nil, err
 		}
 		p.prune(path, arch)
@@ -415,12 +418,23 @@ func (p *Provider) openIndex(ctx context.Context, pk pocket, base, arch string, 
 	return x, nil
 }
 
+// readIndex opens a file that stays open, and readable if it is removed, for as long as the index is referenced.
 func readIndex(path string) (*index, error) {
-	data, err := os.ReadFile(path)
+	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	return openIndex(data)
+	st, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	x, err := openIndex(f, st.Size())
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("read %q: %w", path, err)
+	}
+	return x, nil
 }
 
 // prune removes what newer indexes have replaced a day ago, and old answers.
@@ -440,11 +454,11 @@ func (p *Provider) prune(keep, arch string) {
 	old(p.dir("memo", "*"), maxMemoAge)
 }
 
-// download fetches an index, checks it against the signed release file, and gives its compact form.
-func (p *Provider) download(ctx context.Context, pk pocket, base, arch string, ref indexRef) ([]byte, error) {
+// download fetches an index, checks it against the signed release file, and keeps its compact form at path.
+func (p *Provider) download(ctx context.Context, path string, pk pocket, base, arch string, ref indexRef) error {
 	what := pk.name + " " + arch
 	if ref.Size > maxPacked {
-		return nil, fmt.Errorf("index of %s: %d bytes are too many", what, ref.Size)
+		return fmt.Errorf("index of %s: %d bytes are too many", what, ref.Size)
 	}
 	root := base + "/dists/" + pk.name + "/"
 	urls := []string{root + ref.Path}
@@ -463,25 +477,26 @@ func (p *Provider) download(ctx context.Context, pk pocket, base, arch string, r
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("fetch %s: %w: %s", url, err, advice(err))
+		return fmt.Errorf("fetch %s: %w: %s", url, err, advice(err))
 	}
 	if n := int64(len(got.body)); n != ref.Size {
-		return nil, fmt.Errorf("refused %s: it ends after %d of %d bytes: try again, or use another mirror", url, n, ref.Size)
+		return fmt.Errorf("refused %s: it ends after %d of %d bytes: try again, or use another mirror", url, n, ref.Size)
 	}
 	if sum := sha256.Sum256(got.body); hex.EncodeToString(sum[:]) != ref.SHA256 {
-		return nil, fmt.Errorf("refused %s: its sha256 is %x, signed is %s: try again (the mirror may be updating), or use another mirror",
+		return fmt.Errorf("refused %s: its sha256 is %x, signed is %s: try again (the mirror may be updating), or use another mirror",
 			url, sum, ref.SHA256)
 	}
 	text, err := decompress.NewReader(bytes.NewReader(got.body))
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", url, err)
+		return fmt.Errorf("read %s: %w", url, err)
 	}
 	defer text.Close()
-	data, err := buildIndex(&capped{text, maxText}, arch)
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", url, err)
-	}
-	return data, nil
+	return p.write(path, func(w io.Writer) error {
+		if err := buildIndex(w, &capped{text, maxText}, arch); err != nil {
+			return fmt.Errorf("make the compact index of %s: %w", url, err)
+		}
+		return nil
+	})
 }
 
 // capped fails, rather than ends, after n bytes.

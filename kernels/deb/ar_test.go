@@ -184,7 +184,7 @@ func TestPayloadOfRealPackages(t *testing.T) {
 	}
 	l := newestLock(t, p, "bookworm", "amd64", "")
 	for _, k := range append(l.Headers, l.Toolchain[:3]...) {
-		got, err := p.net.fetch(t.Context(), k.URL, nil, k.Size, nil)
+		got, err := p.net.fetch(t.Context(), k.URL, nil, k.Size)
 		if err != nil {
 			t.Fatalf("%s: %v", k.URL, err)
 		}

@@ -290,6 +290,9 @@ func (p *Provider) valid(s *state, pk pocket, url string) error {
 
 // advice says what to do about a failed request.
 func advice(err error) string {
+	if _, local := errors.AsType[*os.PathError](err); local {
+		return "make room for the cache, or use another folder (--cache-dir)"
+	}
 	if isMissing(err) {
 		return "use a mirror that has it (--mirror)"
 	}
@@ -320,7 +323,7 @@ func (p *Provider) ask(ctx context.Context, pk pocket, held *state, base, url st
 		}
 	}
 	now := p.opts.Now()
-	got, err := p.net.fetch(ctx, url, header, maxRelease, nil)
+	got, err := p.net.fetch(ctx, url, header, maxRelease)
 	if err != nil {
 		return nil, fmt.Errorf("fetch %s: %w: %s", url, err, advice(err))
 	}
@@ -465,13 +468,27 @@ func (p *Provider) download(ctx context.Context, path string, pk pocket, base, a
 	if ref.ByHash {
 		urls = []string{root + ref.Path[:strings.LastIndexByte(ref.Path, '/')+1] + "by-hash/SHA256/" + ref.SHA256, root + ref.Path}
 	}
-	var (
-		got *reply
-		err error
-		url string
-	)
+	tmp, err := durable.NewTemp(p.dir("tmp"))
+	if err != nil {
+		return fmt.Errorf("write to the cache: %w", err)
+	}
+	defer tmp.Close()
+	packed, err := os.Create(filepath.Join(tmp.Dir, "packed"))
+	if err != nil {
+		return fmt.Errorf("write to the cache: %w", err)
+	}
+	defer packed.Close()
+	sum := sha256.New()
+	start := func() (io.Writer, error) {
+		sum.Reset()
+		if _, err := packed.Seek(0, io.SeekStart); err != nil {
+			return nil, err
+		}
+		return io.MultiWriter(packed, sum), packed.Truncate(0)
+	}
+	var url string
 	for _, url = range urls {
-		got, err = p.net.fetch(ctx, url, nil, ref.Size, func(done int64) { p.opts.Progress(what, done, ref.Size) })
+		_, err = p.net.fetchTo(ctx, start, url, nil, ref.Size, func(done int64) { p.opts.Progress(what, done, ref.Size) })
 		if err == nil || !isMissing(err) {
 			break
 		}
@@ -479,14 +496,18 @@ func (p *Provider) download(ctx context.Context, path string, pk pocket, base, a
 	if err != nil {
 		return fmt.Errorf("fetch %s: %w: %s", url, err, advice(err))
 	}
-	if n := int64(len(got.body)); n != ref.Size {
+	n, err := packed.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return err
+	}
+	if n != ref.Size {
 		return fmt.Errorf("refused %s: it ends after %d of %d bytes: try again, or use another mirror", url, n, ref.Size)
 	}
-	if sum := sha256.Sum256(got.body); hex.EncodeToString(sum[:]) != ref.SHA256 {
-		return fmt.Errorf("refused %s: its sha256 is %x, signed is %s: try again (the mirror may be updating), or use another mirror",
-			url, sum, ref.SHA256)
+	if got := hex.EncodeToString(sum.Sum(nil)); got != ref.SHA256 {
+		return fmt.Errorf("refused %s: its sha256 is %s, signed is %s: try again (the mirror may be updating), or use another mirror",
+			url, got, ref.SHA256)
 	}
-	text, err := decompress.NewReader(bytes.NewReader(got.body))
+	text, err := decompress.NewReader(io.NewSectionReader(packed, 0, ref.Size))
 	if err != nil {
 		return fmt.Errorf("read %s: %w", url, err)
 	}

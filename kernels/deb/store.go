@@ -245,14 +245,14 @@ func (p *Provider) pocket(ctx context.Context, pk pocket, main bool) (*state, er
 		return nil, context.Cause(ctx)
 	}
 	if isMissing(err) && !main && (held == nil || held.Missing || !p.usable(held)) {
-		if strings.HasSuffix(pk.archive, "-security") {
-			p.opts.Warn(fmt.Sprintf("%s does not exist: security updates of it are left out", url))
-		}
 		next = &state{Base: base, Checked: start, Missing: true}
 		if held != nil {
 			next.Date = held.Date // what comes back may not be older
 		}
-		return next, p.writeJSON(path, next)
+		if err := p.writeJSON(path, next); err != nil {
+			return nil, err
+		}
+		return next, p.valid(next, pk, url)
 	}
 	if held != nil && p.usable(held) {
 		p.opts.Warn(fmt.Sprintf("%v; using what was fetched on %s", err, day(held.Checked)))
@@ -275,14 +275,17 @@ func (s *state) expired(now time.Time) bool {
 	return !s.Missing && !s.ValidUntil.IsZero() && now.After(s.ValidUntil)
 }
 
-// valid refuses an expired index, or warns of it.
+// valid refuses an expired index, or warns of it. It also warns, at every run, of security updates that aren't there.
 func (p *Provider) valid(s *state, pk pocket, url string) error {
+	if s.Missing && strings.HasSuffix(pk.archive, "-security") {
+		p.opts.Warn(fmt.Sprintf("%s does not exist: security updates of it are left out", url))
+	}
 	if !s.expired(p.opts.Now()) {
 		return nil
 	}
 	if !p.opts.AcceptExpired {
-		return fmt.Errorf("the index of %q expired on %s (%s): use another mirror, or accept it with --accept-expired",
-			pk.name, day(s.ValidUntil), url)
+		return fmt.Errorf("the index of %q %w on %s (%s): use another mirror, or accept it with --accept-expired",
+			pk.name, kernels.ErrExpired, day(s.ValidUntil), url)
 	}
 	p.opts.Warn(fmt.Sprintf("the index of %q expired on %s and is used all the same", pk.name, day(s.ValidUntil)))
 	return nil

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/godkms-hermetic/godkms-hermetic/internal/need"
 )
 
 var versionSeeds = [][2]string{
@@ -42,14 +44,8 @@ func dpkgCompare(t *testing.T, a, b string) (int, bool) {
 	return 0, false
 }
 
-func needDpkg(t testing.TB) {
-	if _, err := exec.LookPath("dpkg"); err != nil {
-		t.Skip("needs dpkg")
-	}
-}
-
 func TestCompareVersionsAsDpkg(t *testing.T) {
-	needDpkg(t)
+	need.Program(t, "dpkg")
 	pairs := versionSeeds
 	r := rand.New(rand.NewPCG(1, 2))
 	piece := func() string {
@@ -89,7 +85,7 @@ func TestCompareVersionsAsDpkg(t *testing.T) {
 }
 
 func FuzzCompareVersions(f *testing.F) {
-	needDpkg(f)
+	need.Program(f, "dpkg")
 	for _, p := range versionSeeds {
 		f.Add(p[0], p[1])
 	}

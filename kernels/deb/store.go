@@ -299,6 +299,9 @@ func advice(err error) string {
 	if isMissing(err) {
 		return "use a mirror that has it (--mirror)"
 	}
+	if errors.Is(err, errTooLarge) {
+		return "try again (the mirror may be updating), or use another mirror (--mirror)"
+	}
 	return "check the network and the mirror (--mirror)"
 }
 
@@ -445,19 +448,23 @@ func readIndex(path string) (*index, error) {
 
 // prune removes what newer indexes have replaced a day ago, and old answers.
 func (p *Provider) prune(keep, arch string) {
-	old := func(pattern string, age time.Duration) {
-		paths, err := filepath.Glob(pattern)
+	old := func(dir, prefix, suffix string, age time.Duration) {
+		entries, err := os.ReadDir(dir)
 		if err != nil {
 			return
 		}
-		for _, path := range paths {
-			if s, err := os.Stat(path); err == nil && path != keep && time.Since(s.ModTime()) > age {
+		for _, e := range entries {
+			path := filepath.Join(dir, e.Name())
+			if path == keep || !strings.HasPrefix(e.Name(), prefix) || !strings.HasSuffix(e.Name(), suffix) {
+				continue
+			}
+			if i, err := e.Info(); err == nil && time.Since(i.ModTime()) > age {
 				os.Remove(path)
 			}
 		}
 	}
-	old(filepath.Join(filepath.Dir(keep), arch+"-*.idx"), 24*time.Hour)
-	old(p.dir("memo", "*"), maxMemoAge)
+	old(filepath.Dir(keep), arch+"-", ".idx", 24*time.Hour)
+	old(p.dir("memo"), "", "", maxMemoAge)
 }
 
 // download fetches an index, checks it against the signed release file, and keeps its compact form at path.

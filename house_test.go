@@ -45,6 +45,7 @@ var mayImport = map[string][]string{
 	"internal/ui":              {},
 	"internal/decompress":      {},
 	"internal/durable":         {},
+	"internal/need":            {},
 	"scripts":                  {},
 }
 

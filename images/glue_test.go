@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/godkms-hermetic/godkms-hermetic/internal/need"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
 
@@ -75,9 +76,7 @@ func TestGlueLinks(t *testing.T) {
 // script puts a glue script where it can be run, with this machine's own date as the real one.
 func script(t *testing.T, name string) string {
 	t.Helper()
-	if _, err := exec.LookPath("dash"); err != nil {
-		t.Skip("no dash here")
-	}
+	need.Program(t, "dash")
 	lock := lockOf("gcc-12", "dash")
 	lock.Headers = []kernels.Package{{Name: "linux-headers-6.1.0-9-amd64", Version: "6.1.27-1"}}
 	text := strings.ReplaceAll(glueFiles(t, lock)["usr/bin/"+name], "/"+privateDir+"/date", "/bin/date")
@@ -104,7 +103,7 @@ func TestUname(t *testing.T) {
 		"-m": "x86_64", "-o": "GNU/Linux", "-p": "unknown", "-i": "unknown"} {
 		real, ok := run(t, nil, "uname", flag)
 		if !ok {
-			t.Skip("no GNU uname here")
+			need.Skip(t, "no GNU uname here")
 		}
 		words[flag] = want
 		if got, ok := run(t, nil, file, flag); !ok || got != want {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/godkms-hermetic/godkms-hermetic/images"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/need"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels/deb"
 )
@@ -74,14 +75,14 @@ func TestRealKernelsCompile(t *testing.T) {
 			ctx := context.Background()
 			list, err := p.Kernels(ctx, c.suite, "amd64")
 			if err != nil {
-				t.Skipf("no index: %v", err)
+				need.Skip(t, "no index: %v", err)
 			}
 			i := slices.IndexFunc(list, func(k kernels.Candidate) bool {
 				return strings.HasPrefix(k.Release, c.prefix) && strings.HasSuffix(k.Release, "-amd64") &&
 					!strings.Contains(k.Release, "cloud") && !strings.Contains(k.Release, "-rt-")
 			})
 			if i < 0 {
-				t.Skip("the mirror has no such kernel")
+				need.Skip(t, "the mirror has no such kernel")
 			}
 			lock, err := p.Lock(ctx, list[i].Kernel, nil)
 			if err != nil {

@@ -15,6 +15,9 @@ import (
 // ErrNotFound is wrapped by every error that means: the distribution has no such kernel, suite or package.
 var ErrNotFound = errors.New("not found")
 
+// ErrExpired is wrapped by the error of an index that was refused for being past its Valid-Until, and for nothing else.
+var ErrExpired = errors.New("expired")
+
 // Kernel names one kernel. The release alone is not enough: two suites of one distribution can have the same release
 // with different compilers and symbol versions.
 type Kernel struct {
@@ -69,7 +72,8 @@ func (l Lock) ToolchainDigest() v1.Hash { return digest(withoutURLs(l.Toolchain)
 type Provider interface {
 	// Suites lists the suites that are known, newest first.
 	Suites() []string
-	// Kernels lists what can be built for in a suite, newest first. An unknown suite wraps ErrNotFound.
+	// Kernels lists what can be built for in a suite, newest first. An unknown suite wraps ErrNotFound, one whose
+	// index is too old ErrExpired.
 	Kernels(ctx context.Context, suite, arch string) ([]Candidate, error)
 	// Lock pins the build root of a kernel, with extra packages by name. An unknown kernel or package wraps ErrNotFound.
 	Lock(ctx context.Context, k Kernel, extra []string) (Lock, error)

@@ -89,7 +89,9 @@ type Resolver struct {
 	Providers map[string]Provider // by distribution
 	Arch      string              // the distribution's own name: "amd64"
 	Running   string              // what uname -r prints, for the selector "running"; may be empty
-	Warn      func(string)        // told of suites that could not be looked into. Default: nothing
+	// Warn is told of suites that could not be looked into for something that was found elsewhere. It is not if they are merely
+	// expired and all was found in one suite. Default: nothing.
+	Warn func(string)
 }
 
 // Resolve gives the kernels in the order of the selectors; what a pattern matches comes newest first, and a kernel that is named
@@ -99,7 +101,7 @@ func (r Resolver) Resolve(ctx context.Context, selectors []Selector) ([]Kernel, 
 	var (
 		out  []Kernel
 		seen = map[Kernel]bool{}
-		look = &lookup{Resolver: r, lists: map[string][]listing{}}
+		look = &lookup{Resolver: r, lists: map[string][]listing{}, told: map[string]bool{}}
 	)
 	for _, s := range selectors {
 		found, err := look.resolve(ctx, s)
@@ -127,6 +129,7 @@ type listing struct {
 type lookup struct {
 	Resolver
 	lists map[string][]listing
+	told  map[string]bool // warnings that were given
 }
 
 func (l *lookup) resolve(ctx context.Context, s Selector) ([]Kernel, error) {
@@ -144,8 +147,10 @@ func (l *lookup) resolve(ctx context.Context, s Selector) ([]Kernel, error) {
 		found  []Candidate
 		have   []string
 		unread []error
+		suites int // that have what is looked for
 	)
 	for _, list := range lists {
+		here := false
 		if list.err != nil {
 			unread = append(unread, list.err)
 		}
@@ -154,6 +159,7 @@ func (l *lookup) resolve(ctx context.Context, s Selector) ([]Kernel, error) {
 			if !s.matches(k) {
 				continue
 			}
+			here = true
 			i := slices.IndexFunc(found, func(f Candidate) bool { return f.Release == k.Release })
 			if i < 0 {
 				found = append(found, k)
@@ -162,9 +168,18 @@ func (l *lookup) resolve(ctx context.Context, s Selector) ([]Kernel, error) {
 					f.Distro, f.Suite, k.Distro, k.Suite, k.Release, f.Kernel, k.Kernel)
 			}
 		}
+		if here {
+			suites++
+		}
 	}
 	if len(found) == 0 {
 		return nil, l.nothing(s, have, unread)
+	}
+	for _, err := range unread {
+		if text := err.Error(); l.Warn != nil && !l.told[text] && !(suites == 1 && errors.Is(err, ErrExpired)) {
+			l.told[text] = true
+			l.Warn(text)
+		}
 	}
 	out := make([]Kernel, len(found))
 	for i, f := range found {
@@ -230,7 +245,7 @@ func (l *lookup) listings(ctx context.Context, s Selector) ([]listing, error) {
 		return have, nil
 	}
 	var wg sync.WaitGroup
-	slots := make(chan struct{}, 2) // an index that must be read in full takes some 100 MB
+	slots := make(chan struct{}, 2) // an index that must be read in full takes some 30 MB
 	for i := range lists {
 		wg.Go(func() {
 			slots <- struct{}{}
@@ -249,9 +264,6 @@ func (l *lookup) listings(ctx context.Context, s Selector) ([]listing, error) {
 	for i, li := range lists {
 		if errors.Is(li.err, ErrNotFound) { // a suite without that architecture
 			lists[i].err = nil
-		}
-		if lists[i].err != nil && l.Warn != nil {
-			l.Warn(li.err.Error())
 		}
 	}
 	l.lists[key] = lists

@@ -73,8 +73,11 @@ func (f *fixed) Kernels(_ context.Context, suite, arch string) ([]Candidate, err
 	}
 	var out []Candidate
 	for _, item := range f.lists[suite] {
+		if item == "old" {
+			return nil, fmt.Errorf("%s is %w", suite, ErrExpired)
+		}
 		if item == "broken" {
-			return nil, errors.New(suite + " is expired")
+			return nil, fmt.Errorf("%s is broken", suite)
 		}
 		release, digest, _ := strings.Cut(item, "=")
 		release, def := strings.CutPrefix(release, "*")
@@ -90,24 +93,27 @@ func (f *fixed) Payload(io.Reader) (io.ReadCloser, error) { return nil, errors.N
 
 func newFixed() *fixed {
 	return &fixed{suites: []string{"sid", "trixie", "bookworm"}, lists: map[string][]string{
-		"sid":      {"broken"},
+		"sid":      {"old"},
 		"trixie":   {"6.12.9-amd64=a", "*6.12.8-amd64=b", "6.9-common=c", "6.8-differs=d", "6.12.8-cloud-amd64=e"},
 		"bookworm": {"6.12.9-rt-amd64=f", "6.12.9-amd64=a", "*6.1.0-56-amd64=g", "6.1.0-56-cloud-amd64=h", "6.1.0-55-cloud-amd64=i", "6.8-differs=x"},
 	}}
 }
 
 func TestResolve(t *testing.T) {
-	for _, c := range []struct{ in, running, want, err string }{
+	for _, c := range []struct {
+		in, running, want, err string
+		warns                  bool
+	}{
 		{in: "6.1.0-56-amd64", want: "bookworm:6.1.0-56-amd64"},
 		{in: "debian/bookworm:6.12.9-amd64", want: "bookworm:6.12.9-amd64"},
-		{in: "6.12.9-amd64", want: "trixie:6.12.9-amd64"}, // the same package in both: the newest suite
+		{in: "6.12.9-amd64", want: "trixie:6.12.9-amd64", warns: true}, // the same package in both: the newest suite
 		{in: "6.8-differs", err: `debian/trixie and debian/bookworm have different kernels of the release "6.8-differs": write debian/trixie:6.8-differs or debian/bookworm:6.8-differs`},
 		{in: "6.8-*", err: `different kernels`},
 		{in: "debian/trixie:6.8-*", want: "trixie:6.8-differs"},
 		{in: "debian/bookworm:latest,debian/trixie:latest", want: "bookworm:6.1.0-56-amd64 trixie:6.12.8-amd64"},
 		{in: "6.1.0-*-cloud-amd64", want: "bookworm:6.1.0-56-cloud-amd64 bookworm:6.1.0-55-cloud-amd64"},
 		{in: "6.1.0-55-*,6.1.0-5?-cloud-amd64,6.1.0-56-cloud-amd64", want: "bookworm:6.1.0-55-cloud-amd64 bookworm:6.1.0-56-cloud-amd64"},
-		{in: "*cloud*", want: "trixie:6.12.8-cloud-amd64 bookworm:6.1.0-56-cloud-amd64 bookworm:6.1.0-55-cloud-amd64"},
+		{in: "*cloud*", want: "trixie:6.12.8-cloud-amd64 bookworm:6.1.0-56-cloud-amd64 bookworm:6.1.0-55-cloud-amd64", warns: true},
 		{in: "running", running: "6.1.0-56-amd64", want: "bookworm:6.1.0-56-amd64"},
 		{in: "debian/trixie:running", running: "6.1.0-56-amd64", err: `no release "6.1.0-56-amd64" in debian/trixie`},
 		{in: "running", err: "is not known"},
@@ -146,8 +152,39 @@ func TestResolve(t *testing.T) {
 		if s := strings.Join(got, " "); err != nil || s != c.want {
 			t.Errorf("Resolve(%s) = %s, %v; want %s", c.in, s, err, c.want)
 		}
-		if inferred := !strings.Contains(c.in, "/"); inferred != slices.Contains(warnings, "sid is expired") {
+		if len(warnings) > 0 != c.warns {
 			t.Errorf("Resolve(%s) warns %q", c.in, warnings)
+		}
+	}
+}
+
+// A suite that could not be read is worth a warning, unless it is merely expired and one other suite has all that was asked for.
+func TestResolveWarns(t *testing.T) {
+	for _, c := range []struct {
+		in, sid string
+		want    []string
+	}{
+		{"6.1.0-56-amd64", "old", nil},
+		{"6.1.0-*", "old", nil},
+		{"6.1.0-56-amd64", "broken", []string{"sid is broken"}},
+		{"6.12.9-amd64", "old", []string{"sid is expired"}}, // in two suites
+		{"6.12.9-amd64,6.1.0-56-amd64,*cloud*", "broken", []string{"sid is broken"}},
+		{"debian/trixie:latest", "broken", nil},
+		{"7.1", "broken", nil}, // the error says it
+	} {
+		f := newFixed()
+		f.lists["sid"] = []string{c.sid}
+		sel, err := ParseSelectors(c.in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		r := Resolver{Providers: map[string]Provider{"debian": f}, Arch: "amd64", Warn: func(s string) { got = append(got, s) }}
+		if _, err := r.Resolve(t.Context(), sel); err != nil && !strings.Contains(err.Error(), "not looked into: sid is "+c.sid) {
+			t.Errorf("Resolve(%s): %v", c.in, err)
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("Resolve(%s) with a suite that is %s warns %q; want %q", c.in, c.sid, got, c.want)
 		}
 	}
 }

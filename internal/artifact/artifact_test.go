@@ -29,6 +29,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/need"
 )
 
 func hash(s string) v1.Hash {
@@ -180,10 +181,7 @@ func TestOtherTools(t *testing.T) {
 	if err := tarball.Write(name.Tag{}, img, io.Discard); err != nil {
 		t.Errorf("docker save's format: %v", err)
 	}
-	tarPath, err := exec.LookPath("tar")
-	if err != nil {
-		t.Skip("no tar")
-	}
+	tarPath := need.Program(t, "tar")
 	dir := t.TempDir()
 	cmd := exec.Command(tarPath, "-x", "-p", "-C", dir)
 	cmd.Stdin = mutate.Extract(img)

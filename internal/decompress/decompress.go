@@ -13,7 +13,8 @@ import (
 )
 
 // NewReader tells gzip, xz and zstd by their magic numbers and returns the decompressed stream; anything else is passed
-// through as it is. Closing the result does not close r.
+// through as it is. Closing the result does not close r. Streams that need a window of more than 64 MiB (xz) or 128 MiB (zstd, the
+// limit of its own program) are refused.
 func NewReader(r io.Reader) (io.ReadCloser, error) {
 	br := bufio.NewReaderSize(r, 64<<10)
 	magic, err := br.Peek(6)
@@ -30,7 +31,7 @@ func NewReader(r io.Reader) (io.ReadCloser, error) {
 		}
 		return io.NopCloser(x), nil
 	case bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}):
-		z, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(256<<20))
+		z, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(128<<20))
 		if err != nil {
 			return nil, fmt.Errorf("zstd: %w", err)
 		}

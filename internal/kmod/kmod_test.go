@@ -429,7 +429,10 @@ func FuzzRead(f *testing.F) {
 			"__version_ext_crcs": make([]byte, 4), "__version_ext_names": []byte("a\x00"),
 		}, []sym{{"printk", elf.STB_GLOBAL, elf.SHN_UNDEF}}))
 	}
-	if prepareKernel(); prepare.err == nil {
+	if !testing.Short() {
+		prepareKernel()
+	}
+	if prepare.root != "" {
 		b, err := os.ReadFile(filepath.Join(prepare.root, "lib/modules", prepare.release, "kernel/drivers/net/dummy.ko"))
 		if err != nil {
 			f.Fatal(err)

@@ -209,7 +209,7 @@ debian/bookworm:6.1.0-56-amd64  downloading  0 B of 92.0 MB  0%  1m15s
 }
 
 // terminal runs f on a Board that writes to a pseudo-terminal, and gives every byte that arrived there.
-func terminal(t *testing.T, cols, rows int, o Options, f func(*Board)) string {
+func terminal(t *testing.T, cols, rows int, o Options, f func(b *Board, wait func(text string))) string {
 	t.Helper()
 	master, slave, err := pty.Open()
 	if err != nil {
@@ -219,19 +219,41 @@ func terminal(t *testing.T, cols, rows int, o Options, f func(*Board)) string {
 	if err := pty.Setsize(master, &pty.Winsize{Cols: uint16(cols), Rows: uint16(rows)}); err != nil {
 		t.Fatal(err)
 	}
-	var raw bytes.Buffer
+	var raw lockedBuffer
 	done := make(chan error)
 	go func() {
 		_, err := io.Copy(&raw, master) // ends with EIO when the slave is closed
 		done <- err
 	}()
+	wait := func(text string) { // until it was on the screen, however slow the machine is
+		for end := time.Now().Add(20 * time.Second); !strings.Contains(raw.String(), text) && time.Now().Before(end); {
+			time.Sleep(time.Millisecond)
+		}
+	}
 	b := New(slave, o)
 	b.refresh = 5 * time.Millisecond
-	f(b)
+	f(b, wait)
 	b.Close()
 	slave.Close()
 	<-done
 	return raw.String()
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 // screen is what a terminal shows after these bytes, with what scrolled off its top. It knows what a frame is made of.
@@ -294,15 +316,14 @@ func TestTerminal(t *testing.T) {
 		"no color": func(k string) string { return map[string]string{"NO_COLOR": "1"}[k] },
 	} {
 		t.Run(name, func(t *testing.T) {
-			raw := terminal(t, 100, 24, Options{Env: env}, func(b *Board) {
+			raw := terminal(t, 100, 24, Options{Env: env}, func(b *Board, wait func(string)) {
 				one, two := b.Line("one"), b.Line("two")
 				two.Phase("waiting")
 				one.Phase("downloading")
 				one.Bytes(46, 92)
-				time.Sleep(50 * time.Millisecond)
+				wait("one  downloading  46 B of 92 B  50%")
 				b.Warn("careful")
 				one.End(Built, "here")
-				time.Sleep(50 * time.Millisecond)
 				two.End(Failed, "")
 			})
 			if !strings.Contains(raw, "one  downloading  46 B of 92 B  50%") || !strings.Contains(raw, "two  waiting") {
@@ -335,7 +356,7 @@ func TestTerminal(t *testing.T) {
 
 func TestTerminalWithMoreKernelsThanRows(t *testing.T) {
 	const cols, rows, n = 40, 6, 30
-	raw := terminal(t, cols, rows, Options{Verbose: true, Env: noEnv}, func(b *Board) {
+	raw := terminal(t, cols, rows, Options{Verbose: true, Env: noEnv}, func(b *Board, _ func(string)) {
 		var wg sync.WaitGroup
 		for i := range n {
 			l := b.Line(fmt.Sprintf("debian/bookworm:6.1.0-%d-cloud-amd64", 100+i))
@@ -370,10 +391,10 @@ func TestTerminalWithMoreKernelsThanRows(t *testing.T) {
 
 // A run that is interrupted closes the Board with lines that never ended.
 func TestTerminalCloseInTheMiddle(t *testing.T) {
-	raw := terminal(t, 80, 24, Options{Env: noEnv}, func(b *Board) {
+	raw := terminal(t, 80, 24, Options{Env: noEnv}, func(b *Board, wait func(string)) {
 		l := b.Line(label)
 		l.Phase("building")
-		time.Sleep(30 * time.Millisecond)
+		wait("building")
 		b.Close()
 		b.Warn("interrupted")
 		l.Phase("late")
@@ -392,7 +413,7 @@ func TestTerminalThatIsNone(t *testing.T) {
 	}{"dumb": {80, 24, "dumb"}, "no size": {0, 0, "xterm"}, "narrow": {19, 24, "xterm"}, "low": {80, 2, "xterm"}} {
 		raw := terminal(t, c.cols, c.rows, Options{Env: func(k string) string {
 			return map[string]string{"TERM": c.env, "NO_COLOR": "1"}[k]
-		}}, func(b *Board) { b.Line("k").Phase("building") })
+		}}, func(b *Board, _ func(string)) { b.Line("k").Phase("building") })
 		if want := "k  building\r\n"; raw != want {
 			t.Errorf("%s: %q, want %q", name, raw, want)
 		}

@@ -13,14 +13,14 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+
+	"github.com/godkms-hermetic/godkms-hermetic/internal/need"
 )
 
 // buildDeb makes a package with dpkg-deb.
 func buildDeb(t testing.TB, compression string) []byte {
 	t.Helper()
-	if _, err := exec.LookPath("dpkg-deb"); err != nil {
-		t.Skip("needs dpkg-deb")
-	}
+	need.Program(t, "dpkg-deb")
 	dir := t.TempDir()
 	for name, text := range map[string]string{
 		"DEBIAN/control":    "Package: x\nVersion: 1\nArchitecture: all\nMaintainer: x <x@example.org>\nDescription: x\n",
@@ -35,7 +35,7 @@ func buildDeb(t testing.TB, compression string) []byte {
 	out := filepath.Join(dir, "x.deb")
 	cmd := exec.Command("dpkg-deb", "--root-owner-group", "-Z"+compression, "-b", filepath.Join(dir, "root"), out)
 	if msg, err := cmd.CombinedOutput(); err != nil {
-		t.Skipf("dpkg-deb -Z%s: %v: %s", compression, err, msg)
+		need.Skip(t, "dpkg-deb -Z%s: %v: %s", compression, err, msg)
 	}
 	data, err := os.ReadFile(out)
 	if err != nil {
@@ -179,12 +179,10 @@ func FuzzPayload(f *testing.F) {
 // TestPayloadOfRealPackages compares with dpkg-deb on packages of a real lock.
 func TestPayloadOfRealPackages(t *testing.T) {
 	p := mirrorProvider(t, Options{})
-	if _, err := exec.LookPath("dpkg-deb"); err != nil {
-		t.Skip("needs dpkg-deb")
-	}
+	need.Program(t, "dpkg-deb")
 	l := newestLock(t, p, "bookworm", "amd64", "")
 	for _, k := range append(l.Headers, l.Toolchain[:3]...) {
-		got, err := p.net.fetch(t.Context(), k.URL, nil, k.Size, nil)
+		got, err := p.net.fetch(t.Context(), k.URL, nil, k.Size)
 		if err != nil {
 			t.Fatalf("%s: %v", k.URL, err)
 		}

@@ -1,6 +1,7 @@
 package deb
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"time"
 )
 
@@ -51,7 +53,7 @@ var (
 
 // A reply is a whole answer; notModified leaves body empty.
 type reply struct {
-	body        []byte
+	body        []byte // only of fetch
 	header      http.Header
 	notModified bool
 }
@@ -63,11 +65,28 @@ type fetcher struct {
 	stall  time.Duration // without a byte, a download is given up
 }
 
-// fetch gets a whole file of at most limit bytes into memory. Broken connections and server errors are tried again.
-func (f fetcher) fetch(ctx context.Context, from string, header http.Header, limit int64, progress func(done int64)) (*reply, error) {
+// fetch gets a whole file of at most limit bytes into memory.
+func (f fetcher) fetch(ctx context.Context, from string, header http.Header, limit int64) (*reply, error) {
+	var body bytes.Buffer
+	r, err := f.fetchTo(ctx, func() (io.Writer, error) { body.Reset(); return &body, nil }, from, header, limit, nil)
+	if err != nil {
+		return nil, err
+	}
+	r.body = body.Bytes()
+	return r, nil
+}
+
+// fetchTo gets a whole file of at most limit bytes into what start gives, which is called before each try. Broken connections and
+// server errors are tried again.
+func (f fetcher) fetchTo(ctx context.Context, start func() (io.Writer, error), from string, header http.Header, limit int64,
+	progress func(done int64)) (*reply, error) {
 	wait := f.wait
 	for try := 1; ; try++ {
-		r, err := f.once(ctx, from, header, limit, progress)
+		w, err := start()
+		if err != nil {
+			return nil, err
+		}
+		r, err := f.once(ctx, w, from, header, limit, progress)
 		if err == nil {
 			return r, nil
 		}
@@ -77,7 +96,7 @@ func (f fetcher) fetch(ctx context.Context, from string, header http.Header, lim
 		if e, ok := errors.AsType[*statusError](err); ok && e.code < 500 && e.code != http.StatusTooManyRequests {
 			return nil, err
 		}
-		if try == tries || errors.Is(err, errTooLarge) {
+		if _, local := errors.AsType[*os.PathError](err); try == tries || local || errors.Is(err, errTooLarge) {
 			return nil, err
 		}
 		select {
@@ -89,7 +108,7 @@ func (f fetcher) fetch(ctx context.Context, from string, header http.Header, lim
 	}
 }
 
-func (f fetcher) once(ctx context.Context, from string, header http.Header, limit int64, progress func(int64)) (*reply, error) {
+func (f fetcher) once(ctx context.Context, w io.Writer, from string, header http.Header, limit int64, progress func(int64)) (*reply, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, from, nil)
@@ -122,13 +141,9 @@ func (f fetcher) once(ctx context.Context, from string, header http.Header, limi
 	defer stall.Stop()
 	var done int64
 	in := io.LimitReader(resp.Body, limit+1)
-	body := make([]byte, 0, min(max(resp.ContentLength, 32<<10), limit)+1)
+	buf := make([]byte, 64<<10)
 	for {
-		if len(body) == cap(body) {
-			body = append(body, 0)[:len(body)]
-		}
-		n, err := in.Read(body[len(body):min(cap(body), len(body)+256<<10)])
-		body = body[:len(body)+n]
+		n, err := in.Read(buf)
 		if n > 0 {
 			stall.Reset(f.stall)
 			done += int64(n)
@@ -139,8 +154,11 @@ func (f fetcher) once(ctx context.Context, from string, header http.Header, limi
 		if done > limit {
 			return nil, errTooLarge
 		}
+		if _, err := w.Write(buf[:n]); err != nil {
+			return nil, err
+		}
 		if err == io.EOF {
-			return &reply{body: body, header: resp.Header}, nil
+			return &reply{header: resp.Header}, nil
 		}
 		if err != nil {
 			if cause := context.Cause(ctx); cause != nil {

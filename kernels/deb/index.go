@@ -1,12 +1,14 @@
 package deb
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
+	"math"
 	"slices"
 	"sort"
 	"strings"
@@ -14,19 +16,27 @@ import (
 
 // The compact form of a Packages index, little endian:
 //
-//	magic (8 bytes)   format version
-//	crc32c            of all that follows
-//	packages, provides, essentials: counts
-//	packages   x offset of a record, sorted by name, then newest version first, then architecture
-//	provides   x (offset of a name and version, number of the package), sorted by name, then package
-//	essentials x number of the package
-//	records
+//	records    of packages, in the order of the text
+//	directory:
+//	  packages   x (offset of a record, offset of a name), sorted by name, then newest version first, then architecture
+//	  provides   x (number of the package, offset of a name and version), sorted by name, then package
+//	  essentials x number of the package
+//	  strings    that the directory's offsets are into
+//	footer:
+//	  packages, provides, essentials: counts
+//	  offset of the directory
+//	  crc32c of all before
+//	  magic (8 bytes): format version
 //
-// Counts, offsets and numbers are 32 bits; strings are led by their length as a uvarint. It is read without being parsed as a
-// whole: lookups are binary searches, and only the records they end on are decoded.
+// Counts, offsets and numbers are 32 bits; strings are led by their length as a uvarint. It is written as the text is read, and
+// read without being parsed as a whole: the directory alone is kept in memory, lookups are binary searches in it, and only the
+// records that they end on are read from the file. So indexes of all suites at once take little memory.
 const (
-	indexMagic  = "apt-idx1"
-	indexHeader = 8 + 4 + 3*4
+	indexMagic  = "apt-idx2"
+	indexFooter = 5*4 + 8
+	packageSize = 8 // bytes in the directory
+	provideSize = 8
+	maxRecord   = 8 << 20 // bytes; three fields of a stanza, each of few lines
 )
 
 var (
@@ -34,8 +44,11 @@ var (
 	errDamagedIndex = errors.New("compact index is damaged")
 )
 
+// An index is an open file in the compact form.
 type index struct {
-	data                       []byte
+	file                       io.ReaderAt
+	records                    int64 // bytes of the file that are records
+	dir                        []byte
 	packages, provs, essential int
 }
 
@@ -45,22 +58,31 @@ type provided struct {
 }
 
 // buildIndex turns the text of a Packages index into its compact form. Packages of other architectures are left out.
-func buildIndex(r io.Reader, arch string) ([]byte, error) {
-	type record struct {
-		name, version string
-		all           bool
-		offset        int
+func buildIndex(w io.Writer, r io.Reader, arch string) error {
+	type entry struct { // small, and without pointers: there are 70000
+		key     uint32 // where name and version begin in keys
+		record  uint32 // where the record begins in the file
+		name    uint16 // bytes
+		version uint16
+		all     bool
 	}
 	var (
-		recs  []record
-		blobs []byte
-		provs []provided // pkg is the place in the input, for now
-		ess   []int
+		entries []entry
+		keys    []byte
+		provs   []provided // pkg is the place in the input, for now
+		ess     []int
+		rec     []byte
+		offset  int64
+		sum     = crc32.New(castagnoli)
+		out     = io.MultiWriter(w, sum)
 	)
 	err := readStanzas(r, func(s *stanza) error {
 		p, ok, err := s.parse(arch)
 		if err != nil || !ok {
 			return err
+		}
+		if len(p.name) > math.MaxUint16 || len(p.version) > math.MaxUint16 {
+			return fmt.Errorf("package %.80q: name or version is too long", p.name)
 		}
 		if p.provides != "" {
 			groups, err := parseDepends(p.provides)
@@ -69,30 +91,41 @@ func buildIndex(r io.Reader, arch string) ([]byte, error) {
 			}
 			for _, g := range groups {
 				if g[0].op == "" || g[0].op == "=" {
-					provs = append(provs, provided{g[0].name, g[0].ver, len(recs)})
+					provs = append(provs, provided{g[0].name, g[0].ver, len(entries)})
 				}
 			}
 		}
 		if p.essential {
-			ess = append(ess, len(recs))
+			ess = append(ess, len(entries))
 		}
-		recs = append(recs, record{p.name, p.version, p.all, len(blobs)})
-		blobs = appendPkg(blobs, p)
-		if len(blobs) > 1<<31 {
+		entries = append(entries, entry{uint32(len(keys)), uint32(offset), uint16(len(p.name)), uint16(len(p.version)), p.all})
+		keys = append(append(keys, p.name...), p.version...)
+		rec = appendPkg(rec[:0], p)
+		if len(rec) > maxRecord {
+			return fmt.Errorf("package %q: its fields are too long", p.name)
+		}
+		if offset += int64(len(rec)); offset > 1<<31 {
 			return errors.New("more than 2 GB of packages")
 		}
-		return nil
+		_, err = out.Write(rec)
+		return err
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	order := make([]int, len(recs))
+
+	name := func(e entry) []byte { return keys[e.key:][:e.name] }
+	version := func(e entry) string { return string(keys[e.key+uint32(e.name):][:e.version]) }
+	order := make([]int, len(entries))
 	for i := range order {
 		order[i] = i
 	}
 	slices.SortFunc(order, func(i, j int) int {
-		a, b := recs[i], recs[j]
-		if c := cmp.Or(cmp.Compare(a.name, b.name), -compareVersions(a.version, b.version)); c != 0 {
+		a, b := entries[i], entries[j]
+		if c := bytes.Compare(name(a), name(b)); c != 0 {
+			return c
+		}
+		if c := -compareVersions(version(a), version(b)); c != 0 {
 			return c
 		}
 		if a.all != b.all {
@@ -103,7 +136,7 @@ func buildIndex(r io.Reader, arch string) ([]byte, error) {
 		}
 		return cmp.Compare(i, j)
 	})
-	place := make([]int, len(recs))
+	place := make([]int, len(entries))
 	for to, from := range order {
 		place[from] = to
 	}
@@ -118,39 +151,43 @@ func buildIndex(r io.Reader, arch string) ([]byte, error) {
 	}
 	slices.Sort(ess)
 
-	base := indexHeader + 4*len(recs) + 8*len(provs) + 4*len(ess)
 	le := binary.LittleEndian
-	out := make([]byte, 0, base+len(blobs)+32*len(provs))
-	out = append(out, indexMagic...)
-	out = le.AppendUint32(out, 0)
-	out = le.AppendUint32(out, uint32(len(recs)))
-	out = le.AppendUint32(out, uint32(len(provs)))
-	out = le.AppendUint32(out, uint32(len(ess)))
+	dir := make([]byte, 0, packageSize*len(entries)+provideSize*len(provs)+4*len(ess))
+	var strs []byte
 	for _, i := range order {
-		out = le.AppendUint32(out, uint32(base+recs[i].offset))
+		dir = le.AppendUint32(le.AppendUint32(dir, entries[i].record), uint32(len(strs)))
+		strs = appendString(strs, name(entries[i]))
 	}
 	for _, p := range provs {
-		out = le.AppendUint32(out, uint32(base+len(blobs)))
-		out = le.AppendUint32(out, uint32(p.pkg))
-		blobs = appendString(appendString(blobs, p.name), p.version)
+		dir = le.AppendUint32(le.AppendUint32(dir, uint32(p.pkg)), uint32(len(strs)))
+		strs = appendString(appendString(strs, p.name), p.version)
 	}
 	for _, i := range ess {
-		out = le.AppendUint32(out, uint32(i))
+		dir = le.AppendUint32(dir, uint32(i))
 	}
-	out = append(out, blobs...)
-	if int64(len(out)) > 1<<32-1 {
-		return nil, errors.New("more than 4 GB of packages")
+	if int64(len(strs)) > 1<<31 {
+		return errors.New("more than 2 GB of names")
 	}
-	le.PutUint32(out[8:], crc32.Checksum(out[12:], castagnoli))
-	return out, nil
+	foot := le.AppendUint32(nil, uint32(len(entries)))
+	foot = le.AppendUint32(foot, uint32(len(provs)))
+	foot = le.AppendUint32(foot, uint32(len(ess)))
+	foot = le.AppendUint32(foot, uint32(offset))
+	for _, b := range [][]byte{dir, strs, foot} {
+		if _, err := out.Write(b); err != nil {
+			return err
+		}
+	}
+	_, err = w.Write(append(le.AppendUint32(nil, sum.Sum32()), indexMagic...))
+	return err
 }
 
-func appendString(b []byte, s string) []byte {
+func appendString[S string | []byte](b []byte, s S) []byte {
 	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
 }
 
+// appendPkg appends a record: its own length, then all of a package but its name.
 func appendPkg(b []byte, p pkg) []byte {
-	b = appendString(appendString(b, p.name), p.version)
+	b = append(b, 0, 0, 0, 0)
 	var flags byte
 	if p.all {
 		flags |= 1
@@ -159,25 +196,56 @@ func appendPkg(b []byte, p pkg) []byte {
 		flags |= 2
 	}
 	b = append(b, flags, p.priority)
-	b = appendString(appendString(appendString(b, p.depends), p.provides), p.filename)
+	b = appendString(appendString(appendString(appendString(b, p.version), p.depends), p.provides), p.filename)
 	b = binary.AppendUvarint(b, uint64(p.size))
-	return append(b, p.sha256[:]...)
+	b = append(b, p.sha256[:]...)
+	binary.LittleEndian.PutUint32(b, uint32(len(b)-4))
+	return b
 }
 
 // openIndex checks the compact form's checksum and shape.
-func openIndex(data []byte) (*index, error) {
-	if len(data) < indexHeader || string(data[:8]) != indexMagic {
+func openIndex(file io.ReaderAt, size int64) (*index, error) {
+	var foot [indexFooter]byte
+	if size < indexFooter {
 		return nil, errDamagedIndex
+	}
+	if err := readAt(file, foot[:], size-indexFooter); err != nil {
+		return nil, err
 	}
 	le := binary.LittleEndian
-	if le.Uint32(data[8:]) != crc32.Checksum(data[12:], castagnoli) {
+	x := &index{file: file, records: int64(le.Uint32(foot[12:])),
+		packages: int(le.Uint32(foot[0:])), provs: int(le.Uint32(foot[4:])), essential: int(le.Uint32(foot[8:]))}
+	end := size - indexFooter
+	if string(foot[20:]) != indexMagic || x.records > end || x.tables() > end-x.records {
 		return nil, errDamagedIndex
 	}
-	x := &index{data, int(le.Uint32(data[12:])), int(le.Uint32(data[16:])), int(le.Uint32(data[20:]))}
-	if int64(indexHeader)+4*int64(x.packages)+8*int64(x.provs)+4*int64(x.essential) > int64(len(data)) {
+	sum := crc32.New(castagnoli)
+	if _, err := io.Copy(sum, io.NewSectionReader(file, 0, x.records)); err != nil {
+		return nil, fmt.Errorf("%w: %w", errDamagedIndex, err)
+	}
+	x.dir = make([]byte, end-x.records)
+	if err := readAt(file, x.dir, x.records); err != nil {
+		return nil, err
+	}
+	sum.Write(x.dir)
+	sum.Write(foot[:16])
+	if sum.Sum32() != le.Uint32(foot[16:]) {
 		return nil, errDamagedIndex
 	}
 	return x, nil
+}
+
+// tables is the length of the directory's tables in bytes, where its strings begin.
+func (x *index) tables() int64 {
+	return packageSize*int64(x.packages) + provideSize*int64(x.provs) + 4*int64(x.essential)
+}
+
+// readAt fills b. That it can't is damage like any other: it must not pass for a package that isn't there.
+func readAt(file io.ReaderAt, b []byte, off int64) error {
+	if n, err := file.ReadAt(b, off); n < len(b) {
+		return fmt.Errorf("%w: %w", errDamagedIndex, err)
+	}
+	return nil
 }
 
 // decoder reads records; after something impossible it gives zero values.
@@ -186,11 +254,13 @@ type decoder struct {
 	bad bool
 }
 
+// at reads the directory's strings.
 func (x *index) at(offset uint32) decoder {
-	if int64(offset) > int64(len(x.data)) {
+	strs := x.dir[x.tables():]
+	if int64(offset) > int64(len(strs)) {
 		return decoder{bad: true}
 	}
-	return decoder{b: x.data[offset:]}
+	return decoder{b: strs[offset:]}
 }
 
 func (d *decoder) uvarint() uint64 {
@@ -215,10 +285,10 @@ func (d *decoder) bytes(n uint64) []byte {
 
 func (d *decoder) str() []byte { return d.bytes(d.uvarint()) }
 
-func (x *index) u32(at int) uint32 { return binary.LittleEndian.Uint32(x.data[at:]) }
+func (x *index) u32(at int) uint32 { return binary.LittleEndian.Uint32(x.dir[at:]) }
 
 func (x *index) name(i int) []byte {
-	d := x.at(x.u32(indexHeader + 4*i))
+	d := x.at(x.u32(packageSize*i + 4))
 	return d.str()
 }
 
@@ -226,12 +296,24 @@ func (x *index) pkg(i int) (*pkg, error) {
 	if i >= x.packages {
 		return nil, errDamagedIndex
 	}
-	d := x.at(x.u32(indexHeader + 4*i))
-	p := &pkg{name: string(d.str()), version: string(d.str())}
+	at := int64(x.u32(packageSize * i))
+	var head [4]byte
+	if err := readAt(x.file, head[:], at); err != nil {
+		return nil, err
+	}
+	n := int64(binary.LittleEndian.Uint32(head[:]))
+	if n > maxRecord || at+4+n > x.records {
+		return nil, errDamagedIndex
+	}
+	d := decoder{b: make([]byte, n)}
+	if err := readAt(x.file, d.b, at+4); err != nil {
+		return nil, err
+	}
+	p := &pkg{name: string(x.name(i))}
 	if flags := d.bytes(2); flags != nil {
 		p.all, p.essential, p.priority = flags[0]&1 != 0, flags[0]&2 != 0, flags[1]
 	}
-	p.depends, p.provides, p.filename = string(d.str()), string(d.str()), string(d.str())
+	p.version, p.depends, p.provides, p.filename = string(d.str()), string(d.str()), string(d.str()), string(d.str())
 	p.size = int64(d.uvarint())
 	copy(p.sha256[:], d.bytes(32))
 	if d.bad {
@@ -259,9 +341,9 @@ func (x *index) withPrefix(prefix string, exact bool) ([]*pkg, error) {
 }
 
 func (x *index) provide(i int) (name, version []byte, pkg int) {
-	at := indexHeader + 4*x.packages + 8*i
-	d := x.at(x.u32(at))
-	return d.str(), d.str(), int(x.u32(at + 4))
+	at := packageSize*x.packages + provideSize*i
+	d := x.at(x.u32(at + 4))
+	return d.str(), d.str(), int(x.u32(at))
 }
 
 // An offer is a package together with the version under which it provides some name.
@@ -290,7 +372,7 @@ func (x *index) providers(name string) ([]offer, error) {
 func (x *index) essentials() ([]*pkg, error) {
 	var out []*pkg
 	for i := range x.essential {
-		p, err := x.pkg(int(x.u32(indexHeader + 4*x.packages + 8*x.provs + 4*i)))
+		p, err := x.pkg(int(x.u32(packageSize*x.packages + provideSize*x.provs + 4*i)))
 		if err != nil {
 			return nil, err
 		}

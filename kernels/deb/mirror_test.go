@@ -2,6 +2,7 @@ package deb
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,11 +11,12 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/godkms-hermetic/godkms-hermetic/internal/need"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
 
 // The tests below and TestPayloadOfRealPackages run against the real archive, through the mirror of this machine's apt
-// configuration. Their names end up in -run patterns; -short leaves them out.
+// configuration, or else Debian's own. -short leaves them out.
 
 // mirrorCache is shared by them: indexes are large.
 var mirrorCache = sync.OnceValues(func() (string, error) { return os.MkdirTemp("", "deb-mirror-*") })
@@ -31,9 +33,6 @@ func mirrorProvider(t testing.TB, o Options) *Provider {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("needs a Debian mirror")
-	}
-	if out, err := debian().mirrors(nil, "/etc/apt"); err != nil || out["debian"] == debian().archives[0].url {
-		t.Skip("apt is not configured for Debian here")
 	}
 	dir, err := mirrorCache()
 	if err != nil {
@@ -169,7 +168,7 @@ func TestMirrorSidIsExpired(t *testing.T) {
 	p := mirrorProvider(t, Options{})
 	_, err := p.Kernels(t.Context(), "sid", "amd64")
 	if err == nil {
-		t.Skip("sid is not expired on this mirror")
+		return // this mirror is up to date
 	}
 	for _, want := range []string{`"sid" expired on 20`, "/dists/sid/InRelease", "--accept-expired"} {
 		if !strings.Contains(err.Error(), want) {
@@ -213,14 +212,45 @@ func TestMirrorResolve(t *testing.T) {
 	}
 }
 
+// aptOptions sets up an apt of its own, for an empty root and the indexes of one suite. What this machine's apt has fetched, and
+// from where, does not matter.
+func aptOptions(t *testing.T, p *Provider, suite string) []string {
+	t.Helper()
+	need.Program(t, "apt-get")
+	dir := t.TempDir()
+	keys, list := filepath.Join(dir, "keys.asc"), ""
+	s, _ := p.distro.suite(suite)
+	for _, pk := range s.pockets {
+		list += fmt.Sprintf("deb [arch=amd64 signed-by=%s] %s %s main\n", keys, p.bases[pk.archive], pk.name)
+	}
+	for name, text := range map[string]string{"keys.asc": p.distro.keyring, "sources.list": list, "status": "", "preferences": ""} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"state/lists/partial", "cache/archives/partial"} {
+		if err := os.MkdirAll(filepath.Join(dir, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var opts []string
+	for _, o := range []string{"Dir::State=" + dir + "/state", "Dir::State::status=" + dir + "/status", "Dir::Cache=" + dir + "/cache",
+		"Dir::Etc::sourcelist=" + dir + "/sources.list", "Dir::Etc::sourceparts=-", "Dir::Etc::preferences=" + dir + "/preferences",
+		"Dir::Etc::preferencesparts=-", "APT::Architecture=amd64", "APT::Architectures=amd64", "APT::Sandbox::User=root",
+		"Acquire::Languages=none", "Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled=false", "Debug::NoLocking=1"} {
+		opts = append(opts, "-o", o)
+	}
+	if out, err := exec.Command("apt-get", append(slices.Clone(opts), "-q", "update")...).CombinedOutput(); err != nil {
+		need.Skip(t, "apt-get update: %v: %s", err, out)
+	}
+	return opts
+}
+
 // TestMirrorAsApt compares a lock with what apt would install into an empty root.
 func TestMirrorAsApt(t *testing.T) {
 	p := mirrorProvider(t, Options{})
+	apt := aptOptions(t, p, "bookworm")
 	l := newestLock(t, p, "bookworm", "amd64", "6.1.") // later headers depend on the kernel itself, which is not locked
-	status := filepath.Join(t.TempDir(), "status")
-	if err := os.WriteFile(status, nil, 0o644); err != nil {
-		t.Fatal(err)
-	}
 	v, err := p.view(t.Context(), "bookworm")
 	if err != nil {
 		t.Fatal(err)
@@ -233,17 +263,13 @@ func TestMirrorAsApt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	args := []string{"-s", "install", "--no-install-recommends", "-o", "Dir::State::status=" + status, "-o", "APT::Architecture=amd64",
-		"linux-headers-" + l.Kernel.Release, l.Compiler, "usr-is-merged"}
+	args := append(apt, "-s", "install", "--no-install-recommends", "linux-headers-"+l.Kernel.Release, l.Compiler, "usr-is-merged")
 	for _, e := range ess {
 		args = append(args, e.name)
 	}
 	out, err := exec.Command("apt-get", append(args, debian().tools...)...).CombinedOutput()
-	if err != nil && os.Getenv("CI") != "" {
-		t.Fatalf("apt-get: %v: %s", err, out)
-	}
 	if err != nil {
-		t.Skipf("NOT TESTED: apt-get knows no %s: %v: %s", l.Kernel.Release, err, out)
+		t.Fatalf("apt-get: %v: %s", err, out)
 	}
 	want := map[string]bool{}
 	for line := range strings.Lines(string(out)) {

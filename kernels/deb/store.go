@@ -142,17 +142,21 @@ func (p *Provider) dir(parts ...string) string {
 	return filepath.Join(append([]string{p.opts.CacheDir, p.distro.name}, parts...)...)
 }
 
-// write puts a whole file in place.
-func (p *Provider) write(path string, data []byte) error {
+// write puts a whole file in place. It gives an error of fill as it is.
+func (p *Provider) write(path string, fill func(io.Writer) error) error {
 	tmp, err := durable.NewTemp(p.dir("tmp"))
 	if err != nil {
 		return fmt.Errorf("write to the cache: %w", err)
 	}
 	defer tmp.Close()
+	var filled error
 	err = durable.WriteFile(tmp.Dir, path, 0o644, func(w io.Writer) error {
-		_, err := w.Write(data)
-		return err
+		filled = fill(w)
+		return filled
 	})
+	if filled != nil {
+		return filled
+	}
 	if err != nil {
 		return fmt.Errorf("write to the cache: %w", err)
 	}
@@ -166,7 +170,10 @@ func (p *Provider) writeJSON(path string, v any) error {
 		return err
 	}
 	sum := sha256.Sum256(data)
-	return p.write(path, append([]byte(hex.EncodeToString(sum[:])+"\n"), data...))
+	return p.write(path, func(w io.Writer) error {
+		_, err := fmt.Fprintf(w, "%x\n%s", sum, data)
+		return err
+	})
 }
 
 // readJSON tells whether there was an undamaged file.
@@ -238,14 +245,14 @@ func (p *Provider) pocket(ctx context.Context, pk pocket, main bool) (*state, er
 		return nil, context.Cause(ctx)
 	}
 	if isMissing(err) && !main && (held == nil || held.Missing || !p.usable(held)) {
-		if strings.HasSuffix(pk.archive, "-security") {
-			p.opts.Warn(fmt.Sprintf("%s does not exist: security updates of it are left out", url))
-		}
 		next = &state{Base: base, Checked: start, Missing: true}
 		if held != nil {
 			next.Date = held.Date // what comes back may not be older
 		}
-		return next, p.writeJSON(path, next)
+		if err := p.writeJSON(path, next); err != nil {
+			return nil, err
+		}
+		return next, p.valid(next, pk, url)
 	}
 	if held != nil && p.usable(held) {
 		p.opts.Warn(fmt.Sprintf("%v; using what was fetched on %s", err, day(held.Checked)))
@@ -268,14 +275,17 @@ func (s *state) expired(now time.Time) bool {
 	return !s.Missing && !s.ValidUntil.IsZero() && now.After(s.ValidUntil)
 }
 
-// valid refuses an expired index, or warns of it.
+// valid refuses an expired index, or warns of it. It also warns, at every run, of security updates that aren't there.
 func (p *Provider) valid(s *state, pk pocket, url string) error {
+	if s.Missing && strings.HasSuffix(pk.archive, "-security") {
+		p.opts.Warn(fmt.Sprintf("%s does not exist: security updates of it are left out", url))
+	}
 	if !s.expired(p.opts.Now()) {
 		return nil
 	}
 	if !p.opts.AcceptExpired {
-		return fmt.Errorf("the index of %q expired on %s (%s): use another mirror, or accept it with --accept-expired",
-			pk.name, day(s.ValidUntil), url)
+		return fmt.Errorf("the index of %q %w on %s (%s): use another mirror, or accept it with --accept-expired",
+			pk.name, kernels.ErrExpired, day(s.ValidUntil), url)
 	}
 	p.opts.Warn(fmt.Sprintf("the index of %q expired on %s and is used all the same", pk.name, day(s.ValidUntil)))
 	return nil
@@ -283,8 +293,14 @@ func (p *Provider) valid(s *state, pk pocket, url string) error {
 
 // advice says what to do about a failed request.
 func advice(err error) string {
+	if _, local := errors.AsType[*os.PathError](err); local {
+		return "make room for the cache, or use another folder (--cache-dir)"
+	}
 	if isMissing(err) {
 		return "use a mirror that has it (--mirror)"
+	}
+	if errors.Is(err, errTooLarge) {
+		return "try again (the mirror may be updating), or use another mirror (--mirror)"
 	}
 	return "check the network and the mirror (--mirror)"
 }
@@ -313,7 +329,7 @@ func (p *Provider) ask(ctx context.Context, pk pocket, held *state, base, url st
 		}
 	}
 	now := p.opts.Now()
-	got, err := p.net.fetch(ctx, url, header, maxRelease, nil)
+	got, err := p.net.fetch(ctx, url, header, maxRelease)
 	if err != nil {
 		return nil, fmt.Errorf("fetch %s: %w: %s", url, err, advice(err))
 	}
@@ -399,14 +415,10 @@ func (p *Provider) openIndex(ctx context.Context, pk pocket, base, arch string, 
 	}
 	defer lock.Close()
 	if x, err = readIndex(path); err != nil {
-		data, err := p.download(ctx, pk, base, arch, ref)
-		if err != nil {
+		if err := p.download(ctx, path, pk, base, arch, ref); err != nil {
 			return nil, err
 		}
-		if x, err = openIndex(data); err != nil {
-			return nil, err
-		}
-		if err := p.write(path, data); err != nil {
+		if x, err = readIndex(path); err != nil {
 			return nil, err
 		}
 		p.prune(path, arch)
@@ -415,73 +427,107 @@ func (p *Provider) openIndex(ctx context.Context, pk pocket, base, arch string, 
 	return x, nil
 }
 
+// readIndex opens a file that stays open, and readable if it is removed, for as long as the index is referenced.
 func readIndex(path string) (*index, error) {
-	data, err := os.ReadFile(path)
+	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	return openIndex(data)
+	st, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	x, err := openIndex(f, st.Size())
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("read %q: %w", path, err)
+	}
+	return x, nil
 }
 
 // prune removes what newer indexes have replaced a day ago, and old answers.
 func (p *Provider) prune(keep, arch string) {
-	old := func(pattern string, age time.Duration) {
-		paths, err := filepath.Glob(pattern)
+	old := func(dir, prefix, suffix string, age time.Duration) {
+		entries, err := os.ReadDir(dir)
 		if err != nil {
 			return
 		}
-		for _, path := range paths {
-			if s, err := os.Stat(path); err == nil && path != keep && time.Since(s.ModTime()) > age {
+		for _, e := range entries {
+			path := filepath.Join(dir, e.Name())
+			if path == keep || !strings.HasPrefix(e.Name(), prefix) || !strings.HasSuffix(e.Name(), suffix) {
+				continue
+			}
+			if i, err := e.Info(); err == nil && time.Since(i.ModTime()) > age {
 				os.Remove(path)
 			}
 		}
 	}
-	old(filepath.Join(filepath.Dir(keep), arch+"-*.idx"), 24*time.Hour)
-	old(p.dir("memo", "*"), maxMemoAge)
+	old(filepath.Dir(keep), arch+"-", ".idx", 24*time.Hour)
+	old(p.dir("memo"), "", "", maxMemoAge)
 }
 
-// download fetches an index, checks it against the signed release file, and gives its compact form.
-func (p *Provider) download(ctx context.Context, pk pocket, base, arch string, ref indexRef) ([]byte, error) {
+// download fetches an index, checks it against the signed release file, and keeps its compact form at path.
+func (p *Provider) download(ctx context.Context, path string, pk pocket, base, arch string, ref indexRef) error {
 	what := pk.name + " " + arch
 	if ref.Size > maxPacked {
-		return nil, fmt.Errorf("index of %s: %d bytes are too many", what, ref.Size)
+		return fmt.Errorf("index of %s: %d bytes are too many", what, ref.Size)
 	}
 	root := base + "/dists/" + pk.name + "/"
 	urls := []string{root + ref.Path}
 	if ref.ByHash {
 		urls = []string{root + ref.Path[:strings.LastIndexByte(ref.Path, '/')+1] + "by-hash/SHA256/" + ref.SHA256, root + ref.Path}
 	}
-	var (
-		got *reply
-		err error
-		url string
-	)
+	tmp, err := durable.NewTemp(p.dir("tmp"))
+	if err != nil {
+		return fmt.Errorf("write to the cache: %w", err)
+	}
+	defer tmp.Close()
+	packed, err := os.Create(filepath.Join(tmp.Dir, "packed"))
+	if err != nil {
+		return fmt.Errorf("write to the cache: %w", err)
+	}
+	defer packed.Close()
+	sum := sha256.New()
+	start := func() (io.Writer, error) {
+		sum.Reset()
+		if _, err := packed.Seek(0, io.SeekStart); err != nil {
+			return nil, err
+		}
+		return io.MultiWriter(packed, sum), packed.Truncate(0)
+	}
+	var url string
 	for _, url = range urls {
-		got, err = p.net.fetch(ctx, url, nil, ref.Size, func(done int64) { p.opts.Progress(what, done, ref.Size) })
+		_, err = p.net.fetchTo(ctx, start, url, nil, ref.Size, func(done int64) { p.opts.Progress(what, done, ref.Size) })
 		if err == nil || !isMissing(err) {
 			break
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("fetch %s: %w: %s", url, err, advice(err))
+		return fmt.Errorf("fetch %s: %w: %s", url, err, advice(err))
 	}
-	if n := int64(len(got.body)); n != ref.Size {
-		return nil, fmt.Errorf("refused %s: it ends after %d of %d bytes: try again, or use another mirror", url, n, ref.Size)
-	}
-	if sum := sha256.Sum256(got.body); hex.EncodeToString(sum[:]) != ref.SHA256 {
-		return nil, fmt.Errorf("refused %s: its sha256 is %x, signed is %s: try again (the mirror may be updating), or use another mirror",
-			url, sum, ref.SHA256)
-	}
-	text, err := decompress.NewReader(bytes.NewReader(got.body))
+	n, err := packed.Seek(0, io.SeekCurrent)
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", url, err)
+		return err
+	}
+	if n != ref.Size {
+		return fmt.Errorf("refused %s: it ends after %d of %d bytes: try again, or use another mirror", url, n, ref.Size)
+	}
+	if got := hex.EncodeToString(sum.Sum(nil)); got != ref.SHA256 {
+		return fmt.Errorf("refused %s: its sha256 is %s, signed is %s: try again (the mirror may be updating), or use another mirror",
+			url, got, ref.SHA256)
+	}
+	text, err := decompress.NewReader(io.NewSectionReader(packed, 0, ref.Size))
+	if err != nil {
+		return fmt.Errorf("read %s: %w", url, err)
 	}
 	defer text.Close()
-	data, err := buildIndex(&capped{text, maxText}, arch)
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", url, err)
-	}
-	return data, nil
+	return p.write(path, func(w io.Writer) error {
+		if err := buildIndex(w, &capped{text, maxText}, arch); err != nil {
+			return fmt.Errorf("make the compact index of %s: %w", url, err)
+		}
+		return nil
+	})
 }
 
 // capped fails, rather than ends, after n bytes.

@@ -502,6 +502,10 @@ func TestVanishedPocket(t *testing.T) {
 	if got := version(); got != "bc 1" || !b.warned("security updates of it are left out") {
 		t.Errorf("long after they vanished: %s, warnings %q", got, b.warnings)
 	}
+	b.warnings = nil
+	if version(); !b.warned("security updates of it are left out") {
+		t.Errorf("at the next run: warnings %q", b.warnings)
+	}
 	security.date, security.packages = epoch.Add(-2*time.Hour), stanzas("bc 1.5")
 	b.publish(security)
 	b.clock.add(7 * time.Hour)

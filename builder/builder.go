@@ -65,6 +65,7 @@ type Job struct {
 type Watch struct {
 	Phase    func(name string)
 	Progress func(phase string, done, total int64) // of the root's assembly
+	Warn     func(string)                          // told of what deserves attention but stops nothing
 	Log      io.Writer                             // the build's log while it is written
 }
 
@@ -245,6 +246,12 @@ func (b *Builder) store(ctx context.Context, r *Result, j Job, o *output) error 
 		r.Status = Built
 	}
 	return nil
+}
+
+func (w Watch) warn(text string) {
+	if w.Warn != nil {
+		w.Warn(text)
+	}
 }
 
 func (w Watch) phase(name string) {

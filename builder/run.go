@@ -32,12 +32,16 @@ const (
 
 // StepError says which step of a build failed.
 type StepError struct {
-	Step string // "make"
-	Err  error  // an *ExitError, or why it could not be run
+	Step   string // "make"
+	Err    error  // an *ExitError, or why it could not be run
+	Output string // the last line that the step printed, for steps that say what is wrong in their last line
 }
 
 func (e *StepError) Error() string {
 	if exit := (*ExitError)(nil); errors.As(e.Err, &exit) && exit.Signal == "" {
+		if e.Output != "" {
+			return fmt.Sprintf("%s: %s", e.Step, e.Output)
+		}
 		return fmt.Sprintf("%s failed with exit code %d", e.Step, exit.Code)
 	}
 	return fmt.Sprintf("%s failed: %v", e.Step, e.Err)
@@ -113,10 +117,18 @@ func (b *Builder) run(ctx context.Context, engine Engine, root Root, j Job, w Wa
 	if plan.Skip != "" {
 		return &output{skip: plan.Skip, compiler: compiler, symvers: symvers}, nil
 	}
+	for _, warning := range plan.Warnings {
+		w.warn(warning)
+	}
 	for _, step := range plan.Steps {
 		fmt.Fprintf(log, "\n# %s\n", step.Name)
-		if err := s.run(ctx, Command{Args: step.Args, Dir: s.target.Build(), Stdout: log, Stderr: log}); err != nil {
-			return nil, &StepError{step.Name, err}
+		if step.Script != "" && s.run(ctx, Command{Args: []string{"test", "-x", step.Script}, Dir: s.target.Build()}) != nil && ctx.Err() == nil {
+			w.warn(fmt.Sprintf("the %s script %q is not there or not executable: it was not run, as under dkms", step.Name, step.Script))
+			continue
+		}
+		last := &lastLine{w: log}
+		if err := s.run(ctx, Command{Args: step.Args, Dir: s.target.Build(), Stdout: last, Stderr: last}); err != nil {
+			return nil, &StepError{step.Name, err, last.If(step.Tells)}
 		}
 	}
 
@@ -175,7 +187,7 @@ ln -s "$1" "$2/source"
 cp -a "$1" "$2/build"`
 	args := []string{"sh", "-c", script, "sh", t.Source(), path.Dir(t.Build())}
 	if err := s.run(ctx, Command{Args: args, Stdin: source, Stdout: s.log, Stderr: s.log}); err != nil {
-		return &StepError{"unpacking the source", err}
+		return &StepError{Step: "unpacking the source", Err: err}
 	}
 	return nil
 }
@@ -188,7 +200,7 @@ func (s *session) headers(ctx context.Context) (memFS, error) {
 	args := []string{"sh", "-c", script, "sh", s.target.KernelSource(), "Module.symvers", ".config", "include/config/auto.conf",
 		"include/generated/utsrelease.h", "include/generated/randstruct_hash.h", "include/generated/randomize_layout_hash.h"}
 	if err := s.run(ctx, Command{Args: args, Stdout: &bounded{w: &out, limit: maxHeaders}, Stderr: s.log}); err != nil {
-		return nil, &StepError{"reading the kernel's headers", err}
+		return nil, &StepError{Step: "reading the kernel's headers", Err: err}
 	}
 	files := memFS{}
 	for tr := tar.NewReader(&out); ; {
@@ -238,8 +250,10 @@ func (s *session) plan(ctx context.Context) (dkms.Plan, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("dkms.conf was not evaluated within a minute: does it loop, or wait for input?"))
 	defer cancel()
 	var out bytes.Buffer
-	if err := s.run(ctx, Command{Args: s.target.Evaluation(), Dir: s.target.Build(), Stdout: &bounded{w: &out, limit: maxDirectives}, Stderr: s.log}); err != nil {
-		return dkms.Plan{}, &StepError{"evaluating dkms.conf", err}
+	last := &lastLine{w: s.log}
+	stdout := &bounded{w: &out, limit: maxDirectives}
+	if err := s.run(ctx, Command{Args: s.target.Evaluation(), Dir: s.target.Build(), Stdout: stdout, Stderr: last}); err != nil {
+		return dkms.Plan{}, &StepError{"evaluating dkms.conf", err, last.If(true)}
 	}
 	conf, err := dkms.Parse(&out)
 	if err != nil {
@@ -265,7 +279,7 @@ func (s *session) collect(ctx context.Context, modules []dkms.Module, kernel kmo
 		args = append(args, path.Join(path.Base(s.target.Output()), m.Name))
 	}
 	if err := s.run(ctx, Command{Args: args, Stdout: &bounded{w: spool, limit: maxOutput}, Stderr: s.log}); err != nil {
-		return nil, &StepError{"collecting the modules", err}
+		return nil, &StepError{Step: "collecting the modules", Err: err}
 	}
 	files, err := readSpool(spool)
 	if err != nil {
@@ -357,6 +371,28 @@ func readSpool(spool *os.File) (map[string]*io.SectionReader, error) {
 		}
 		files[h.Name] = io.NewSectionReader(spool, offset, h.Size)
 	}
+}
+
+// lastLine passes a log on and remembers its last line.
+type lastLine struct {
+	w    io.Writer
+	tail []byte
+}
+
+func (l *lastLine) Write(p []byte) (int, error) {
+	const longest = 1 << 10
+	l.tail = append(l.tail, p[max(0, len(p)-longest):]...)
+	l.tail = l.tail[max(0, len(l.tail)-longest):]
+	return l.w.Write(p)
+}
+
+// If gives the line, or nothing.
+func (l *lastLine) If(wanted bool) string {
+	if !wanted {
+		return ""
+	}
+	text := bytes.TrimSpace(l.tail)
+	return string(text[bytes.LastIndexByte(text, '\n')+1:])
 }
 
 // memFS is a few files in memory.

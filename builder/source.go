@@ -63,6 +63,9 @@ func OpenSource(ctx context.Context, src string, o SourceOptions) (*Source, erro
 	t := &tree{entries: map[string]*entry{}}
 	defer t.close()
 	info, err := os.Stat(src)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("source %q: there is no such file or folder", src)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("source: %w", err)
 	}
@@ -206,7 +209,7 @@ func (t *tree) readArchive(ctx context.Context, file string, o SourceOptions) er
 		stream, err = decompress.NewReader(br)
 	}
 	if err != nil {
-		return fmt.Errorf("neither a folder, a tarball nor a .deb: %w", err)
+		return fmt.Errorf("neither a folder, a tarball (plain, gzip, xz or zstd) nor a .deb: %w", err)
 	}
 	defer stream.Close()
 	if t.spool, err = unnamed(o.Temp); err != nil {
@@ -220,7 +223,7 @@ func (t *tree) readArchive(ctx context.Context, file string, o SourceOptions) er
 		}
 		if err != nil {
 			if n == 0 {
-				return fmt.Errorf("neither a folder with a dkms.conf, a tarball nor a .deb: %w", err)
+				return fmt.Errorf("neither a folder with a dkms.conf, a tarball (plain, gzip, xz or zstd) nor a .deb: %w", err)
 			}
 			return err
 		}
@@ -302,9 +305,16 @@ func (t *tree) descend(isDeb bool) error {
 	}
 	below := map[string]*entry{}
 	for name, e := range t.entries {
-		if rest, ok := strings.CutPrefix(name, found[0]+"/"); ok {
-			below[rest] = e
+		rest, ok := strings.CutPrefix(name, found[0]+"/")
+		if !ok {
+			continue
 		}
+		if e.mode.Type() == fs.ModeSymlink && leaves(rest, e.link) { // to another file of the package, perhaps: its contents count
+			if to := t.entries[t.follow(name)]; to != nil && to.mode.Type() == 0 {
+				e = to
+			}
+		}
+		below[rest] = e
 	}
 	t.entries = below
 	return nil
@@ -350,7 +360,7 @@ func (t *tree) canonical(ctx context.Context, temp string) (_ *Source, err error
 		case fs.ModeDir:
 			h.Typeflag, h.Name, h.Mode, h.Size = tar.TypeDir, name+"/", 0o755, 0
 		case fs.ModeSymlink:
-			if path.IsAbs(e.link) || !filepath.IsLocal(path.Join(path.Dir(name), e.link)) {
+			if leaves(name, e.link) {
 				return nil, fmt.Errorf("the link %q leads out of the tree, to %q", name, e.link)
 			}
 			h.Typeflag, h.Linkname, h.Mode, h.Size = tar.TypeSymlink, e.link, 0o777, 0
@@ -399,6 +409,11 @@ func (t *tree) follow(name string) string {
 	return name
 }
 
+// leaves says whether a symbolic link leads out of the tree that it is in.
+func leaves(name, link string) bool {
+	return path.IsAbs(link) || !filepath.IsLocal(path.Join(path.Dir(name), link))
+}
+
 func (t *tree) copy(to io.Writer, name string, e *entry) error {
 	var from io.Reader
 	if t.spool != nil {
@@ -425,7 +440,7 @@ func (t *tree) copy(to io.Writer, name string, e *entry) error {
 func unnamed(dir string) (*os.File, error) {
 	f, err := os.CreateTemp(dir, "unnamed-*")
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("make a temporary file: %w", err)
 	}
 	if err := os.Remove(f.Name()); err != nil {
 		f.Close()

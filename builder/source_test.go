@@ -119,6 +119,18 @@ func TestSourceIsRead(t *testing.T) {
 	}
 }
 
+// A link of a package to another file of it is that file: Debian's packages link to their documentation.
+func TestSourceLinkInPackage(t *testing.T) {
+	dir := writeTree(t, map[string]string{"usr/src/m-1/dkms.conf": conf, "usr/src/m-1/README": "->../../share/doc/README", "usr/share/doc/README": "read me"})
+	archive := filepath.Join(t.TempDir(), "a.tar")
+	run(t, dir, "tar", "-cf", archive, "usr")
+	got := open(t, archive, SourceOptions{})
+	want := open(t, writeTree(t, map[string]string{"dkms.conf": conf, "README": "read me"}), SourceOptions{})
+	if got.Digest != want.Digest {
+		t.Errorf("digest %s; want that of the tree with the file, %s", got.Digest, want.Digest)
+	}
+}
+
 func TestSourceRefused(t *testing.T) {
 	fifo := writeTree(t, map[string]string{"dkms.conf": conf})
 	run(t, fifo, "mkfifo", "pipe")
@@ -162,12 +174,12 @@ func TestSourceRefused(t *testing.T) {
 		{"folders that are only implied", deep, "the names of the tree's files are longer"},
 		{"large conf", large, "dkms.conf has 1073741824 bytes"},
 		{"no conf", writeTree(t, map[string]string{"Makefile": ""}), "there is no dkms.conf in it"},
-		{"no such file", "/nonexistent/tree", "no such file"},
+		{"no such file", "/nonexistent/tree", "there is no such file or folder"},
 		{"absolute link", writeTree(t, map[string]string{"dkms.conf": conf, "x": "->/etc/passwd"}), `the link "x" leads out of the tree`},
 		{"link up", writeTree(t, map[string]string{"dkms.conf": conf, "a/x": "->../../y"}), `the link "a/x" leads out of the tree`},
 		{"pipe", fifo, `"pipe" is neither a file, a folder nor a link`},
 		{"name that leaves", hostile, `has a ".." in its name`},
-		{"no archive", text, "neither a folder with a dkms.conf, a tarball nor a .deb"},
+		{"no archive", text, "neither a folder with a dkms.conf, a tarball"},
 		{"two trees", two, "it has several: a, b"},
 		{"not bash", writeTree(t, map[string]string{"dkms.conf": "if then"}), "not valid bash"},
 	} {

@@ -263,7 +263,7 @@ func (d *download) attempt(ctx context.Context) error {
 		return d.restart() // the server's file is another one
 	case code == http.StatusNotFound, code == http.StatusGone:
 		return &PackageError{d.pkg, fmt.Errorf("%w: %q: %s", ErrGone, d.pkg.URL, resp.Status),
-			"try --refresh, another --mirror, or a registry that has the header image"}
+			"try --refresh or another --mirror"}
 	case code >= 500, code == http.StatusTooManyRequests, code == http.StatusRequestTimeout:
 		return &retryError{errors.New("the server answers " + resp.Status)}
 	default:

@@ -36,7 +36,7 @@ type Candidate struct {
 	PackageVersion string  `json:"package_version"` // of the header package: "6.1.192-2"
 	Compiler       string  `json:"compiler"`        // the package that provides it: "gcc-12"
 	Digest         v1.Hash `json:"digest"`          // sha256 of the header package's file
-	Latest         bool    `json:"latest"`          // the newest of the default flavour, the one without a suffix of its own
+	Latest         bool    `json:"latest"`          // the newest of the default flavour, backports aside
 }
 
 // Package pins one distribution package. URL says where it was last seen and is not part of any digest: mirrors differ.

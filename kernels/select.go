@@ -19,7 +19,7 @@ type Selector struct {
 
 // Words that stand for a release.
 const (
-	Latest  = "latest"  // the newest of the default flavour
+	Latest  = "latest"  // the newest of the default flavour, backports aside
 	Running = "running" // the release that the caller says is running
 )
 
@@ -61,6 +61,9 @@ func ParseSelector(text string) (Selector, error) {
 	s.Release = release
 	if release == "" {
 		return Selector{}, fmt.Errorf("kernel selector %q: no release; give one, a pattern such as 6.1.0-*-amd64, or latest or running", text)
+	}
+	if d, s, ok := strings.Cut(release, "/"); !qualified && ok && isWord(d, "") && isWord(s, "") && (d[0] < '0' || d[0] > '9') {
+		return Selector{}, fmt.Errorf("kernel selector %q: which kernel of it? write %s:latest, or a release in latest's place", text, text)
 	}
 	if !isWord(release, "*?[]^!") {
 		return Selector{}, fmt.Errorf("kernel selector %q: %q has characters that no release has", text, release)
@@ -106,7 +109,7 @@ func (r Resolver) Resolve(ctx context.Context, selectors []Selector) ([]Kernel, 
 	for _, s := range selectors {
 		found, err := look.resolve(ctx, s)
 		if err != nil {
-			return nil, fmt.Errorf("kernel %q: %w", s.String(), err)
+			return nil, err
 		}
 		for _, k := range found {
 			if !seen[k] {
@@ -133,7 +136,8 @@ type lookup struct {
 }
 
 func (l *lookup) resolve(ctx context.Context, s Selector) ([]Kernel, error) {
-	if s.Release == Running {
+	running := s.Release == Running
+	if running {
 		if l.Running == "" {
 			return nil, errors.New("the running kernel's release is not known")
 		}
@@ -173,7 +177,7 @@ func (l *lookup) resolve(ctx context.Context, s Selector) ([]Kernel, error) {
 		}
 	}
 	if len(found) == 0 {
-		return nil, l.nothing(s, have, unread)
+		return nil, l.nothing(s, running, have, unread)
 	}
 	for _, err := range unread {
 		if text := err.Error(); l.Warn != nil && !l.told[text] && !(suites == 1 && errors.Is(err, ErrExpired)) {
@@ -199,25 +203,36 @@ func (s Selector) matches(k Candidate) bool {
 	return s.Release == k.Release
 }
 
-func (l *lookup) nothing(s Selector, have []string, unread []error) error {
+func (l *lookup) nothing(s Selector, running bool, have []string, unread []error) error {
 	where := "any known suite"
 	if s.Distro != "" {
 		where = s.Distro + "/" + s.Suite
 	}
-	var err error
+	var text string
 	switch {
 	case s.Release == Latest:
-		err = fmt.Errorf("%s has no kernel of the default flavour for %q: name a release: %w", where, l.Arch, ErrNotFound)
+		text = fmt.Sprintf("%s has no kernel of the default flavour for %q: name a release", where, l.Arch)
 	case s.isPattern():
-		err = fmt.Errorf("the pattern matches no release in %s%s: %w", where, DidYouMean(s.Release, have), ErrNotFound)
+		text = fmt.Sprintf("the pattern %q matches no release in %s%s", s.Release, where, DidYouMean(s.Release, have))
+	case running:
+		text = fmt.Sprintf("the running kernel, %q, is not in %s: name another", s.Release, where)
 	default:
-		err = fmt.Errorf("no release %q in %s%s: %w", s.Release, where, DidYouMean(s.Release, have), ErrNotFound)
+		text = fmt.Sprintf("no release %q in %s%s", s.Release, where, DidYouMean(s.Release, have))
 	}
 	for _, u := range unread {
-		err = fmt.Errorf("%w; not looked into: %w", err, u)
+		text += fmt.Sprintf("; not looked into: %v", u)
 	}
-	return err
+	return &missingError{text, append([]error{ErrNotFound}, unread...)}
 }
+
+// missingError says in its text alone that something is not found.
+type missingError struct {
+	text string
+	errs []error
+}
+
+func (e *missingError) Error() string   { return e.text }
+func (e *missingError) Unwrap() []error { return e.errs }
 
 // listings reads the suites that a selector is about, the newest first. Of several, some may fail.
 func (l *lookup) listings(ctx context.Context, s Selector) ([]listing, error) {

@@ -129,15 +129,18 @@ func (c Conf) Version() string { return c.get("PACKAGE_VERSION", 0) }
 
 // Plan is what has to be done to build for one kernel. If Skip is set nothing has to be done, and it says why.
 type Plan struct {
-	Skip    string
-	Steps   []Step
-	Modules []Module
+	Skip     string
+	Steps    []Step
+	Modules  []Module
+	Warnings []string // what dkms would do and this plan does not
 }
 
 // Step is one command of a plan, to be run in the build folder.
 type Step struct {
-	Name string // what it is, for people: "patch fix-6.2.patch", "PRE_BUILD", "make"
-	Args []string
+	Name   string // what it is, for people: "patch fix-6.2.patch", "PRE_BUILD", "make"
+	Args   []string
+	Script string // if set, the step is left out where this file is not executable
+	Tells  bool   // when it fails, its last line says why
 }
 
 // Module is one module that the plan makes.
@@ -172,16 +175,21 @@ func (c Conf) Plan(t Target) (Plan, error) {
 	if p.Skip = c.excluded(t); p.Skip != "" {
 		return Plan{Skip: p.Skip}, nil
 	}
+	for i := range c.size("BUILD_DEPENDS") {
+		if on := c.get("BUILD_DEPENDS", i); on != "" {
+			p.Warnings = append(p.Warnings, fmt.Sprintf("BUILD_DEPENDS names %q, which is not built or waited for", on))
+		}
+	}
 	for _, name := range c.patches() {
 		if slices.Contains(strings.Split(name, "/"), "..") {
 			return Plan{}, Errors{fmt.Sprintf("PATCH %q has a \"..\" in its path", name)}
 		}
-		p.Steps = append(p.Steps, Step{"patch " + name, []string{"patch", "-p1", "-i", path.Join("patches", name)}})
+		p.Steps = append(p.Steps, Step{Name: "patch " + name, Args: []string{"patch", "-p1", "-i", path.Join("patches", name)}, Tells: true})
 	}
 	if s := c.get("PRE_BUILD", 0); s != "" {
 		p.Steps = append(p.Steps, t.script("PRE_BUILD", s))
 	}
-	p.Steps = append(p.Steps, Step{"make", t.bash(`eval "$1"`, c.makeCommand(t))}, t.collect(p.Modules))
+	p.Steps = append(p.Steps, Step{Name: "make", Args: t.bash(`eval "$1"`, c.makeCommand(t))}, t.collect(p.Modules))
 	if s := c.get("POST_BUILD", 0); s != "" {
 		p.Steps = append(p.Steps, t.script("POST_BUILD", s))
 	}
@@ -336,11 +344,11 @@ func (c Conf) makeCommand(t Target) string {
 	return command
 }
 
-// script runs a PRE_BUILD or POST_BUILD: a path below the build folder, with arguments. As in dkms a script that is not
-// executable is a warning and no more.
+// script runs a PRE_BUILD or POST_BUILD: a path below the build folder, with arguments. As in dkms one that is not executable is
+// left out.
 func (t Target) script(name, command string) Step {
-	return Step{name, t.bash(`run=$PWD/$1
-if [[ -x ${run%% *} ]]; then eval "$run"; else echo "Warning: the $2 script ${1%% *} is not executable and was not run."; fi`, command, name)}
+	file, _, _ := strings.Cut(command, " ")
+	return Step{Name: name, Args: t.bash(`eval "$PWD/$1"`, command), Script: path.Join(t.Build(), file), Tells: true}
 }
 
 // collect strips the modules and copies them to where dkms keeps what it built, so that POST_BUILD finds them there.
@@ -356,7 +364,7 @@ func (t Target) collect(modules []Module) Step {
 		}
 		args = append(args, m.Built, m.Name, strip)
 	}
-	return Step{"collecting the modules", append([]string{"bash", "-c", `set -e
+	return Step{Name: "collecting the modules", Tells: true, Args: append([]string{"bash", "-c", `set -e
 out=$1; shift
 mkdir -p "$out"
 missing=

@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -47,7 +49,7 @@ SRC is a folder with a dkms.conf, the dkms.conf itself, a tarball (plain, gzip, 
 usr/src/*/dkms.conf. The default is the current folder.
 
 KERNELS is a list with commas of [DISTRO/SUITE:]SELECTOR. A SELECTOR is a kernel release, a shell pattern over releases
-('6.1.0-*-cloud-amd64'), "latest" (the newest of the default flavour), or "running". Without DISTRO/SUITE the suite is the one
+('6.1.0-*-cloud-amd64'), "latest" (the newest of the default flavour, backports aside), or "running". Without DISTRO/SUITE the suite is the one
 that has the release; suites whose indexes have expired are passed over.
 
 Standard output has one line for each kernel, in the order of the request: the kernel; built, cached, skipped or failed; the
@@ -92,7 +94,7 @@ type target struct {
 
 func (a *app) runBuild(ctx context.Context, o buildOptions, src string) error {
 	switch {
-	case len(o.kernels) == 0:
+	case !slices.ContainsFunc(o.kernels, func(s string) bool { return strings.TrimSpace(s) != "" }):
 		return errors.New("no kernel given; use --kernels, as in --kernels debian/trixie:latest ('godkms-hermetic kernels debian/trixie' lists them)")
 	case o.jobs < 1:
 		return fmt.Errorf("--jobs is %d: it must be at least 1", o.jobs)
@@ -110,7 +112,7 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, src string) error {
 	if err != nil {
 		return err
 	}
-	targets, err := a.resolve(ctx, distros, o.kernels)
+	selectors, err := parseSelectors(distros, o.kernels)
 	if err != nil {
 		return err
 	}
@@ -128,6 +130,10 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, src string) error {
 	}
 	defer source.Close()
 	results, err := a.results()
+	if err != nil {
+		return err
+	}
+	targets, err := a.resolve(ctx, distros, selectors)
 	if err != nil {
 		return err
 	}
@@ -242,6 +248,9 @@ func (r *buildRun) one(ctx context.Context, source *builder.Source, t target, li
 	start := time.Now()
 	report := ui.Result{Kernel: t.label, Distro: t.kernel.Distro, Suite: t.kernel.Suite, Release: t.kernel.Release}
 	fail := func(err error, code int) (ui.Result, int) {
+		if ctx.Err() != nil {
+			err = errInterrupted
+		}
 		first, _, _ := strings.Cut(err.Error(), "\n")
 		report.Status, report.Reason, report.Seconds = ui.Failed, first, time.Since(start).Seconds()
 		line.End(ui.Failed, err.Error())
@@ -256,7 +265,7 @@ func (r *buildRun) one(ctx context.Context, source *builder.Source, t target, li
 	if err != nil {
 		return fail(err, exitNoKernel)
 	}
-	watch := builder.Watch{Phase: line.Phase, Progress: progress(line)}
+	watch := builder.Watch{Phase: line.Phase, Progress: progress(line), Warn: func(text string) { r.board.Warn(t.label + ": " + text) }}
 	if r.verbose {
 		watch.Log = line.Log()
 	}
@@ -266,22 +275,16 @@ func (r *buildRun) one(ctx context.Context, source *builder.Source, t target, li
 	switch b.Status {
 	case builder.Failed:
 		report.Log = b.LogPath
+		if ctx.Err() != nil {
+			return fail(b.Err, exitBuild)
+		}
 		line.End(ui.Failed, b.Err.Error())
-		if b.LogPath == "" { // it did not come to a build
-			if errors.As(b.Err, new(*images.PackageError)) {
-				return report, exitNoKernel
-			}
+		if b.LogPath != "" { // it came to a build
+			report.Reason = r.explain(source, t, b)
 			return report, exitBuild
 		}
-		if f, err := ui.ReadFailure(bytes.NewReader(b.Log)); err == nil {
-			folder := dkms.Target{Module: source.Module, Version: source.Version}.Build() + "/"
-			f.First = strings.ReplaceAll(f.First, folder, "")
-			if errors.As(b.Err, new(*builder.StepError)) && f.First != "" {
-				report.Reason += ": " + f.First
-			} else {
-				f.First = b.Reason // the compiler had nothing to say against it
-			}
-			r.board.Fail(t.label, f, b.LogPath)
+		if errors.As(b.Err, new(*images.PackageError)) && !errors.As(b.Err, new(*fs.PathError)) {
+			return report, exitNoKernel
 		}
 		return report, exitBuild
 	case builder.Skipped:
@@ -295,6 +298,29 @@ func (r *buildRun) one(ctx context.Context, source *builder.Source, t target, li
 	}
 	line.End(report.Status, "")
 	return report, 0
+}
+
+var errInterrupted = errors.New("interrupted")
+
+// explain shows why a build failed, from its log, and gives the reason in one line.
+func (r *buildRun) explain(source *builder.Source, t target, b builder.Result) string {
+	f, err := ui.ReadFailure(bytes.NewReader(b.Log))
+	if err != nil {
+		return b.Reason
+	}
+	reason := b.Reason
+	step := (*builder.StepError)(nil)
+	_, made, _ := bytes.Cut(b.Log, []byte("\n# make\n")) // what the dkms.conf said before is not why
+	if g, err := ui.ReadFailure(bytes.NewReader(made)); errors.As(b.Err, &step) && err == nil && g.First != "" {
+		f.First = strings.ReplaceAll(g.First, dkms.Target{Module: source.Module, Version: source.Version}.Build()+"/", "")
+		if step.Output == "" {
+			reason += ": " + f.First
+		}
+	} else {
+		f.First = reason
+	}
+	r.board.Fail(t.label, f, b.LogPath)
+	return reason
 }
 
 // handOut writes the modules and the log to their folder below out. Each file appears whole or not at all; files that are
@@ -344,6 +370,9 @@ func handOut(ctx context.Context, out string, k kernels.Kernel, b builder.Result
 
 // writable says whether a folder can be made or written to, without making it: a run that fails leaves none.
 func writable(dir string) error {
+	if dir == "" {
+		return errors.New("no folder given")
+	}
 	at, err := filepath.Abs(dir)
 	if err != nil {
 		return err

@@ -139,7 +139,7 @@ func (a *app) runCacheVerify(ctx context.Context) error {
 	if a.json() {
 		err = ui.WriteJSON(a.stdout, struct {
 			Results int      `json:"results"` // whole ones
-			Images  int      `json:"images"`  // packages and layers of header images that were looked at
+			Parts   int      `json:"parts"`   // packages and layers of header images that were looked at
 			Damaged []damage `json:"damaged"`
 		}{rep.Entries, checked, damaged})
 	} else {
@@ -191,17 +191,27 @@ func (a *app) runCacheGC(ctx context.Context, size, age string) error {
 		}
 		left = max(left, 1) // 0 would be no bound
 	}
+	had, err := store.List(ctx)
+	if err != nil {
+		return err
+	}
 	freed, err := store.GC(ctx, images.GCOptions{MaxSize: left, OlderThan: olderThan})
 	if err != nil {
 		return err
 	}
+	have, err := store.List(ctx)
+	if err != nil {
+		return err
+	}
+	removed := len(had) - len(have)
 	if a.json() {
 		return ui.WriteJSON(a.stdout, struct {
 			Results int   `json:"results"` // that were removed
+			Images  int   `json:"images"`  // header images that were removed
 			Freed   int64 `json:"freed"`   // bytes
-		}{r.Entries, r.Freed + freed})
+		}{r.Entries, removed, r.Freed + freed})
 	}
-	_, err = fmt.Fprintf(a.stdout, "removed %d results; freed %s\n", r.Entries, bytesText(r.Freed+freed))
+	_, err = fmt.Fprintf(a.stdout, "removed %d results and %d header images; freed %s\n", r.Entries, removed, bytesText(r.Freed+freed))
 	return err
 }
 

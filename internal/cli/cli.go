@@ -9,8 +9,8 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
-	"slices"
 	"strings"
 	"syscall"
 
@@ -107,6 +107,7 @@ machine: the headers and the compiler of each kernel come from its distribution,
 sandbox without network. The same inputs give the same bytes, and what was built once is not built again.`,
 		Example: `  godkms-hermetic build . --kernels debian/bookworm:6.1.0-56-amd64,debian/trixie:latest
   godkms-hermetic kernels debian/bookworm`,
+		Version:       version(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
@@ -233,24 +234,24 @@ func (a *app) versionCommand() *cobra.Command {
 		Example: "  godkms-hermetic version --format json",
 		Args:    cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			v := struct {
-				Version  string `json:"version"`
-				Revision string `json:"revision"`
-				Go       string `json:"go"`
-			}{Version: "unknown"}
-			if info, ok := debug.ReadBuildInfo(); ok {
-				v.Version, v.Go = info.Main.Version, info.GoVersion
-				if i := slices.IndexFunc(info.Settings, func(s debug.BuildSetting) bool { return s.Key == "vcs.revision" }); i >= 0 {
-					v.Revision = info.Settings[i].Value
-				}
-			}
 			if a.json() {
-				return ui.WriteJSON(a.stdout, v)
+				return ui.WriteJSON(a.stdout, struct {
+					Version string `json:"version"`
+					Go      string `json:"go"`
+				}{version(), runtime.Version()})
 			}
-			_, err := fmt.Fprintf(a.stdout, "godkms-hermetic %s %s\n", v.Version, v.Go)
+			_, err := fmt.Fprintf(a.stdout, "godkms-hermetic %s %s\n", version(), runtime.Version())
 			return err
 		},
 	}
+}
+
+// version is what the build stamped on the program.
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(unknown)"
 }
 
 // exitStatus is the end of every command's help.

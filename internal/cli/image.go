@@ -59,15 +59,25 @@ the image or of its lock. Packages stay until 'cache gc'.` + exitStatus("0  all 
 			if err != nil {
 				return err
 			}
-			_, err = store.Remove(cmd.Context(), args...)
-			return err
+			removed, err := store.Remove(cmd.Context(), args...)
+			if err != nil {
+				return err
+			}
+			for _, i := range removed {
+				a.board.Print(fmt.Sprintf("removed the header image of %s", i.Kernel))
+			}
+			return nil
 		},
 	})
 	return cmd
 }
 
-func (a *app) runImageBuild(ctx context.Context, selectors, with []string) error {
+func (a *app) runImageBuild(ctx context.Context, list, with []string) error {
 	distros, err := a.distros()
+	if err != nil {
+		return err
+	}
+	selectors, err := parseSelectors(distros, list)
 	if err != nil {
 		return err
 	}

@@ -28,7 +28,12 @@ security and backports pockets included.` + exitStatus(
 			" 21  there is no such suite"),
 		Example: `  godkms-hermetic kernels debian/bookworm
   godkms-hermetic kernels debian/trixie --arch arm64 --format json`,
-		Args: cobra.ExactArgs(1),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return fmt.Errorf("kernels takes one DISTRO/SUITE, as in debian/bookworm; known are %s", strings.Join(a.suites(), ", "))
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.runKernels(cmd.Context(), args[0], arch)
 		},
@@ -72,12 +77,15 @@ func (a *app) runKernels(ctx context.Context, where, arch string) error {
 	return w.Flush()
 }
 
-// resolve finds the kernels of a request, before any work. A selector that is malformed or names an unknown distribution is an
-// error; one that names no kernel becomes a target with an error, so that it stops no other.
-func (a *app) resolve(ctx context.Context, distros map[string]kernels.Provider, selectors []string) ([]target, error) {
+// parseSelectors reads a list of selectors, and passes over empty ones. One that is malformed or names an unknown distribution is
+// an error.
+func parseSelectors(distros map[string]kernels.Provider, list []string) ([]kernels.Selector, error) {
 	var parsed []kernels.Selector
-	for _, text := range selectors {
-		s, err := kernels.ParseSelector(strings.TrimSpace(text))
+	for _, text := range list {
+		if text = strings.TrimSpace(text); text == "" {
+			continue
+		}
+		s, err := kernels.ParseSelector(text)
 		if err != nil {
 			return nil, err
 		}
@@ -86,10 +94,16 @@ func (a *app) resolve(ctx context.Context, distros map[string]kernels.Provider, 
 		}
 		parsed = append(parsed, s)
 	}
+	return parsed, nil
+}
+
+// resolve finds the kernels of a request, before any of them is built for. A selector that names none becomes a target with an
+// error, so that it stops no other.
+func (a *app) resolve(ctx context.Context, distros map[string]kernels.Provider, selectors []kernels.Selector) ([]target, error) {
 	r := kernels.Resolver{Providers: distros, Arch: kernels.HostArch(), Running: running(), Warn: a.board.Warn}
 	var targets []target
 	seen := map[kernels.Kernel]bool{}
-	for _, s := range parsed {
+	for _, s := range selectors {
 		found, err := r.Resolve(ctx, []kernels.Selector{s})
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)

@@ -58,7 +58,7 @@ func TestMain(m *testing.M) {
 //	spoil PATTERN      turns one bit of a file
 //
 // $K61, $K612 and $TRIXIE are the newest kernels of bookworm's 6.1 and 6.12 lines and of trixie's 6.12; $R61, $R612 and $RTRIXIE
-// their releases. $LATEST is trixie's newest. $TREES has the module sources.
+// their releases. The condition stale-sid holds where the mirror's index of sid is past its Valid-Until. $LATEST is trixie's newest. $TREES has the module sources.
 func TestScripts(t *testing.T) {
 	shared := sharedCache(t)
 	exe, err := exec.LookPath("godkms-hermetic")
@@ -75,6 +75,14 @@ func TestScripts(t *testing.T) {
 		Dir:                 "testdata",
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
+		Condition: func(name string) (bool, error) {
+			if name != "stale-sid" {
+				return false, fmt.Errorf("no condition %q", name)
+			}
+			var out, errs bytes.Buffer
+			code := Main(t.Context(), []string{"kernels", "debian/sid", "--cache-dir", shared}, &out, &errs)
+			return code != 0 && strings.Contains(errs.String(), "expired"), nil
+		},
 		Setup: func(e *testscript.Env) error {
 			e.Vars = append(e.Vars, vars...)
 			e.Setenv("HOME", filepath.Join(e.WorkDir, "home"))

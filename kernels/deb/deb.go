@@ -278,7 +278,7 @@ func (p *pool) kernels(distro, suite string) ([]kernels.Candidate, error) {
 		if err != nil {
 			return nil, err
 		}
-		first := !latest && flavour == p.arch // the plain flavour is named like the architecture
+		first := !latest && flavour == p.arch && !k.backports // the plain flavour is named like the architecture
 		latest = latest || first
 		out = append(out, kernels.Candidate{
 			Kernel:         kernels.Kernel{Distro: distro, Suite: suite, Arch: p.arch, Release: strings.TrimPrefix(k.name, headersPrefix)},

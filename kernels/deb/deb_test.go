@@ -284,8 +284,8 @@ linux-headers-amd64 6.12.1-1~bpo12+1; Depends: linux-headers-6.12.1+deb12-amd64 
 			got = append(got, s)
 		}
 		want := []string{
-			"6.12.1+deb12-amd64 6.12.1-1~bpo12+1 gcc-12 latest",
-			"6.1.0-10-amd64 6.1.10-1 gcc-12",
+			"6.12.1+deb12-amd64 6.12.1-1~bpo12+1 gcc-12",
+			"6.1.0-10-amd64 6.1.10-1 gcc-12 latest",
 			"6.1.0-10-rt-amd64 6.1.10-1 gcc-12",
 			"6.1.0-1-amd64 6.1.1-1 gcc-12",
 			"6.1.0-1-cloud-amd64 6.1.1-1 gcc-12",

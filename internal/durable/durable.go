@@ -41,10 +41,10 @@ func WriteFile(tmp, path string, mode fs.FileMode, write func(io.Writer) error) 
 	if err := f.Sync(); err != nil {
 		return err
 	}
-	if err := f.Close(); err != nil {
+	if err := Rename(f.Name(), path); err != nil { // while it is locked, so that nobody takes it for a dead process's
 		return err
 	}
-	return Rename(f.Name(), path)
+	return f.Close()
 }
 
 // tempFile makes a file whose lock says that its process lives; see NewTemp.

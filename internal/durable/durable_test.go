@@ -209,7 +209,7 @@ func TestNewTempSweepsTheDead(t *testing.T) {
 	if !there(dead) || !there(alive) {
 		t.Fatalf("before: dead %v, alive %v; want both", there(dead), there(alive))
 	}
-	if err := os.WriteFile(filepath.Join(base, "file"), nil, 0o644); err != nil { // nobody's: only folders are swept
+	if err := os.WriteFile(filepath.Join(base, "file-123"), nil, 0o644); err != nil { // of a WriteFile that died
 		t.Fatal(err)
 	}
 	tmp, err := NewTemp(base)
@@ -232,8 +232,38 @@ func TestNewTempSweepsTheDead(t *testing.T) {
 	if err := errors.Join(tmp.Close(), own.Close()); err != nil {
 		t.Error(err)
 	}
-	if left := names(t, base); !slices.Equal(left, []string{".lock", "file"}) {
+	if left := names(t, base); !slices.Equal(left, []string{".lock"}) {
 		t.Errorf("left: %q", left)
+	}
+}
+
+// Nothing sweeps the file of a WriteFile that is at work, at any moment of it.
+func TestNewTempLeavesWritersAlone(t *testing.T) {
+	base, out := t.TempDir(), filepath.Join(t.TempDir(), "file")
+	done := make(chan error, 1)
+	go func() {
+		var err error
+		for i := 0; i < 300 && err == nil; i++ {
+			err = WriteFile(base, out, 0o644, text("x"))
+		}
+		done <- err
+	}()
+	for {
+		tmp, err := NewTemp(base)
+		if err == nil {
+			err = tmp.Close()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Fatal(err)
+			}
+			return
+		default:
+		}
 	}
 }
 

@@ -3,7 +3,9 @@ package deb
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"hash/crc32"
+	"io"
 	"math/rand/v2"
 	"os/exec"
 	"strings"
@@ -226,6 +228,32 @@ func TestIndexFindsAll(t *testing.T) {
 	ess, err := x.essentials()
 	if err != nil || len(ess) != 1 || ess[0].version != "2" {
 		t.Errorf("essentials = %v, %v", ess, err)
+	}
+}
+
+type brokenFile struct{}
+
+func (brokenFile) ReadAt([]byte, int64) (int, error) { return 0, io.ErrClosedPipe }
+
+// A disk that fails must not look like a package that is not there: another alternative would be taken.
+func TestIndexOnBrokenDisk(t *testing.T) {
+	data, err := compact(stanzas("a 1; Provides: v; Essential: yes"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	x, err := openIndex(bytes.NewReader(data), int64(len(data)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.file = brokenFile{}
+	_, named := x.withPrefix("a", true)
+	_, provided := x.providers("v")
+	_, essential := x.essentials()
+	_, opened := openIndex(x.file, int64(len(data)))
+	for what, err := range map[string]error{"withPrefix": named, "providers": provided, "essentials": essential, "openIndex": opened} {
+		if !errors.Is(err, errDamagedIndex) || !errors.Is(err, io.ErrClosedPipe) {
+			t.Errorf("%s: %v", what, err)
+		}
 	}
 }
 

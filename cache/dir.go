@@ -226,6 +226,9 @@ func (d *Dir) put(ctx context.Context, key v1.Hash, e Entry) error {
 	if len(manifest) > maxManifest || len(config) > maxManifest {
 		return fmt.Errorf("a manifest of %d bytes and a config of %d, more than %d", len(manifest), len(config), maxManifest)
 	}
+	if err := durable.Sweep(d.path("tmp")); err != nil {
+		return err
+	}
 	log := capLog(e.Log)
 	r := record{Key: key, Manifest: hashBytes(manifest), Log: hashBytes(log), Created: time.Now().UTC()}
 	r.Blobs = []blob{{r.Manifest, int64(len(manifest))}, {m.Config.Digest, m.Config.Size}}

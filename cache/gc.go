@@ -12,6 +12,8 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
+
+	"github.com/godkms-hermetic/godkms-hermetic/internal/durable"
 )
 
 // Failed builds' logs go after this time, or when there are more.
@@ -311,16 +313,8 @@ func (d *Dir) gc(ctx context.Context, o GCOptions) (GCResult, error) {
 		res.Blobs++
 		res.Freed += n
 	}
-	tmp, err := os.ReadDir(d.path("tmp"))
-	if err != nil {
+	if err := durable.Sweep(d.path("tmp")); err != nil {
 		return res, err
-	}
-	for _, e := range tmp {
-		n, err := removeFile(d.path("tmp", e.Name()))
-		if err != nil {
-			return res, err
-		}
-		res.Freed += n
 	}
 	return res, d.sweepLogs(now, o, &res)
 }

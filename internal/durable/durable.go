@@ -112,9 +112,34 @@ func NewTemp(base string) (*Temp, error) {
 		return nil, err
 	}
 	defer guard.Close()
-	entries, err := os.ReadDir(base)
+	if err := sweep(base); err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp(base, "")
 	if err != nil {
 		return nil, err
+	}
+	f, err := tryLock(dir)
+	if err != nil {
+		return nil, err
+	}
+	return &Temp{Dir: dir, lock: f}, nil
+}
+
+// Sweep removes what dead processes left in a folder that is for unfinished work.
+func Sweep(base string) error {
+	guard, err := Lock(context.Background(), filepath.Join(base, ".lock"), false)
+	if err != nil {
+		return err
+	}
+	defer guard.Close()
+	return sweep(base)
+}
+
+func sweep(base string) error {
+	entries, err := os.ReadDir(base)
+	if err != nil {
+		return err
 	}
 	for _, e := range entries {
 		if e.Name() == ".lock" || !e.IsDir() && !e.Type().IsRegular() {
@@ -126,15 +151,7 @@ func NewTemp(base string) (*Temp, error) {
 			f.Close()
 		}
 	}
-	dir, err := os.MkdirTemp(base, "")
-	if err != nil {
-		return nil, err
-	}
-	f, err := tryLock(dir)
-	if err != nil {
-		return nil, err
-	}
-	return &Temp{Dir: dir, lock: f}, nil
+	return nil
 }
 
 // Close removes the folder with all that is in it.

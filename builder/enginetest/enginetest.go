@@ -126,8 +126,8 @@ func Try(t *testing.T, sb builder.Sandbox, attempt string) string {
 }
 
 func (s suite) exit(t *testing.T) {
-	sb := s.start(t, "/work")
-	sh(t, sb, "cd /work; printf '#!/no/such/interpreter\n' > script; chmod 755 script; echo text > text; mkdir folder")
+	sb := s.start(t, "/writable")
+	sh(t, sb, "cd /writable; printf '#!/no/such/interpreter\n' > script; chmod 755 script; echo text > text; mkdir folder")
 	for _, test := range []struct {
 		args   []string
 		code   int
@@ -143,9 +143,9 @@ func (s suite) exit(t *testing.T) {
 		{args: []string{"sh", "-c", "kill -SEGV $$"}, code: 139, signal: "segmentation fault"},
 		{args: []string{"no-such-program"}, code: 127, stderr: true},
 		{args: []string{"/no/such/program"}, code: 127, stderr: true},
-		{args: []string{"/work/script"}, code: 127, stderr: true},
-		{args: []string{"/work/text"}, code: 126, stderr: true},
-		{args: []string{"/work/folder"}, code: 126, stderr: true},
+		{args: []string{"/writable/script"}, code: 127, stderr: true},
+		{args: []string{"/writable/text"}, code: 126, stderr: true},
+		{args: []string{"/writable/folder"}, code: 126, stderr: true},
 	} {
 		var errs bytes.Buffer
 		err := sb.Run(t.Context(), builder.Command{Args: test.args, Env: environ, Dir: "/", Stderr: &errs})
@@ -300,12 +300,12 @@ func (o *onReady) Write(p []byte) (int, error) {
 }
 
 func (s suite) cancel(t *testing.T) {
-	sb := s.start(t, "/work")
+	sb := s.start(t, "/writable")
 	why := errors.New("because")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	var since time.Time
 	ready := &onReady{f: func() { since = time.Now(); cancel(why) }}
-	err := sb.Run(ctx, builder.Command{Args: []string{"sh", "-c", "echo kept > /work/file; " + stubborn + "sleep 1000"}, Env: environ, Dir: "/", Stdout: ready})
+	err := sb.Run(ctx, builder.Command{Args: []string{"sh", "-c", "echo kept > /writable/file; " + stubborn + "sleep 1000"}, Env: environ, Dir: "/", Stdout: ready})
 	if !errors.Is(err, why) {
 		t.Errorf("Run() = %v; want %v", err, why)
 	}
@@ -313,13 +313,13 @@ func (s suite) cancel(t *testing.T) {
 		t.Errorf("Run() returned %v after it was cancelled", d)
 	}
 	alone(t, sb)
-	if out := sh(t, sb, "cat /work/file"); out != "kept" {
+	if out := sh(t, sb, "cat /writable/file"); out != "kept" {
 		t.Errorf("a scratch file is %q after a cancelled command", out)
 	}
-	if err := sb.Run(ctx, builder.Command{Args: []string{"touch", "/work/never"}, Env: environ, Dir: "/"}); !errors.Is(err, why) {
+	if err := sb.Run(ctx, builder.Command{Args: []string{"touch", "/writable/never"}, Env: environ, Dir: "/"}); !errors.Is(err, why) {
 		t.Errorf("Run() with a context that has ended = %v; want %v", err, why)
 	}
-	sh(t, sb, "[ ! -e /work/never ]")
+	sh(t, sb, "[ ! -e /writable/never ]")
 	if _, err := s.engine.Start(ctx, s.spec()); !errors.Is(err, why) {
 		t.Errorf("Start() with a context that has ended = %v; want %v", err, why)
 	}
@@ -440,7 +440,7 @@ func (s suite) identity(t *testing.T) {
 
 func (s suite) readOnly(t *testing.T) {
 	before := snapshot(t, s.root.Layers())
-	sb := s.start(t, "/work", "/usr/lib/made/by the/engine")
+	sb := s.start(t, "/writable", "/usr/lib/made/by the/engine")
 	for _, script := range []string{
 		"touch /new", "mkdir /usr/new", "rm /usr/bin/cat", "echo x > /usr/bin/cat", "chmod 777 /usr", "touch /usr/bin/cat", "mkdir /proc/new",
 	} {
@@ -478,14 +478,14 @@ func snapshot(t *testing.T, layers []string) string {
 }
 
 func (s suite) scratch(t *testing.T) {
-	dirs := []string{"/work", "/var/lib/some thing/deep", "/work/inner/most", "/lib/through-a-link"}
+	dirs := []string{"/writable", "/var/lib/some thing/deep", "/writable/inner/most", "/lib/through-a-link"}
 	sb := s.start(t, dirs...)
 	for _, dir := range dirs {
 		want := fmt.Sprintf("%d %d 755", builder.UID, builder.GID)
 		if got := sh(t, sb, "stat -c '%u %g %a' '"+dir+"'"); got != want {
 			t.Errorf("%q is owned and open as %q; want %q", dir, got, want)
 		}
-		if got := sh(t, sb, "ls -A '"+dir+"'"); got != "" && dir != "/work" {
+		if got := sh(t, sb, "ls -A '"+dir+"'"); got != "" && dir != "/writable" {
 			t.Errorf("%q isn't empty: %q", dir, got)
 		}
 		sh(t, sb, "cd '"+dir+"' && echo x > file && mkdir folder && printf '#!/bin/sh\necho ran' > folder/script && chmod 755 folder/script")
@@ -498,8 +498,8 @@ func (s suite) scratch(t *testing.T) {
 	if got := sh(t, sb, "stat -c %a /tmp; echo x > /tmp/file && cat /tmp/file"); got != "1777\nx" {
 		t.Errorf("/tmp: %q", got)
 	}
-	other := s.start(t, "/work")
-	if got := sh(t, other, "ls -A /work /tmp"); got != "/tmp:\n\n/work:" {
+	other := s.start(t, "/writable")
+	if got := sh(t, other, "ls -A /writable /tmp"); got != "/tmp:\n\n/writable:" {
 		t.Errorf("scratch folders of a new sandbox hold %q", got)
 	}
 	for _, dir := range []string{"relative", "/", "/proc", "/dev/x"} {
@@ -511,8 +511,8 @@ func (s suite) scratch(t *testing.T) {
 }
 
 func (s suite) workingDirectory(t *testing.T) {
-	sb := s.start(t, "/work")
-	for _, dir := range []string{"/", "/work", "/usr/bin"} {
+	sb := s.start(t, "/writable")
+	for _, dir := range []string{"/", "/writable", "/usr/bin"} {
 		var out bytes.Buffer
 		err := sb.Run(t.Context(), builder.Command{Args: []string{"pwd"}, Env: environ, Dir: dir, Stdout: &out})
 		if err != nil || strings.TrimSpace(out.String()) != dir {
@@ -648,12 +648,12 @@ func (s suite) setuidProgram(t *testing.T) {
 func (s suite) two(t *testing.T) {
 	var wait sync.WaitGroup
 	for i := range 2 {
-		sb := s.start(t, "/work")
+		sb := s.start(t, "/writable")
 		wait.Go(func() {
 			for range 5 {
 				want := strconv.Itoa(i)
-				sh(t, sb, "echo "+want+" > /work/file; sleep 0.05")
-				if got := sh(t, sb, "cat /work/file"); got != want {
+				sh(t, sb, "echo "+want+" > /writable/file; sleep 0.05")
+				if got := sh(t, sb, "cat /writable/file"); got != want {
 					t.Errorf("sandbox %d reads %q", i, got)
 				}
 				alone(t, sb)

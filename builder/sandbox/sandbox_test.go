@@ -218,7 +218,7 @@ func TestClosedFolders(t *testing.T) {
 	if err := errors.Join(os.Chmod(layer, 0o700), os.Chmod(dir, 0o700)); err != nil {
 		t.Fatal(err)
 	}
-	sb := startWith(t, enginetest.Folders(append(root.Layers(), layer)...), "/work")
+	sb := startWith(t, enginetest.Folders(append(root.Layers(), layer)...), "/writable")
 	if got := output(t, sb, "cat /usr/share/file; echo; stat -c %a /"); got != "seen\n755" {
 		t.Errorf("Run() = %q", got)
 	}
@@ -338,7 +338,7 @@ var tools = map[string]func() error{
 }
 
 func runScript(script string) error {
-	sb, err := Engine{}.Start(context.Background(), spec(testRoot(nil), "/work"))
+	sb, err := Engine{}.Start(context.Background(), spec(testRoot(nil), "/writable"))
 	if err != nil {
 		return err
 	}

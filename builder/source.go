@@ -20,6 +20,7 @@ import (
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/godkms-hermetic/godkms-hermetic/builder/dkms"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/decompress"
@@ -76,6 +77,9 @@ func OpenSource(ctx context.Context, src string, o SourceOptions) (*Source, erro
 		err = t.readDir(ctx, filepath.Dir(src), o.Exclude)
 	default:
 		err = t.readArchive(ctx, src, o)
+	}
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("source %q: %w", src, err)
@@ -194,11 +198,12 @@ func real(dir string) (string, error) {
 }
 
 func (t *tree) readArchive(ctx context.Context, file string, o SourceOptions) error {
-	f, err := os.Open(file)
+	f, err := os.OpenFile(file, os.O_RDONLY|unix.O_NONBLOCK, 0) // a pipe that nobody writes to is empty
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	defer context.AfterFunc(ctx, func() { f.Close() })() // or a pipe could be waited for without end
 	br := bufio.NewReader(f)
 	magic, _ := br.Peek(8)
 	isDeb := bytes.Equal(magic, []byte("!<arch>\n"))

@@ -193,6 +193,32 @@ func TestSourceRefused(t *testing.T) {
 	}
 }
 
+// A pipe is read as a file is, and waiting for what nobody writes ends with the context.
+func TestSourceFromPipe(t *testing.T) {
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	run(t, "", "mkfifo", pipe)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if _, err := OpenSource(ctx, pipe, SourceOptions{}); err == nil || ctx.Err() != nil {
+		t.Errorf("OpenSource of a pipe without a writer = %v; want an error at once", err)
+	}
+
+	w, err := os.OpenFile(pipe, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	ctx, cancel = context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := OpenSource(ctx, pipe, SourceOptions{}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("OpenSource of a silent pipe = %v; want that its time was up", err)
+	}
+	run(t, writeTree(t, map[string]string{"dkms.conf": conf}), "sh", "-c", "tar -cf "+pipe+" . &")
+	if s := open(t, pipe, SourceOptions{}); s.Module != "m" {
+		t.Errorf("OpenSource of a pipe = %q; want m", s.Module)
+	}
+}
+
 // A file that is appended to while it is read is not taken up to what was its end.
 func TestSourceGrows(t *testing.T) {
 	root, err := os.OpenRoot(writeTree(t, map[string]string{"m.c": "int x;"}))

@@ -47,7 +47,8 @@ type Options struct {
 	Client *http.Client
 	// Offline makes a package that is not in the cache an error that wraps ErrOffline.
 	Offline bool
-	// Jobs is how many packages are unpacked at a time, over all roots that are being assembled. Default: the processors.
+	// Jobs is how many packages are unpacked at a time, over all roots that are being assembled; at most 6, for each takes some
+	// ten megabytes. Default: the processors.
 	Jobs int
 }
 
@@ -74,6 +75,9 @@ type Store struct {
 	limits    limits
 }
 
+// maxJobs is where memory counts for more: the largest packages are what the whole waits for, whatever goes on beside them.
+const maxJobs = 6
+
 // minDownloads is for mirrors that are slow to answer: most packages are small.
 const minDownloads = 6
 
@@ -94,6 +98,7 @@ func Open(o Options) (*Store, error) {
 	if o.Jobs <= 0 {
 		o.Jobs = runtime.NumCPU()
 	}
+	o.Jobs = min(o.Jobs, maxJobs)
 	if o.Client == nil {
 		o.Client = newClient()
 	}

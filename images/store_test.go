@@ -42,6 +42,17 @@ func secondLock(t testing.TB, m *mirror, first kernels.Lock) kernels.Lock {
 	return second
 }
 
+// Each package that is being unpacked takes memory.
+func TestJobsAreBounded(t *testing.T) {
+	s, err := Open(Options{Dir: t.TempDir(), Payload: tarPayload, Jobs: 1000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := cap(s.decoders); got != maxJobs {
+		t.Errorf("Open with 1000 jobs unpacks %d packages at a time; want %d", got, maxJobs)
+	}
+}
+
 func TestRoot(t *testing.T) {
 	m := newMirror(t)
 	lock := tinyLock(t, m)

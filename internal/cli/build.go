@@ -121,10 +121,17 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, src string) error {
 		return err
 	}
 	exclude := []string{o.out, filepath.Dir(temp)} // both may lie in the source
-	if err := os.MkdirAll(temp, 0o755); err != nil {
+	err = os.MkdirAll(temp, 0o755)
+	if err == nil {
+		err = writable(temp)
+	}
+	if err != nil {
 		return fmt.Errorf("the cache folder can't be used: %w; choose another with --cache-dir", err)
 	}
 	source, err := builder.OpenSource(ctx, src, builder.SourceOptions{Temp: temp, Exclude: exclude, Payload: distros["debian"].Payload})
+	if errors.Is(err, unix.ENOSPC) {
+		return fmt.Errorf("%w; free some or choose another folder with --cache-dir", err)
+	}
 	if err != nil {
 		return err
 	}
@@ -294,7 +301,7 @@ func (r *buildRun) one(ctx context.Context, source *builder.Source, t target, li
 	report.Digest = b.Digest.String()
 	if report.Modules, report.Log, err = handOut(ctx, r.options.out, t.kernel, b); err != nil {
 		report.Digest, report.Modules, report.Log = "", nil, ""
-		return fail(fmt.Errorf("write the modules: %w", err), exitBuild)
+		return fail(fmt.Errorf("write the modules: %w; see to it or choose another folder with --out", err), exitBuild)
 	}
 	line.End(report.Status, "")
 	return report, 0
@@ -323,8 +330,8 @@ func (r *buildRun) explain(source *builder.Source, t target, b builder.Result) s
 	return reason
 }
 
-// handOut writes the modules and the log to their folder below out. Each file appears whole or not at all; files that are
-// there already and have other names stay.
+// handOut writes the modules and the log to their folder below out. None is put in its place before all are written; files that
+// are there already and have other names stay.
 func handOut(ctx context.Context, out string, k kernels.Kernel, b builder.Result) (modules []ui.Module, log string, err error) {
 	dir := filepath.Join(out, k.Distro+"-"+k.Suite, k.Release)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -343,29 +350,37 @@ func handOut(ctx context.Context, out string, k kernels.Kernel, b builder.Result
 		return nil, "", err
 	}
 	defer os.RemoveAll(partial)
-	for _, f := range b.Files {
-		name := filepath.Join(dir, f.Name)
-		err := durable.WriteFile(partial, name, 0o644, func(w io.Writer) error {
-			r, err := f.Open()
-			if err != nil {
-				return err
-			}
-			defer r.Close()
-			_, err = io.Copy(w, r)
+	write := func(name string, from io.ReadCloser) error {
+		defer from.Close()
+		return durable.WriteFile(partial, filepath.Join(partial, name), 0o644, func(w io.Writer) error {
+			_, err := io.Copy(w, from)
 			return err
 		})
+	}
+	log = "build.log"
+	if err := write(log, io.NopCloser(bytes.NewReader(b.Log))); err != nil {
+		return nil, "", err
+	}
+	names := []string{log}
+	for _, f := range b.Files {
+		r, err := f.Open()
 		if err != nil {
 			return nil, "", err
 		}
+		if err := write(f.Name, r); err != nil {
+			return nil, "", err
+		}
+		names = append(names, f.Name)
 		modules = append(modules, ui.Module{
-			Name: strings.TrimSuffix(f.Name, ".ko"), Path: name, SHA256: f.Digest.Hex, Vermagic: f.Vermagic,
+			Name: strings.TrimSuffix(f.Name, ".ko"), Path: filepath.Join(dir, f.Name), SHA256: f.Digest.Hex, Vermagic: f.Vermagic,
 		})
 	}
-	log = filepath.Join(dir, "build.log")
-	return modules, log, durable.WriteFile(partial, log, 0o644, func(w io.Writer) error {
-		_, err := w.Write(b.Log)
-		return err
-	})
+	for _, name := range names {
+		if err := durable.Rename(filepath.Join(partial, name), filepath.Join(dir, name)); err != nil {
+			return nil, "", err
+		}
+	}
+	return modules, filepath.Join(dir, log), nil
 }
 
 // writable says whether a folder can be made or written to, without making it: a run that fails leaves none.

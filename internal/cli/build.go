@@ -120,7 +120,10 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, src string) error {
 	if err != nil {
 		return err
 	}
-	exclude := []string{o.out, filepath.Dir(temp)} // both may lie in the source
+	exclude := []string{o.out, filepath.Dir(temp)} // both may lie in the source, or be it
+	for _, suite := range a.suites() {
+		exclude = append(exclude, filepath.Join(o.out, strings.Replace(suite, "/", "-", 1)))
+	}
 	err = os.MkdirAll(temp, 0o755)
 	if err == nil {
 		err = writable(temp)
@@ -290,7 +293,10 @@ func (r *buildRun) one(ctx context.Context, source *builder.Source, t target, li
 			report.Reason = r.explain(source, t, b)
 			return report, exitBuild
 		}
-		if errors.As(b.Err, new(*images.PackageError)) && !errors.As(b.Err, new(*fs.PathError)) {
+		switch {
+		case errors.As(b.Err, new(*fs.PathError)): // this machine's disk or permissions
+			return report, exitUsage
+		case errors.As(b.Err, new(*images.PackageError)):
 			return report, exitNoKernel
 		}
 		return report, exitBuild

@@ -49,8 +49,8 @@ SRC is a folder with a dkms.conf, the dkms.conf itself, a tarball (plain, gzip, 
 usr/src/*/dkms.conf. The default is the current folder.
 
 KERNELS is a list with commas of [DISTRO/SUITE:]SELECTOR. A SELECTOR is a kernel release, a shell pattern over releases
-('6.1.0-*-cloud-amd64'), "latest" (the newest of the default flavour, backports aside), or "running". Without DISTRO/SUITE the suite is the one
-that has the release; suites whose indexes have expired are passed over.
+('6.1.0-*-cloud-amd64'), "latest" (the newest of the default flavour, backports aside), or "running". Without DISTRO/SUITE the
+suite is the one that has the release; where two have it with different packages, say which.
 
 Standard output has one line for each kernel, in the order of the request: the kernel; built, cached, skipped or failed; the
 digest of the artifact; where the modules are. With --format json it has one object.` + exitStatus(

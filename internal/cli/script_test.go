@@ -58,7 +58,7 @@ func TestMain(m *testing.M) {
 //	spoil PATTERN      turns one bit of a file
 //
 // $K61, $K612 and $TRIXIE are the newest kernels of bookworm's 6.1 and 6.12 lines and of trixie's 6.12; $R61, $R612 and $RTRIXIE
-// their releases. The condition stale-sid holds where the mirror's index of sid is past its Valid-Until. $LATEST is trixie's newest. $TREES has the module sources.
+// their releases. The condition stale-sid holds where the mirror's index of sid is past its Valid-Until. $LATEST is what trixie:latest stands for. $TREES has the module sources.
 func TestScripts(t *testing.T) {
 	shared := sharedCache(t)
 	exe, err := exec.LookPath("godkms-hermetic")
@@ -219,7 +219,10 @@ func newestKernels(t *testing.T, shared string) []string {
 			t.Fatal(err)
 		}
 		for _, k := range out.Kernels {
-			if strings.HasPrefix(k.Release, line) && !strings.Contains(k.Release, "-cloud-") && !strings.Contains(k.Release, "-rt-") {
+			if k.Latest && line == "" {
+				return k.Kernel
+			}
+			if line != "" && strings.HasPrefix(k.Release, line) && !strings.Contains(k.Release, "-cloud-") && !strings.Contains(k.Release, "-rt-") {
 				return k.Kernel
 			}
 		}

@@ -50,12 +50,13 @@ usr/src/*/dkms.conf. The default is the current folder.
 
 KERNELS is a list with commas of [DISTRO/SUITE:]SELECTOR. A SELECTOR is a kernel release, a shell pattern over releases
 ('6.1.0-*-cloud-amd64'), "latest" (the newest of the default flavour, backports aside), or "running". Without DISTRO/SUITE the
-suite is the one that has the release; where two have it with different packages, say which.
+suite is the one that has the release; where two have it with different packages, say which. Suites whose indexes have expired
+are passed over.
 
 Standard output has one line for each kernel, in the order of the request: the kernel; built, cached, skipped or failed; the
 digest of the artifact; where the modules are. With --format json it has one object.` + exitStatus(
 			"  0  all were built or cached, or skipped beside others that are there",
-			"  1  the command line, the source or the configuration is wrong",
+			"  1  the command line, the source or the configuration is wrong, or this machine's disk or permissions are",
 			" 10  a build failed",
 			" 21  a kernel's headers can't be found, fetched or trusted",
 			" 77  every kernel was skipped (BUILD_EXCLUSIVE in dkms.conf)",

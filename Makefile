@@ -4,8 +4,8 @@ TEST_PACKAGES := binutils ca-certificates dkms dpkg-dev gcc git kmod patch procp
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 DEMO_KERNEL := debian/trixie:latest
 PICTURE := \
-	'godkms-hermetic build testdata/hello --kernels debian/bookworm:latest,debian/trixie:latest' \
-	'godkms-hermetic build testdata/mixed --kernels debian/bookworm:latest,debian/trixie:latest'
+	'godkms-hermetic build testdata/hello --kernels "debian/bookworm:6.1.0-5[56]-amd64,debian/trixie:latest"' \
+	'godkms-hermetic build testdata/mixed --kernels "debian/bookworm:6.1.0-56-amd64,debian/bookworm:latest"'
 
 export CGO_ENABLED := 0
 
@@ -48,7 +48,8 @@ bench: ## benchmarks alone
 
 picture: build ## docs/terminal.svg, from a real run
 	mkdir -p docs
-	cache=$$(mktemp -d) && XDG_CACHE_HOME=$$cache go run ./scripts/termsvg -cols 132 -o docs/terminal.svg $(PICTURE); rm -rf "$$cache"
+	XDG_CACHE_HOME=/var/tmp/cache go run ./scripts/termsvg -cols 148 -o docs/terminal.svg $(PICTURE)
+	rm -rf /var/tmp/cache
 
 clean: ## what build and demo made; the cache of built modules stays
 	rm -rf bin out

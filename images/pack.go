@@ -21,6 +21,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/partial"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/klauspost/compress/gzip"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/durable"
@@ -112,8 +113,8 @@ func (r *Root) build(ctx context.Context, m *meter) (v1.Image, error) {
 		return nil, err
 	}
 	notes := map[string]string{
-		"org.opencontainers.image.created": made.Format(time.RFC3339),
-		"org.opencontainers.image.title":   "headers and compiler of " + r.lock.Kernel.String(),
+		ocispec.AnnotationCreated: made.Format(time.RFC3339),
+		ocispec.AnnotationTitle:   "headers and compiler of " + r.lock.Kernel.String(),
 	}
 	for k, v := range labels {
 		if k != LabelLock {

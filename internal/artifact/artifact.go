@@ -15,6 +15,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // Media types of what an artifact is made of. The layer is not compressed: modules are small, and a hash over plain bytes
@@ -44,9 +45,6 @@ const (
 	AnnotationStatus   = prefix + "status"   // "built" or "skipped"
 	AnnotationReason   = prefix + "reason"   // why it was skipped
 	AnnotationModules  = prefix + "modules"  // JSON: [{"name","dest","size","digest","vermagic"}], sorted by name
-
-	annotationTitle = "org.opencontainers.image.title"
-	annotationVer   = "org.opencontainers.image.version"
 )
 
 // Status is how a build ended that has a result.
@@ -226,22 +224,22 @@ func annotations(m Meta, files []File) (map[string]string, error) {
 		return nil, err
 	}
 	out := map[string]string{
-		annotationTitle:    m.Module,
-		annotationVer:      m.Version,
-		AnnotationModule:   m.Module,
-		AnnotationVersion:  m.Version,
-		AnnotationDistro:   m.Kernel.Distro,
-		AnnotationSuite:    m.Kernel.Suite,
-		AnnotationArch:     m.Kernel.Arch,
-		AnnotationRelease:  m.Kernel.Release,
-		AnnotationHeaders:  m.Headers,
-		AnnotationCompiler: m.Compiler,
-		AnnotationKey:      m.Key.String(),
-		AnnotationSource:   m.Source.String(),
-		AnnotationLock:     m.Lock.String(),
-		AnnotationStatus:   string(m.Status),
-		AnnotationReason:   m.Reason,
-		AnnotationModules:  string(b),
+		ocispec.AnnotationTitle:   m.Module,
+		ocispec.AnnotationVersion: m.Version,
+		AnnotationModule:          m.Module,
+		AnnotationVersion:         m.Version,
+		AnnotationDistro:          m.Kernel.Distro,
+		AnnotationSuite:           m.Kernel.Suite,
+		AnnotationArch:            m.Kernel.Arch,
+		AnnotationRelease:         m.Kernel.Release,
+		AnnotationHeaders:         m.Headers,
+		AnnotationCompiler:        m.Compiler,
+		AnnotationKey:             m.Key.String(),
+		AnnotationSource:          m.Source.String(),
+		AnnotationLock:            m.Lock.String(),
+		AnnotationStatus:          string(m.Status),
+		AnnotationReason:          m.Reason,
+		AnnotationModules:         string(b),
 	}
 	if m.Symvers != (v1.Hash{}) {
 		out[AnnotationSymvers] = m.Symvers.String()

@@ -18,6 +18,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/partial"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // New makes an image of a build's result. It reads every file twice to hash it, once alone and once within the layer; the
@@ -79,7 +80,7 @@ func New(m Meta, files []File) (v1.Image, error) {
 			MediaType:   LayerType,
 			Size:        l.size,
 			Digest:      l.digest,
-			Annotations: map[string]string{annotationTitle: layerTitle(m)},
+			Annotations: map[string]string{ocispec.AnnotationTitle: layerTitle(m)},
 		}},
 		Annotations: notes,
 	})

@@ -191,7 +191,7 @@ func progress(line *ui.Line) func(phase string, done, total int64) {
 	return func(phase string, done, total int64) {
 		if phase == "download" {
 			downloading = done < total
-		} else if downloading {
+		} else if downloading || done == 0 {
 			return
 		}
 		line.Phase(phase)

@@ -74,6 +74,7 @@ func TestScripts(t *testing.T) {
 	vars = append(vars, "TREES="+filepath.Join(repository, "testdata"))
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
+		WorkdirRoot:         t.TempDir(),
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Condition: func(name string) (bool, error) {

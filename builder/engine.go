@@ -32,6 +32,7 @@ type Spec struct {
 	Root    Root
 	Kernel  kernels.Kernel // the target; an engine refuses an architecture that this machine can't run
 	Scratch []string       // absolute paths of empty, writable folders, made where the root lacks them; /tmp is always one more
+	Memory  int64          // bytes that the sandbox's processes and scratch folders may hold in all; 0 is no limit
 }
 
 // Engine starts sandboxes. What a sandbox sees is fixed: the root, read-only; /proc of its own processes; a minimal /dev; the
@@ -46,8 +47,8 @@ type Engine interface {
 type Sandbox interface {
 	// Run runs a command and waits for it. It returns an *ExitError when the command ran and failed; a program that's missing
 	// has code 127, one that can't be executed 126, as in a shell, and Stderr says so. Any other error means that the command
-	// did not run to its end: its Dir is missing, the sandbox has ended, or reading Stdin or writing Stdout or Stderr failed,
-	// whose error is then wrapped. When Run returns, no process that the command started is left. When ctx ends, the whole
+	// did not run to its end: it was ended for its memory (a *MemoryError), its Dir is missing, the sandbox has ended, or
+	// reading Stdin or writing Stdout or Stderr failed, whose error is then wrapped. When Run returns, no process that the command started is left. When ctx ends, the whole
 	// tree is killed and the error is ctx's cause; the sandbox can be used further.
 	Run(ctx context.Context, c Command) error
 	// Close ends every process and removes everything that the sandbox made. Calling it twice is harmless.
@@ -79,3 +80,23 @@ func (e *ExitError) Error() string {
 	}
 	return fmt.Sprintf("%q exited with code %d", e.Args[0], e.Code)
 }
+
+// MemoryError says that a command was ended because the sandbox held more memory than Spec allows.
+type MemoryError struct{ Limit int64 } // bytes
+
+func (e *MemoryError) Error() string {
+	return fmt.Sprintf("more than %.1f MiB of memory were needed; --memory sets the limit", float64(e.Limit)/(1<<20))
+}
+
+// UnavailableError says that an engine doesn't work on this machine.
+type UnavailableError struct {
+	Engine string // "sandbox", "docker"
+	Cause  string // what is in the way: "user namespaces are switched off: user.max_user_namespaces is 0"
+	Hint   string // what to do next
+	Err    error  // the step that failed
+}
+
+func (e *UnavailableError) Error() string {
+	return e.Engine + ": " + e.Cause + " (" + e.Err.Error() + "); " + e.Hint
+}
+func (e *UnavailableError) Unwrap() error { return e.Err }

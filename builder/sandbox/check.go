@@ -8,21 +8,11 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/godkms-hermetic/godkms-hermetic/builder"
 )
 
-// UnavailableError says that this machine doesn't allow sandboxes.
-type UnavailableError struct {
-	Cause string // what is in the way: "user namespaces are switched off (user.max_user_namespaces is 0)"
-	Hint  string // what to do next
-	Err   error  // the step that failed
-}
-
-func (e *UnavailableError) Error() string {
-	return "sandbox: " + e.Cause + " (" + e.Err.Error() + "); " + e.Hint
-}
-func (e *UnavailableError) Unwrap() error { return e.Err }
-
-// Check starts a sandbox and ends it. It returns nil when this machine allows sandboxes, and an *UnavailableError that says
+// Check starts a sandbox and ends it. It returns nil when this machine allows sandboxes, and a *builder.UnavailableError that says
 // why not and what to do about it.
 func (Engine) Check(ctx context.Context) error {
 	if _, ok := machines[runtime.GOARCH]; !ok {
@@ -37,7 +27,9 @@ func (Engine) Check(ctx context.Context) error {
 
 // explain finds the reason for an error of the set-up, as far as the kernel lets one know it.
 func explain(err error) error {
-	why := func(cause, hint string) error { return &UnavailableError{Cause: cause, Hint: hint, Err: err} }
+	why := func(cause, hint string) error {
+		return &builder.UnavailableError{Engine: "sandbox", Cause: cause, Hint: hint, Err: err}
+	}
 	const other = "or use another engine"
 	switch remote := (*remoteError)(nil); {
 	case !errors.As(err, &remote): // the process could not even be started

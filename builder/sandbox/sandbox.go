@@ -35,7 +35,7 @@ type Engine struct{}
 
 var _ builder.Engine = Engine{}
 
-// Start starts a sandbox; it takes some ten milliseconds. The error is an *UnavailableError when this machine doesn't allow
+// Start starts a sandbox; it takes some ten milliseconds. The error is a *builder.UnavailableError when this machine doesn't allow
 // sandboxes. The program must have asked IsInit first.
 func (Engine) Start(ctx context.Context, s builder.Spec) (builder.Sandbox, error) {
 	if err := runnable(s.Kernel.Arch); err != nil {
@@ -57,10 +57,10 @@ var machines = map[string][]string{
 func runnable(arch string) error {
 	names, ok := machines[runtime.GOARCH]
 	if !ok {
-		return &UnavailableError{
-			Cause: "no seccomp filter for " + runtime.GOARCH,
-			Hint:  "use another engine, or a machine with amd64 or arm64",
-			Err:   errors.ErrUnsupported,
+		return &builder.UnavailableError{
+			Engine: "sandbox", Cause: "no seccomp filter for " + runtime.GOARCH,
+			Hint: "use another engine, or a machine with amd64 or arm64",
+			Err:  errors.ErrUnsupported,
 		}
 	}
 	for _, name := range names {

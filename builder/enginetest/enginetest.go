@@ -63,6 +63,7 @@ func Run(t *testing.T, e builder.Engine, root builder.Root) {
 		{"Timeout", s.timeout},
 		{"Stragglers", s.stragglers},
 		{"ForkBomb", s.forkBomb},
+		{"Memory", s.memory},
 		{"Environment", s.environment},
 		{"Identity", s.identity},
 		{"ReadOnly", s.readOnly},

@@ -50,10 +50,15 @@ func main() {
 				}
 			}
 		}
+	case len(os.Args) == 6 && os.Args[1] == "hold":
+		if err := hold(os.Args[2], os.Args[3], os.Args[4], os.Args[5]); err != nil {
+			report(err)
+			os.Exit(1)
+		}
 	case len(os.Args) == 2 && os.Args[1] == "ids":
 		fmt.Println(os.Getuid(), os.Geteuid(), os.Getgid(), os.Getegid())
 	default:
-		fmt.Fprintln(os.Stderr, "usage: probe try NAME | dial NETWORK ADDRESS | shm KEY | search TEXT | ids")
+		fmt.Fprintln(os.Stderr, "usage: probe try NAME | dial NETWORK ADDRESS | shm KEY | search TEXT | hold KIND MIB FOLDER PAUSE | ids")
 		os.Exit(2)
 	}
 }

@@ -126,6 +126,7 @@ func (s suite) memory(t *testing.T) {
 				t.Errorf("hold %s: %v; %q", kind, err, out)
 			}
 		}
+		sh(t, shared, "rm /writable/held")
 	})
 	t.Run("NoLimit", func(t *testing.T) {
 		out, err := hold(start(0), "private", 2*memoryLimit, "", "0s")

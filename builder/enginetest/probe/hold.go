@@ -155,7 +155,7 @@ func filled(open func() ([2]int, error)) error {
 	return nil
 }
 
-// hold takes memory step by step, with a pause after each, and prints a line for each. It keeps it for a while.
+// hold takes memory step by step, with a pause after each, and prints a line for each. With pauses it keeps it for a while.
 func hold(kind, size, folder, pause string) error {
 	total, err := strconv.Atoi(size)
 	if err != nil {
@@ -198,6 +198,6 @@ func hold(kind, size, folder, pause string) error {
 		fmt.Println(step / mib)
 		time.Sleep(wait)
 	}
-	time.Sleep(300 * time.Millisecond)
+	time.Sleep(300 * wait)
 	return nil
 }

@@ -57,11 +57,16 @@ func (s *Client) answer() ([]string, error) {
 	if len(lists) != 1 || len(lists[0]) == 0 {
 		return nil, errGarbled
 	}
-	if a := lists[0]; a[0] == "error" && len(a) == 3 {
-		n, _ := strconv.Atoi(a[2])
-		return nil, &Error{Text: a[1], Errno: syscall.Errno(n)}
+	return lists[0], asError(lists[0])
+}
+
+// asError is the error that an answer stands for, if it does.
+func asError(answer []string) error {
+	if len(answer) != 3 || answer[0] != "error" {
+		return nil
 	}
-	return lists[0], nil
+	n, _ := strconv.Atoi(answer[2])
+	return &Error{Text: answer[1], Errno: syscall.Errno(n)}
 }
 
 // An Error is one that happened in the first process.
@@ -86,22 +91,31 @@ const killGrace = 2 * time.Second
 // opened again, with other rights, by way of /proc. When reading Stdin or writing Stdout or Stderr fails, the command is
 // killed, and Run returns that error. A Read of Stdin may still be under way when Run returns; its bytes are dropped.
 func (s *Client) Run(ctx context.Context, c builder.Command) error {
+	answer, err := s.Answer(ctx, c)
+	if err != nil {
+		return err
+	}
+	return Result(c.Args, answer, s.Memory)
+}
+
+// Answer runs a command as Run does, and returns what the first process says about its end, for Result.
+func (s *Client) Answer(ctx context.Context, c builder.Command) ([]string, error) {
 	s.running.Lock()
 	defer s.running.Unlock()
 	if ctx.Err() != nil {
-		return context.Cause(ctx)
+		return nil, context.Cause(ctx)
 	}
 	if len(c.Args) == 0 {
-		return errors.New("run a command: no arguments")
+		return nil, errors.New("run a command: no arguments")
 	}
 	if !filepath.IsAbs(c.Dir) {
-		return fmt.Errorf("run %q: working directory %q is not absolute", c.Args[0], c.Dir)
+		return nil, fmt.Errorf("run %q: working directory %q is not absolute", c.Args[0], c.Dir)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	pipes, err := connect(c, s.UID, s.GID, cancel)
 	if err != nil {
-		return fmt.Errorf("run %q: %w", c.Args[0], err)
+		return nil, fmt.Errorf("run %q: %w", c.Args[0], err)
 	}
 
 	type result struct {
@@ -117,7 +131,7 @@ func (s *Client) Run(ctx context.Context, c builder.Command) error {
 		if !errors.Is(err, unix.E2BIG) {
 			err = fmt.Errorf("%w: %w", errEnded, err)
 		}
-		return fmt.Errorf("run %q: %w", c.Args[0], err)
+		return nil, fmt.Errorf("run %q: %w", c.Args[0], err)
 	}
 	pipes.start()
 	go func() {
@@ -143,25 +157,32 @@ func (s *Client) Run(ctx context.Context, c builder.Command) error {
 	}
 	pipes.drain(ctx)
 	if killed {
-		return context.Cause(ctx)
+		return nil, context.Cause(ctx)
 	}
 	switch {
 	case ctx.Err() != nil && errors.As(context.Cause(ctx), new(*streamError)): // failed on the last bytes
-		return context.Cause(ctx)
+		return nil, context.Cause(ctx)
 	case r.err != nil:
-		return fmt.Errorf("run %q: %w", c.Args[0], r.err)
-	case r.answer[0] == "memory":
-		return &builder.MemoryError{Limit: s.Memory}
-	case len(r.answer) == 2 && (r.answer[0] == "exit" || r.answer[0] == "signal"):
-		n, err := strconv.Atoi(r.answer[1])
+		return nil, fmt.Errorf("run %q: %w", c.Args[0], r.err)
+	}
+	return r.answer, nil
+}
+
+// Result is the error of Run for an answer.
+func Result(args, answer []string, memory int64) error {
+	switch {
+	case len(answer) == 1 && answer[0] == "memory":
+		return &builder.MemoryError{Limit: memory}
+	case len(answer) == 2 && (answer[0] == "exit" || answer[0] == "signal"):
+		n, err := strconv.Atoi(answer[1])
 		if err != nil {
 			return errGarbled
 		}
-		if r.answer[0] == "signal" {
-			return &builder.ExitError{Args: c.Args, Code: 128 + n, Signal: syscall.Signal(n).String()}
+		if answer[0] == "signal" {
+			return &builder.ExitError{Args: args, Code: 128 + n, Signal: syscall.Signal(n).String()}
 		}
 		if n != 0 {
-			return &builder.ExitError{Args: c.Args, Code: n}
+			return &builder.ExitError{Args: args, Code: n}
 		}
 		return nil
 	}

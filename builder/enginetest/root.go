@@ -23,8 +23,8 @@ import (
 
 // tools are the programs of this machine that a test root gets.
 var tools = []string{
-	"sh", "bash", "cat", "chmod", "cp", "env", "head", "hostname", "id", "ls", "mkdir", "pwd", "readlink", "rm", "setsid", "sha256sum",
-	"sleep", "stat", "touch", "true", "uname", "wc",
+	"sh", "bash", "cat", "chmod", "cp", "date", "env", "grep", "head", "hostname", "id", "ln", "ls", "mkdir", "mkfifo", "od", "pwd", "readlink", "rm",
+	"setsid", "sha256sum", "sleep", "stat", "tail", "touch", "true", "truncate", "uname", "wc",
 }
 
 const probePath = "usr/bin/enginetest-probe"

@@ -22,10 +22,23 @@ func ofDisk(err error) bool {
 	if errors.As(err, new(*net.OpError)) || errors.As(err, new(*builder.UnavailableError)) || errors.As(err, new(*builder.ExitError)) {
 		return false
 	}
-	if errno := unix.Errno(0); errors.As(err, &errno) && errno != unix.ENOENT {
-		return errors.As(err, new(*fs.PathError)) || errors.As(err, new(*os.LinkError)) || slices.Contains(diskErrors, errno)
+	errno := unix.Errno(0)
+	if !errors.As(err, &errno) {
+		return false
 	}
-	return false
+	at := fileOf(err) // a relative one that isn't there may be one that a package lacks
+	return slices.Contains(diskErrors, errno) || filepath.IsAbs(at) || at != "" && errno != unix.ENOENT
+}
+
+// fileOf is the file that an error is about, if it says so.
+func fileOf(err error) string {
+	if p := (*fs.PathError)(nil); errors.As(err, &p) {
+		return p.Path
+	}
+	if l := (*os.LinkError)(nil); errors.As(err, &l) {
+		return l.New
+	}
+	return ""
 }
 
 // diskErrors are those that say so by themselves, without a file's name.
@@ -52,14 +65,10 @@ func lockCode(err error) int {
 
 // advise adds to an error of the cache folder what to do next.
 func (a *app) advise(err error) error {
-	var at string
-	if p := (*fs.PathError)(nil); errors.As(err, &p) {
-		at = p.Path
-	} else if l := (*os.LinkError)(nil); errors.As(err, &l) {
-		at = l.New
-	}
 	dir, derr := a.dir("")
-	if derr != nil || !strings.HasPrefix(at, dir+string(filepath.Separator)) && at != dir || strings.Contains(err.Error(), "--cache-dir") {
+	at := fileOf(err)
+	ours := at == dir || strings.HasPrefix(at, dir+"/") || strings.HasPrefix(dir, at+"/") // in it, or above where it can't be made
+	if derr != nil || !filepath.IsAbs(at) || !ours || strings.Contains(err.Error(), "--cache-dir") {
 		return err
 	}
 	switch {

@@ -87,7 +87,7 @@ func (a *app) runImageBuild(ctx context.Context, list, with []string) error {
 	}
 	for _, t := range targets {
 		if t.err != nil {
-			return &exitError{code: exitNoKernel, err: t.err}
+			return &exitError{code: lockCode(t.err), err: t.err}
 		}
 	}
 	store, err := a.images(distros, 0)
@@ -106,12 +106,12 @@ func (a *app) runImageBuild(ctx context.Context, list, with []string) error {
 		lock, err := distros[t.kernel.Distro].Lock(ctx, t.kernel, with)
 		if err != nil {
 			line.End(ui.Failed, err.Error())
-			return &exitError{code: exitNoKernel, err: err}
+			return &exitError{code: lockCode(err), err: err}
 		}
 		root, err := store.Root(ctx, lock, progress(line))
 		if err != nil {
 			line.End(ui.Failed, err.Error())
-			if errors.As(err, new(*images.PackageError)) {
+			if !ofDisk(err) && errors.As(err, new(*images.PackageError)) {
 				return &exitError{code: exitNoKernel, err: err}
 			}
 			return err

@@ -1,5 +1,5 @@
 # What the tests need beside Go and make. Kernel headers are not among it: that none are needed is what is tested.
-TEST_PACKAGES := binutils ca-certificates dkms dpkg-dev gcc git kmod patch procps xz-utils zstd
+TEST_PACKAGES := binutils ca-certificates dkms dpkg-dev gcc git kmod patch procps skopeo xz-utils zstd
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 DEMO_KERNEL := debian/trixie:latest

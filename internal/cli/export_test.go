@@ -1,0 +1,80 @@
+package cli
+
+import (
+	"encoding/json"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/creack/pty"
+
+	"github.com/godkms-hermetic/godkms-hermetic/internal/need"
+)
+
+// exported is a header image of a release with a plus, in a file.
+func exported(t *testing.T) (file, tag string) {
+	t.Helper()
+	file = filepath.Join(t.TempDir(), "image.tar")
+	var out struct {
+		Images []struct{ Kernel, Tag string }
+	}
+	b := program(t, sharedCache(t), "image", "export", "debian/trixie:latest", file, "--format", "json", "--quiet")
+	if err := json.Unmarshal(b, &out); err != nil || len(out.Images) != 1 {
+		t.Fatalf("image export printed %s (%v)", b, err)
+	}
+	if i := out.Images[0]; !strings.Contains(i.Kernel, "+") || strings.Contains(i.Tag, "+") {
+		t.Errorf("the tag of %q is %q; want one without the plus", i.Kernel, i.Tag)
+	}
+	return file, out.Images[0].Tag
+}
+
+func TestExportIsForSkopeo(t *testing.T) {
+	skopeo := need.Program(t, "skopeo")
+	file, tag := exported(t)
+	run := func(args ...string) []byte {
+		cmd := exec.Command(skopeo, args...)
+		var errs strings.Builder
+		cmd.Stderr = &errs
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("skopeo %s: %v\n%s", strings.Join(args, " "), err, errs.String())
+		}
+		return out
+	}
+	var image struct {
+		Architecture string
+		Labels       map[string]string
+		Layers       []string
+	}
+	if err := json.Unmarshal(run("inspect", "docker-archive:"+file+":"+tag), &image); err != nil {
+		t.Fatal(err)
+	}
+	if image.Labels["dev.godkms-hermetic.suite"] != "trixie" || image.Architecture == "" || len(image.Layers) != 3 {
+		t.Errorf("skopeo inspect says %+v; want trixie, an architecture and three layers", image)
+	}
+	to := filepath.Join(t.TempDir(), "oci")
+	run("--insecure-policy", "copy", "docker-archive:"+file, "oci:"+to+":x")
+	if _, err := os.Stat(filepath.Join(to, "index.json")); err != nil {
+		t.Errorf("skopeo copied nothing: %v", err)
+	}
+}
+
+func TestExportToATerminal(t *testing.T) {
+	master, slave, err := pty.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer master.Close()
+	var errs strings.Builder
+	code := Main(t.Context(), []string{"image", "export", "debian/trixie:latest", "-", "--cache-dir", t.TempDir()}, slave, &errs)
+	slave.Close()
+	if code != exitUsage || !strings.Contains(errs.String(), "not for a terminal") {
+		t.Errorf("exit code %d, %q; want %d and a refusal", code, errs.String(), exitUsage)
+	}
+	if shown, _ := io.ReadAll(master); len(shown) > 0 { // it ends with EIO
+		t.Errorf("%d bytes were written to the terminal", len(shown))
+	}
+}

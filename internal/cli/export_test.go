@@ -68,13 +68,18 @@ func TestExportToATerminal(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer master.Close()
+	shown := make(chan int)
+	go func() {
+		b, _ := io.ReadAll(master) // it ends with EIO
+		shown <- len(b)
+	}()
 	var errs strings.Builder
-	code := Main(t.Context(), []string{"image", "export", "debian/trixie:latest", "-", "--cache-dir", t.TempDir()}, slave, &errs)
+	code := Main(t.Context(), []string{"image", "export", "debian/trixie:latest", "-", "--cache-dir", sharedCache(t)}, slave, &errs)
 	slave.Close()
 	if code != exitUsage || !strings.Contains(errs.String(), "not for a terminal") {
 		t.Errorf("exit code %d, %q; want %d and a refusal", code, errs.String(), exitUsage)
 	}
-	if shown, _ := io.ReadAll(master); len(shown) > 0 { // it ends with EIO
-		t.Errorf("%d bytes were written to the terminal", len(shown))
+	if n := <-shown; n > 0 {
+		t.Errorf("%d bytes were written to the terminal", n)
 	}
 }

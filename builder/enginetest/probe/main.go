@@ -3,14 +3,10 @@ package main
 
 import (
 	"fmt"
-	"net"
 	"os"
-	"path/filepath"
 	"runtime"
 	"strconv"
-	"strings"
 	"syscall"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -27,33 +23,30 @@ func main() {
 		}
 		report(try())
 	case len(os.Args) == 4 && os.Args[1] == "dial":
-		c, err := net.DialTimeout(os.Args[2], os.Args[3], time.Second)
-		if err == nil {
-			c.Close()
-		}
-		report(err)
+		report(dial(os.Args[2], os.Args[3]))
+	case len(os.Args) == 4 && os.Args[1] == "lookup":
+		report(lookup(os.Args[2], os.Args[3]))
+	case len(os.Args) == 4 && (os.Args[1] == "fork" || os.Args[1] == "bomb"):
+		report(fork(os.Args[2], os.Args[3], os.Args[1] == "bomb"))
 	case len(os.Args) == 3 && os.Args[1] == "shm":
 		key, err := strconv.Atoi(os.Args[2])
 		if err == nil {
 			_, err = unix.SysvShmGet(key, 0, 0)
 		}
 		report(err)
-	case len(os.Args) == 3 && os.Args[1] == "search": // for a text in whatever /proc shows of processes
-		for _, name := range []string{"environ", "cmdline", "maps", "mountinfo", "cgroup", "status"} {
-			files, _ := filepath.Glob("/proc/[0-9]*/" + name)
-			for _, f := range files {
-				if f == fmt.Sprintf("/proc/%d/cmdline", os.Getpid()) {
-					continue
-				}
-				if b, err := os.ReadFile(f); err == nil && strings.Contains(string(b), os.Args[2]) {
-					fmt.Println(f)
-				}
-			}
+	case len(os.Args) == 4 && os.Args[1] == "hunt":
+		hunt(os.Args[2], os.Args[3])
+	case len(os.Args) == 3 && os.Args[1] == "overwrite":
+		overwrite(os.Args[2])
+	case len(os.Args) == 6 && os.Args[1] == "hold":
+		if err := hold(os.Args[2], os.Args[3], os.Args[4], os.Args[5]); err != nil {
+			report(err)
+			os.Exit(1)
 		}
 	case len(os.Args) == 2 && os.Args[1] == "ids":
 		fmt.Println(os.Getuid(), os.Geteuid(), os.Getgid(), os.Getegid())
 	default:
-		fmt.Fprintln(os.Stderr, "usage: probe try NAME | dial NETWORK ADDRESS | shm KEY | search TEXT | ids")
+		fmt.Fprintln(os.Stderr, "usage: probe try NAME | dial NETWORK ADDRESS | lookup NAME SERVER | shm KEY | hunt TEXT FILE | overwrite FILE | fork N SECONDS | bomb N SECONDS | hold KIND MIB FOLDER PAUSE | ids")
 		os.Exit(2)
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/creack/pty"
 
+	"github.com/godkms-hermetic/godkms-hermetic/internal/dockertest"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/need"
 )
 
@@ -81,5 +82,28 @@ func TestExportToATerminal(t *testing.T) {
 	}
 	if n := <-shown; n > 0 {
 		t.Errorf("%d bytes were written to the terminal", n)
+	}
+}
+
+// Docker runs what was exported: the compiler of the newest kernel's root.
+func TestExportIsForDocker(t *testing.T) {
+	docker := need.Program(t, "docker")
+	d := dockertest.Start(t, dockertest.Options{})
+	file, tag := exported(t)
+	run := func(args ...string) string {
+		cmd := exec.Command(docker, args...)
+		cmd.Env = append(os.Environ(), "DOCKER_HOST="+d.Host)
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("docker %s: %v\n%s", strings.Join(args, " "), err, out)
+		}
+		return string(out)
+	}
+	if got := run("load", "--input", file); !strings.Contains(got, tag) {
+		t.Errorf("docker load says %q; want %q in it", got, tag)
+	}
+	compiler := strings.TrimSpace(run("image", "inspect", "--format", `{{index .Config.Labels "dev.godkms-hermetic.compiler"}}`, tag))
+	if got := run("run", "--rm", "--network", "none", tag, compiler, "--version"); !strings.HasPrefix(got, compiler+" ") {
+		t.Errorf("%s --version in the image says %q", compiler, got)
 	}
 }

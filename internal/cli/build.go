@@ -53,9 +53,9 @@ KERNELS is a list with commas of [DISTRO/SUITE:]SELECTOR. A SELECTOR is a kernel
 suite is the one that has the release; where two have it with different packages, say which. Suites whose indexes have expired
 are passed over.
 
-A build runs in a sandbox of Linux namespaces where the kernel allows it, else in a container of the Docker Engine that DOCKER_HOST
-or the Docker context names; --engine sets one of them. The result is the same to the byte. The engine is looked for when there is
-something to build: what is in the cache needs none.
+A build runs in a sandbox of Linux namespaces where the kernel allows it, else in a container of the Docker Engine that
+DOCKER_HOST or the Docker context names; --engine sets one of them. The result is the same to the byte. The engine is looked for
+when there is something to build: what is in the cache needs none.
 
 Standard output has one line for each kernel, in the order of the request: the kernel; built, cached, skipped or failed; the
 digest of the artifact; where the modules are. With --format json it has one object.` + exitStatus(

@@ -43,7 +43,7 @@ type Results interface {
 // Builder builds jobs. Its fields are not changed after the first Build; Build is safe for concurrent use.
 type Builder struct {
 	Results Results
-	// Engine gives the engine. It is called on a cache miss only.
+	// Engine gives the engine. It is called on a cache miss only, and before Root: where there is none, nothing need be fetched.
 	Engine func(context.Context) (Engine, error)
 	// Root assembles the root of a lock. It is called on a cache miss only.
 	Root func(ctx context.Context, l kernels.Lock, progress func(phase string, done, total int64)) (Root, error)
@@ -52,6 +52,7 @@ type Builder struct {
 	Temp        string        // folder for unnamed files; default: os.TempDir()
 	Jobs        int           // make's -j, at least 1
 	Timeout     time.Duration // for the commands of one job; 0: none
+	Memory      int64         // bytes that one job's build may hold; see Spec; 0: no limit
 	Verify      bool          // build even what is cached, and fail where the result differs
 }
 
@@ -129,6 +130,11 @@ func (b *Builder) build(ctx context.Context, j Job, w Watch) (r Result) {
 			return r
 		}
 	}
+	engine, err := b.Engine(ctx)
+	if err != nil {
+		r.Err = err
+		return r
+	}
 	w.phase("root")
 	root, err := b.Root(ctx, j.Lock, w.Progress)
 	if err != nil {
@@ -136,11 +142,6 @@ func (b *Builder) build(ctx context.Context, j Job, w Watch) (r Result) {
 		return r
 	}
 	defer root.Close()
-	engine, err := b.Engine(ctx)
-	if err != nil {
-		r.Err = err
-		return r
-	}
 
 	log := &logBuffer{stream: w.Log}
 	if b.Timeout > 0 {
@@ -156,7 +157,7 @@ func (b *Builder) build(ctx context.Context, j Job, w Watch) (r Result) {
 		keep, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 		defer cancel()
 		if r.LogPath, err = b.Results.KeepLog(keep, r.Key, r.Log); err != nil {
-			r.Err = fmt.Errorf("%w (and its log can't be kept: %w)", r.Err, err)
+			w.warn(err.Error())
 		}
 		return r
 	}

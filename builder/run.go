@@ -85,7 +85,7 @@ func (b *Builder) run(ctx context.Context, engine Engine, root Root, j Job, w Wa
 		return nil, err
 	}
 	w.phase("building")
-	sandbox, err := engine.Start(ctx, Spec{Root: root, Kernel: k, Scratch: []string{"/tmp", dkms.Tree, t.Source()}})
+	sandbox, err := engine.Start(ctx, Spec{Root: root, Kernel: k, Scratch: []string{"/tmp", dkms.Tree, t.Source()}, Memory: b.Memory})
 	if err != nil {
 		return nil, fmt.Errorf("start the sandbox: %w", err)
 	}

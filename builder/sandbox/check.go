@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/godkms-hermetic/godkms-hermetic/builder"
+	"github.com/godkms-hermetic/godkms-hermetic/builder/guest"
 )
 
 // Check starts a sandbox and ends it. It returns nil when this machine allows sandboxes, and a *builder.UnavailableError that says
@@ -18,7 +19,7 @@ func (Engine) Check(ctx context.Context) error {
 	if _, ok := machines[runtime.GOARCH]; !ok {
 		return runnable("")
 	}
-	s, err := start(ctx, nil, nil)
+	s, err := start(ctx, nil, builder.Spec{})
 	if err != nil {
 		return err
 	}
@@ -31,7 +32,7 @@ func explain(err error) error {
 		return &builder.UnavailableError{Engine: "sandbox", Cause: cause, Hint: hint, Err: err}
 	}
 	const other = "or use another engine"
-	switch remote := (*remoteError)(nil); {
+	switch remote := (*guest.Error)(nil); {
 	case !errors.As(err, &remote): // the process could not even be started
 		for _, kind := range []string{"user", "mnt", "pid", "net", "ipc", "uts", "cgroup"} {
 			if name := "user.max_" + kind + "_namespaces"; sysctl(name) == "0" {
@@ -52,24 +53,24 @@ func explain(err error) error {
 			}
 			return why("user namespaces are refused here", "look at the machine's security policy (SELinux, a chroot, a container), "+other)
 		}
-	case remote.errno == unix.EPERM || remote.errno == unix.EACCES:
+	case remote.Errno == unix.EPERM || remote.Errno == unix.EACCES:
 		if sysctl("kernel.apparmor_restrict_unprivileged_userns") == "1" {
 			return why("AppArmor gives user namespaces of ordinary users no rights",
 				"install an AppArmor profile with \"userns,\" for this program, or allow all, as root, with sysctl kernel.apparmor_restrict_unprivileged_userns=0, "+other)
 		}
 		switch {
-		case strings.HasPrefix(remote.text, "mount /proc"):
+		case strings.HasPrefix(remote.Text, "mount /proc"):
 			return why("parts of /proc are covered, as in a container, and so the kernel gives out no new one", "run outside of the container, or give it an unmasked /proc, "+other)
-		case strings.HasPrefix(remote.text, "mount the overlay"):
+		case strings.HasPrefix(remote.Text, "mount the overlay"):
 			return why("overlayfs is refused in user namespaces, as before Linux 5.11", "use a newer kernel or another engine")
-		case strings.HasPrefix(remote.text, "make mounts private"), filtered():
+		case strings.HasPrefix(remote.Text, "make mounts private"), filtered():
 			return why("mounting is refused inside user namespaces", "look at the machine's security policy (AppArmor, SELinux, a container's seccomp filter), "+other)
 		}
-	case remote.errno == unix.ENODEV && strings.HasPrefix(remote.text, "mount the overlay"):
+	case remote.Errno == unix.ENODEV && strings.HasPrefix(remote.Text, "mount the overlay"):
 		return why("the kernel has no overlayfs", "load it as root, with modprobe overlay, "+other)
-	case remote.errno == unix.EINVAL && strings.HasPrefix(remote.text, "change the root"): // pivot_root(2)
+	case remote.Errno == unix.EINVAL && strings.HasPrefix(remote.Text, "change the root"): // pivot_root(2)
 		return why("this system runs from its initramfs, which can't be left", "switch to another root first, "+other)
-	case remote.errno == unix.EINVAL && strings.HasPrefix(remote.text, "mount /proc"):
+	case remote.Errno == unix.EINVAL && strings.HasPrefix(remote.Text, "mount /proc"):
 		return why("the kernel's /proc knows no subset=pid, as before Linux 5.8", "use a newer kernel or another engine")
 	}
 	return err

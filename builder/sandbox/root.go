@@ -25,25 +25,25 @@ const stage = "/proc"
 // devices are the host's device nodes that a sandbox sees.
 var devices = []string{"null", "zero", "full", "random", "urandom"}
 
-// buildRoot makes this mount namespace hold the sandbox's file system and nothing else. The root is an overlay of the layers
+// buildRoot makes this mount namespace hold the sandbox's file system and nothing else, and returns its scratch folders. The root is an overlay of the layers
 // without an upper one, and so read-only by itself (kernel: Documentation/filesystems/overlayfs.rst). Mount points that the
 // layers lack are in a layer of the stage's below them, where they can't cover or change anything.
-func buildRoot(layers, scratch []string) error {
+func buildRoot(layers, scratch []string, memory int64) (folders []string, err error) {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("make mounts private: %w", err)
+		return nil, fmt.Errorf("make mounts private: %w", err)
 	}
 	if err := unix.Mount("tmpfs", stage, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0755"); err != nil {
-		return fmt.Errorf("mount a tmpfs: %w", err)
+		return nil, fmt.Errorf("mount a tmpfs: %w", err)
 	}
 	if err := os.Chdir(stage); err != nil {
-		return err
+		return nil, err
 	}
 	places, err := mountPoints(layers, scratch)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := mountOverlay(layers, places); err != nil {
-		return err
+		return nil, err
 	}
 
 	// From here on paths are looked up in the new root, so no link in a layer can lead out of it. The host's devices are held
@@ -53,32 +53,33 @@ func buildRoot(layers, scratch []string) error {
 	for _, d := range devices {
 		fd, err := unix.Open("/dev/"+d, unix.O_PATH|unix.O_CLOEXEC, 0)
 		if err != nil {
-			return fmt.Errorf("open /dev/%s: %w", d, err)
+			return nil, fmt.Errorf("open /dev/%s: %w", d, err)
 		}
 		defer unix.Close(fd)
 		held = append(held, fd)
 	}
 	if err := os.Chdir("root"); err != nil {
-		return err
+		return nil, err
 	}
 	if err := unix.PivotRoot(".", "."); err != nil {
-		return fmt.Errorf("change the root: %w", err)
+		return nil, fmt.Errorf("change the root: %w", err)
 	}
 	if err := mountProc(places[0].path); err != nil {
-		return err
+		return nil, err
 	}
 	if err := mountDev(places[1].path, held); err != nil {
-		return err
+		return nil, err
 	}
 	for i, p := range places[2:] {
-		if err := mountScratch(p, places[2:2+i]); err != nil {
-			return err
+		if err := mountScratch(p, places[2:2+i], memory); err != nil {
+			return nil, err
 		}
+		folders = append(folders, p.path)
 	}
 	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
-		return fmt.Errorf("detach the host's file system: %w", err)
+		return nil, fmt.Errorf("detach the host's file system: %w", err)
 	}
-	return os.Chdir("/")
+	return folders, os.Chdir("/")
 }
 
 // A place is a folder of the new root that gets a mount of its own, with its links resolved.
@@ -258,7 +259,7 @@ func addFlags(at string, flags uintptr) error {
 }
 
 // mountScratch gives a folder its own tmpfs. Where it lies within another scratch folder it's made there first.
-func mountScratch(p place, before []place) error {
+func mountScratch(p place, before []place, memory int64) error {
 	for _, outer := range slices.Backward(before) {
 		if !within(p.path, outer.path) {
 			continue
@@ -280,6 +281,9 @@ func mountScratch(p place, before []place) error {
 		mode |= 0o1000
 	}
 	options := fmt.Sprintf("mode=%#o,uid=%d,gid=%d", uint32(mode), builder.UID, builder.GID)
+	if memory > 0 {
+		options += fmt.Sprintf(",size=%d", memory)
+	}
 	if err := unix.Mount("tmpfs", p.path, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
 		return fmt.Errorf("mount scratch folder %q: %w", p.path, err)
 	}

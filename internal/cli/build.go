@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -20,7 +19,6 @@ import (
 
 	"github.com/godkms-hermetic/godkms-hermetic/builder"
 	"github.com/godkms-hermetic/godkms-hermetic/builder/dkms"
-	"github.com/godkms-hermetic/godkms-hermetic/builder/sandbox"
 	"github.com/godkms-hermetic/godkms-hermetic/images"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/durable"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
@@ -35,6 +33,7 @@ type buildOptions struct {
 	noCache bool
 	with    []string
 	timeout time.Duration
+	memory  string
 }
 
 func (a *app) buildCommand() *cobra.Command {
@@ -53,10 +52,14 @@ KERNELS is a list with commas of [DISTRO/SUITE:]SELECTOR. A SELECTOR is a kernel
 suite is the one that has the release; where two have it with different packages, say which. Suites whose indexes have expired
 are passed over.
 
+A build runs in a sandbox of Linux namespaces where the kernel allows it, else in a container of the Docker Engine that
+DOCKER_HOST or the Docker context names; --engine sets one of them. The result is the same to the byte. The engine is looked for
+when there is something to build: what is in the cache needs none.
+
 Standard output has one line for each kernel, in the order of the request: the kernel; built, cached, skipped or failed; the
 digest of the artifact; where the modules are. With --format json it has one object.` + exitStatus(
 			"  0  all were built or cached, or skipped beside others that are there",
-			"  1  the command line, the source or the configuration is wrong, or this machine's disk or permissions are",
+			"  1  the command line, the source or the configuration is wrong, this machine's disk or permissions are, or no engine works",
 			" 10  a build failed",
 			" 21  a kernel's headers can't be found, fetched or trusted",
 			" 77  every kernel was skipped (BUILD_EXCLUSIVE in dkms.conf)",
@@ -76,12 +79,13 @@ digest of the artifact; where the modules are. With --format json it has one obj
 	f := cmd.Flags()
 	f.StringSliceVar(&o.kernels, "kernels", nil, "`KERNELS` to build for; required")
 	f.StringVar(&o.out, "out", "out", "`DIR` for modules and logs")
-	f.StringVar(&o.engine, "engine", "auto", "what runs the build: auto or sandbox")
+	f.StringVar(&o.engine, "engine", "auto", "what runs the build: sandbox, docker, or auto, the first of them that works here")
 	f.IntVarP(&o.jobs, "jobs", "j", runtime.NumCPU(), "processes at a time, over all kernels")
 	f.BoolVar(&o.noCache, "no-cache", false, "build what is cached too, and fail where a byte of the result differs")
 	f.StringSliceVar(&o.with, "with", nil, "extra `PACKAGES` for the build root, of the kernel's distribution")
 	f.DurationVar(&o.timeout, "timeout", 0, "limit for each kernel's build, as in 10m (default none)")
-	cmd.RegisterFlagCompletionFunc("engine", cobra.FixedCompletions([]string{"auto", "sandbox"}, cobra.ShellCompDirectiveNoFileComp))
+	f.StringVar(&o.memory, "memory", "", "limit for each kernel's build, as in 2G; 0 is none (default three quarters of this machine's memory)")
+	cmd.RegisterFlagCompletionFunc("engine", cobra.FixedCompletions(engineNames, cobra.ShellCompDirectiveNoFileComp))
 	cmd.RegisterFlagCompletionFunc("kernels", a.completeKernels)
 	return cmd
 }
@@ -101,10 +105,12 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, src string) error {
 		return fmt.Errorf("--jobs is %d: it must be at least 1", o.jobs)
 	case o.timeout < 0:
 		return fmt.Errorf("--timeout is %s: it must not be negative", o.timeout)
-	case o.engine == "docker":
-		return errors.New("--engine docker: this version has no Docker engine; use --engine sandbox")
-	case o.engine != "auto" && o.engine != "sandbox":
-		return fmt.Errorf("--engine is %q: it can be auto or sandbox", o.engine)
+	case !slices.Contains(engineNames, o.engine):
+		return fmt.Errorf("--engine is %q: it can be %s", o.engine, strings.Join(engineNames, ", "))
+	}
+	memory, err := parseMemory(o.memory)
+	if err != nil {
+		return fmt.Errorf("--memory: %w", err)
 	}
 	if err := writable(o.out); err != nil {
 		return fmt.Errorf("--out: %w", err)
@@ -133,9 +139,6 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, src string) error {
 		return fmt.Errorf("the cache folder can't be used: %w; choose another with --cache-dir", err)
 	}
 	source, err := builder.OpenSource(ctx, src, builder.SourceOptions{Temp: temp, Exclude: exclude, Payload: distros["debian"].Payload})
-	if errors.Is(err, unix.ENOSPC) {
-		return fmt.Errorf("%w; free some or choose another folder with --cache-dir", err)
-	}
 	if err != nil {
 		return err
 	}
@@ -150,12 +153,14 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, src string) error {
 	}
 
 	r := &buildRun{app: a, options: o, distros: distros, jobs: min(o.jobs, len(targets))}
+	r.engine = engineOf{name: o.engine, note: a.board.Print}
 	r.builder = &builder.Builder{
 		Results: results, RootVersion: images.Version, Temp: temp,
-		Jobs: max(1, o.jobs/r.jobs), Timeout: o.timeout, Verify: o.noCache,
-		Engine: func(context.Context) (builder.Engine, error) { return sandbox.Engine{}, nil },
+		Jobs: max(1, o.jobs/r.jobs), Timeout: o.timeout, Memory: memory, Verify: o.noCache,
+		Engine: r.engine.get,
 		Root:   r.root,
 	}
+	defer r.engine.close()
 	return r.run(ctx, source, targets)
 }
 
@@ -166,6 +171,7 @@ type buildRun struct {
 	distros map[string]kernels.Provider
 	jobs    int // kernels at a time
 	builder *builder.Builder
+	engine  engineOf
 
 	once   sync.Once // opens the store of header images, which a run that finds all in the cache does not need
 	store  *images.Store
@@ -228,7 +234,11 @@ func (r *buildRun) run(ctx context.Context, source *builder.Source, targets []ta
 	if err := print(r.stdout, reports); err != nil {
 		return err
 	}
-	return outcome(reports, codes)
+	err := outcome(reports, codes)
+	if e := (*exitError)(nil); r.engine.err != nil && errors.As(err, &e) { // the ways out are the same for all kernels
+		return &exitError{code: e.code, err: r.engine.err}
+	}
+	return err
 }
 
 // outcome is the error, with the exit code, that the results of a run come to.
@@ -269,12 +279,12 @@ func (r *buildRun) one(ctx context.Context, source *builder.Source, t target, li
 	}
 	if t.err != nil {
 		line = nil // it has ended
-		return fail(t.err, exitNoKernel)
+		return fail(t.err, lockCode(t.err))
 	}
 	line.Phase("locking")
 	lock, err := r.distros[t.kernel.Distro].Lock(ctx, t.kernel, r.options.with)
 	if err != nil {
-		return fail(err, exitNoKernel)
+		return fail(r.advise(err), lockCode(err))
 	}
 	watch := builder.Watch{Phase: line.Phase, Progress: progress(line), Warn: func(text string) { r.board.Warn(t.label + ": " + text) }}
 	if r.verbose {
@@ -289,18 +299,18 @@ func (r *buildRun) one(ctx context.Context, source *builder.Source, t target, li
 		if ctx.Err() != nil {
 			return fail(b.Err, exitBuild)
 		}
-		line.End(ui.Failed, b.Err.Error())
-		if b.LogPath != "" { // it came to a build
-			report.Reason = r.explain(source, t, b)
-			return report, exitBuild
-		}
-		switch {
-		case errors.As(b.Err, new(*fs.PathError)): // this machine's disk or permissions
+		if errors.As(b.Err, new(*builder.UnavailableError)) {
+			report.Reason = causes(b.Err)
+			line.End(ui.Failed, report.Reason)
 			return report, exitUsage
-		case errors.As(b.Err, new(*images.PackageError)):
-			return report, exitNoKernel
 		}
-		return report, exitBuild
+		code := failureCode(b.Err)
+		if code != exitBuild || len(b.Log) == 0 {
+			return fail(r.advise(b.Err), code)
+		}
+		line.End(ui.Failed, b.Err.Error())
+		report.Reason = r.explain(source, t, b)
+		return report, code
 	case builder.Skipped:
 		line.End(ui.Skipped, b.Reason)
 		return report, 0
@@ -308,7 +318,7 @@ func (r *buildRun) one(ctx context.Context, source *builder.Source, t target, li
 	report.Digest = b.Digest.String()
 	if report.Modules, report.Log, err = handOut(ctx, r.options.out, t.kernel, b); err != nil {
 		report.Digest, report.Modules, report.Log = "", nil, ""
-		return fail(fmt.Errorf("write the modules: %w; see to it or choose another folder with --out", err), exitBuild)
+		return fail(fmt.Errorf("write the modules: %w; see to it or choose another folder with --out", err), failureCode(err))
 	}
 	line.End(report.Status, "")
 	return report, 0

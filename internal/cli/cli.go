@@ -16,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/godkms-hermetic/godkms-hermetic/builder/docker"
 	"github.com/godkms-hermetic/godkms-hermetic/builder/sandbox"
 	"github.com/godkms-hermetic/godkms-hermetic/cache"
 	"github.com/godkms-hermetic/godkms-hermetic/images"
@@ -44,11 +45,14 @@ func (e *exitError) Error() string { return e.err.Error() }
 func (e *exitError) Unwrap() error { return e.err }
 
 // Main runs the command line args (without the program's name) and returns the exit code. When ctx ends, what is under way
-// is cancelled and cleaned up first. It comes first in a program: the sandbox starts that same program once more, as the first
+// is cancelled and cleaned up first. It comes first in a program: an engine starts that same program once more, as the first
 // process inside.
 func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if sandbox.IsInit() {
 		return sandbox.Init()
+	}
+	if docker.IsInit() {
+		return docker.Init()
 	}
 	a := &app{stdout: stdout, stderr: stderr, env: os.Getenv}
 	root := a.command()
@@ -68,6 +72,7 @@ func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		code, err, silent = exitSignal, errors.New("interrupted; nothing unfinished was left behind"), false
 	}
 	if !silent {
+		err = a.advise(err)
 		fmt.Fprintf(stderr, "godkms-hermetic: %s\n", ui.Clean(err.Error()))
 	}
 	return code

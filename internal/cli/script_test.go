@@ -25,6 +25,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spf13/cobra"
 
+	"github.com/godkms-hermetic/godkms-hermetic/builder/docker"
 	"github.com/godkms-hermetic/godkms-hermetic/builder/sandbox"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels/deb"
@@ -33,6 +34,9 @@ import (
 func TestMain(m *testing.M) {
 	if sandbox.IsInit() {
 		os.Exit(sandbox.Init())
+	}
+	if docker.IsInit() {
+		os.Exit(docker.Init())
 	}
 	testscript.Main(m, map[string]func(){
 		"godkms-hermetic": func() {
@@ -52,6 +56,7 @@ func TestMain(m *testing.M) {
 //	mirror MODE        starts a mirror on loopback, $MIRROR, that spoils what it passes on, as MODE says
 //	offline CMD ...    runs a command where there is no network
 //	nobody CMD ...     runs a command as an ordinary user
+//	nosandbox CODE CMD as exits, where there can be no more user namespaces
 //	exits CODE CMD ... runs a command and wants that exit code
 //	count PATTERN N    wants N files whose paths match
 //	same A B           wants two files with the same bytes
@@ -128,6 +133,12 @@ func TestScripts(t *testing.T) {
 				}
 				check(ts, neg, ts.Exec(args[0], args[1:]...))
 			},
+			"nosandbox": func(ts *testscript.TestScript, _ bool, args []string) {
+				err := ts.Exec("unshare", append([]string{"--user", "--map-root-user", "sh", "-c", noNamespaces, "sh"}, args[1:]...)...)
+				if got := exitCode(err); fmt.Sprint(got) != args[0] {
+					ts.Fatalf("exit code %d; want %s", got, args[0])
+				}
+			},
 			"exits": func(ts *testscript.TestScript, _ bool, args []string) {
 				err := ts.Exec(args[1], args[2:]...)
 				if got := exitCode(err); fmt.Sprint(got) != args[0] {
@@ -157,6 +168,9 @@ func TestScripts(t *testing.T) {
 		},
 	})
 }
+
+// noNamespaces is for a shell in a user namespace of its own: the limit is that namespace's.
+const noNamespaces = `echo 0 >/proc/sys/user/max_user_namespaces && exec "$@"`
 
 // letIn opens folders, and those above them below the temporary folder, to other users.
 func letIn(dirs ...string) error {

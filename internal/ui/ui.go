@@ -68,10 +68,10 @@ func New(w io.Writer, o Options) *Board {
 		o.Env = os.Getenv
 	}
 	b := &Board{w: w, opt: o, now: time.Now, refresh: refresh}
-	f, ok := w.(*os.File)
-	if !ok || o.Env("TERM") == "dumb" || !cwriter.IsTerminal(int(f.Fd())) {
+	if !IsTerminal(w) || o.Env("TERM") == "dumb" {
 		return b
 	}
+	f := w.(*os.File)
 	b.color = o.Env("NO_COLOR") == ""
 	size := func() (int, int) {
 		cols, rows, err := cwriter.GetSize(int(f.Fd()))
@@ -84,6 +84,12 @@ func New(w io.Writer, o Options) *Board {
 		b.size = size
 	}
 	return b
+}
+
+// IsTerminal says whether what is written to w appears on a terminal.
+func IsTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && cwriter.IsTerminal(int(f.Fd()))
 }
 
 // Line adds a line. It is shown from its first phase on, in the order of creation.

@@ -1,6 +1,6 @@
 //go:build amd64 || arm64
 
-package sandbox
+package guest
 
 import (
 	"fmt"
@@ -44,6 +44,8 @@ var refused = []uint32{
 	unix.SYS_IO_URING_REGISTER, unix.SYS_ADD_KEY, unix.SYS_REQUEST_KEY, unix.SYS_KEYCTL, unix.SYS_INIT_MODULE,
 	unix.SYS_FINIT_MODULE, unix.SYS_DELETE_MODULE, unix.SYS_KEXEC_LOAD, unix.SYS_KEXEC_FILE_LOAD, unix.SYS_REBOOT,
 	unix.SYS_SYSLOG, unix.SYS_LSM_SET_SELF_ATTR, unix.SYS_NFSSERVCTL,
+	// Memory that belongs to no process and no folder, and so would not be counted against the limit.
+	unix.SYS_MEMFD_CREATE, unix.SYS_MEMFD_SECRET, unix.SYS_SHMGET, unix.SYS_MSGGET, unix.SYS_SEMGET, unix.SYS_MQ_OPEN,
 	// The machine's clock, name and terminals.
 	unix.SYS_SETTIMEOFDAY, unix.SYS_CLOCK_SETTIME, unix.SYS_CLOCK_ADJTIME, unix.SYS_ADJTIMEX, unix.SYS_SETHOSTNAME,
 	unix.SYS_SETDOMAINNAME, unix.SYS_VHANGUP,

@@ -1,4 +1,4 @@
-package sandbox
+package guest
 
 import "golang.org/x/sys/unix"
 

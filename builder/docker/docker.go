@@ -1,0 +1,365 @@
+// Package docker is the engine that runs builds in containers of a Docker Engine, local or remote.
+//
+// A sandbox is a container: no network, a read-only root that is the header image, no capability and no way to gain one, an
+// ordinary user, a limit of processes, scratch folders in memory. Its first process is this same program (package guest), which
+// the image has in a layer of its own, and everything goes in and out over that process's streams: nothing of this machine is
+// mounted. When the tool ends, however it ends, the stream does, the first process does, and the Engine removes the container.
+//
+// What a command sees beside builder.Engine's contract: no socket reaches anything, as the loopback device is down; of /proc, the
+// processes, and empty files where the hardware would be; an empty /sys; and /dev as Docker makes it, without terminals.
+package docker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/client"
+
+	"github.com/godkms-hermetic/godkms-hermetic/builder"
+	"github.com/godkms-hermetic/godkms-hermetic/builder/guest"
+)
+
+// Engine starts sandboxes. It's safe for concurrent use.
+type Engine struct {
+	connecting sync.Mutex
+	client     *client.Client // once there was an answer
+	info       Info
+
+	loading sync.Mutex
+	loaded  map[string]string // digest of a header image -> name of the image in the Engine
+	program *program
+	sent    int64 // bytes of images
+}
+
+// Info is what an Engine says of itself.
+type Info struct {
+	Host    string // "unix:///var/run/docker.sock"
+	Context string // the Docker context that names the host; empty without one
+	Version string // "20.10.24"
+	API     string // the version of the API that is spoken: "1.41"
+	Arch    string // "amd64"
+}
+
+var _ builder.Engine = (*Engine)(nil)
+
+// New gives the engine of DOCKER_HOST, or of the Docker context in use. It contacts nothing.
+func New() *Engine { return &Engine{loaded: map[string]string{}} }
+
+// patience is how long an Engine may take to answer for the first time.
+const patience = 10 * time.Second
+
+// Check asks the Engine who it is. The error is a *builder.UnavailableError.
+func (e *Engine) Check(ctx context.Context) (Info, error) {
+	_, info, err := e.connect(ctx)
+	return info, err
+}
+
+func unavailable(cause, hint string, err error) error {
+	return &builder.UnavailableError{Engine: "docker", Cause: cause, Hint: hint, Err: err}
+}
+
+// connect gives a client that has had an answer. The first call removes what dead runs of the tool have left.
+func (e *Engine) connect(ctx context.Context) (*client.Client, Info, error) {
+	e.connecting.Lock()
+	defer e.connecting.Unlock()
+	if e.client != nil {
+		return e.client, e.info, nil
+	}
+	at, err := find()
+	if err != nil {
+		return nil, Info{}, err
+	}
+	info := Info{Host: at.host, Context: at.context}
+	c, err := at.client()
+	if err != nil {
+		return nil, info, unavailable(fmt.Sprintf("%q can't be used as its address", at.host), "correct DOCKER_HOST or the Docker context", err)
+	}
+	wait, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	v, err := c.ServerVersion(wait)
+	if err == nil {
+		err = program0()
+	}
+	if err != nil {
+		c.Close()
+		if ctx.Err() != nil {
+			return nil, info, context.Cause(ctx)
+		}
+		return nil, info, explain(at, err)
+	}
+	info.Version, info.API, info.Arch = v.Version, c.ClientVersion(), v.Arch
+	if v.Os != "linux" || v.Arch != runtime.GOARCH {
+		c.Close()
+		return nil, info, unavailable(fmt.Sprintf("it runs on %s/%s, and this program is for linux/%s", v.Os, v.Arch, runtime.GOARCH),
+			"use an Engine of the same kind, or the program that was built for it", errors.ErrUnsupported)
+	}
+	if err := sweep(ctx, c); err != nil {
+		c.Close()
+		return nil, info, unavailable("the containers of dead runs can't be listed", "look at the Engine's log", err)
+	}
+	e.client, e.info = c, info
+	return c, info, nil
+}
+
+// explain finds the reason why an Engine doesn't answer.
+func explain(at address, err error) error {
+	if e := (*builder.UnavailableError)(nil); errors.As(err, &e) {
+		return err
+	}
+	where := at.host
+	if at.context != "" {
+		where += " (context " + at.context + ")"
+	}
+	switch {
+	case errors.Is(err, os.ErrPermission):
+		return unavailable("its socket "+where+" is closed to this user", "join the group that owns the socket (docker, as a rule) or become root", err)
+	case client.IsErrConnectionFailed(err), errors.Is(err, os.ErrNotExist):
+		return unavailable("no Docker Engine answers at "+where, "install and start one, or name one with DOCKER_HOST or a Docker context", err)
+	case errors.Is(err, context.DeadlineExceeded):
+		return unavailable(fmt.Sprintf("%s doesn't answer within %s", where, patience), "see what it is busy with, or start it anew", err)
+	}
+	return unavailable("the Docker Engine at "+where+" refuses", "look at the Engine's log", err)
+}
+
+// Close lets go of the connections.
+func (e *Engine) Close() error {
+	e.connecting.Lock()
+	defer e.connecting.Unlock()
+	if e.client == nil {
+		return nil
+	}
+	err := e.client.Close()
+	e.client = nil
+	return err
+}
+
+// processes is how many a sandbox may have, its first with its threads included.
+const processes = 4096
+
+// userProcesses is a limit that counts all processes of the user on the Engine's machine, whatever container they are in: it's
+// there for an Engine that can't limit a container's.
+const userProcesses = 1 << 15
+
+// overhead is the memory that a container may have beside a build's: for the first process, and for the kernel's own.
+const overhead = 256 << 20
+
+// Start starts a container, and loads the root's image first where the Engine lacks it. The error is a
+// *builder.UnavailableError when no Engine answers.
+func (e *Engine) Start(ctx context.Context, s builder.Spec) (_ builder.Sandbox, err error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	defer func() {
+		if err != nil && ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+	}()
+	tmpfs, err := mounts(s)
+	if err != nil {
+		return nil, err
+	}
+	c, info, err := e.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if s.Kernel.Arch != info.Arch {
+		return nil, fmt.Errorf("start a container for %q: the Docker Engine is %s and runs no programs of another architecture: %w", s.Kernel.Arch, info.Arch, errors.ErrUnsupported)
+	}
+	image, err := e.load(ctx, c, s.Root)
+	if err != nil {
+		return nil, fmt.Errorf("load the header image into the Docker Engine: %w", err)
+	}
+	limit := int64(processes)
+	config := &container.Config{
+		Image: image, Entrypoint: []string{marker}, WorkingDir: "/",
+		User: fmt.Sprintf("%d:%d", builder.UID, builder.GID), Hostname: builder.HostName,
+		OpenStdin: true, StdinOnce: true, AttachStdin: true, AttachStdout: true, AttachStderr: true,
+		NetworkDisabled: true, Labels: map[string]string{ownerLabel: owner()},
+	}
+	host := &container.HostConfig{
+		NetworkMode: "none", IpcMode: "none", CgroupnsMode: "private", AutoRemove: true,
+		ReadonlyRootfs: true, CapDrop: []string{"ALL"}, SecurityOpt: []string{"no-new-privileges"},
+		MaskedPaths: masked, ReadonlyPaths: []string{}, Tmpfs: tmpfs,
+		LogConfig: container.LogConfig{Type: "none"},
+		Resources: container.Resources{PidsLimit: &limit},
+	}
+	if s.Memory > 0 {
+		host.Memory = s.Memory + overhead
+		host.MemorySwap = host.Memory
+	}
+	created, err := c.ContainerCreate(ctx, config, host, nil, nil, "")
+	if err != nil {
+		return nil, fmt.Errorf("create a container: %w", err)
+	}
+	sb := &sandbox{client: c, id: created.ID}
+	defer func() {
+		if err != nil {
+			sb.Close()
+		}
+	}()
+	attached, err := c.ContainerAttach(ctx, sb.id, container.AttachOptions{Stream: true, Stdin: true, Stdout: true, Stderr: true})
+	if err != nil {
+		return nil, fmt.Errorf("attach to a container: %w", err)
+	}
+	sb.stream = &stream{conn: attached.Conn, r: attached.Reader}
+	if err := c.ContainerStart(ctx, sb.id, container.StartOptions{}); err != nil {
+		return nil, fmt.Errorf("start a container: %w", err)
+	}
+	if sb.Remote, err = guest.NewRemote(ctx, sb.stream, s.Scratch, s.Memory); err != nil {
+		return nil, fmt.Errorf("set a container up: %w%s", err, sb.stream.said())
+	}
+	return sb, nil
+}
+
+// mounts are the scratch folders, as options of tmpfs. The terminals' and the message queues' file systems make room for
+// empty folders.
+func mounts(s builder.Spec) (map[string]string, error) {
+	size := ""
+	if s.Memory > 0 {
+		size = fmt.Sprintf(",size=%d", s.Memory)
+	}
+	all := map[string]string{
+		"/tmp":     "rw,exec,nosuid,nodev,mode=1777" + size,
+		"/dev/pts": "ro,nosuid,nodev,mode=555,size=4k", "/dev/mqueue": "ro,nosuid,nodev,mode=555,size=4k",
+	}
+	for _, dir := range s.Scratch {
+		clean := cleanPath(dir)
+		for _, taken := range []string{"/proc", "/dev", "/sys"} {
+			if clean == taken || strings.HasPrefix(clean, taken+"/") {
+				return nil, fmt.Errorf("scratch folder %q: can't be a folder of its own", dir)
+			}
+		}
+		if clean == "" || clean == "/" {
+			return nil, fmt.Errorf("scratch folder %q: not an absolute path below /", dir)
+		}
+		if clean != "/tmp" {
+			all[clean] = fmt.Sprintf("rw,exec,nosuid,nodev,mode=755,uid=%d,gid=%d%s", builder.UID, builder.GID, size)
+		}
+	}
+	return all, nil
+}
+
+// masked are the files of /proc that are about the machine and its kernel, and all of /sys. A path that doesn't exist is
+// passed over.
+var masked = func() []string {
+	paths := []string{"/sys"}
+	for name := range strings.FieldsSeq(`acpi asound buddyinfo bus cgroups cmdline config.gz consoles cpuinfo crypto device-tree devices
+		diskstats dma driver dynamic_debug execdomains fb filesystems fs interrupts iomem ioports irq kallsyms kcore key-users keys
+		kmsg kpagecgroup kpagecount kpageflags latency_stats loadavg locks mdstat meminfo misc modules mtd mtrr pagetypeinfo
+		partitions pressure sched_debug schedstat scsi slabinfo softirqs stat swaps sys sysrq-trigger sysvipc timer_list
+		timer_stats tty uptime version version_signature vmallocinfo vmstat xen zoneinfo`) {
+		paths = append(paths, "/proc/"+name)
+	}
+	return paths
+}()
+
+// sandbox is a container.
+type sandbox struct {
+	*guest.Remote
+	client *client.Client
+	id     string
+	stream *stream // nil before it's attached
+
+	closing sync.Once
+	closed  error
+}
+
+// Close implements builder.Sandbox. It returns when the container is gone.
+func (s *sandbox) Close() error {
+	s.closing.Do(func() {
+		if s.stream != nil {
+			defer s.stream.Close()
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		s.closed = remove(ctx, s.client, s.id)
+	})
+	return s.closed
+}
+
+// remove ends and removes a container, and waits until it's gone. One that is gone already is no error.
+func remove(ctx context.Context, c *client.Client, id string) error {
+	gone, failed := c.ContainerWait(ctx, id, container.WaitConditionRemoved) // the Engine may be removing it by itself
+	err := c.ContainerRemove(ctx, id, container.RemoveOptions{Force: true, RemoveVolumes: true})
+	switch {
+	case errdefs.IsNotFound(err):
+		return nil
+	case err != nil && !errdefs.IsConflict(err):
+		return fmt.Errorf("remove container %.12s: %w", id, err)
+	}
+	select {
+	case <-gone:
+		return nil
+	case err := <-failed:
+		if errdefs.IsNotFound(err) {
+			return nil
+		}
+		return fmt.Errorf("wait for the removal of container %.12s: %w", id, err)
+	}
+}
+
+// stream is the connection to a container's streams, without the heads that say which one follows: stdout is passed on, and
+// the end of stderr is kept. The format is in the Engine's API, at ContainerAttach.
+type stream struct {
+	conn interface {
+		io.Writer
+		io.Closer
+	}
+	r    io.Reader
+	left int // bytes of stdout until the next head
+
+	mu     sync.Mutex
+	errors []byte
+}
+
+const keptErrors = 2 << 10
+
+func (s *stream) Read(p []byte) (int, error) {
+	for s.left == 0 {
+		var head [8]byte
+		if _, err := io.ReadFull(s.r, head[:]); err != nil {
+			return 0, err
+		}
+		size := int(head[4])<<24 | int(head[5])<<16 | int(head[6])<<8 | int(head[7])
+		if head[0] == 1 {
+			s.left = size
+			continue
+		}
+		text := make([]byte, min(size, keptErrors))
+		if _, err := io.ReadFull(s.r, text); err != nil {
+			return 0, err
+		}
+		if _, err := io.CopyN(io.Discard, s.r, int64(size-len(text))); err != nil {
+			return 0, err
+		}
+		s.mu.Lock()
+		s.errors = append(s.errors, text...)
+		s.errors = s.errors[max(0, len(s.errors)-keptErrors):]
+		s.mu.Unlock()
+	}
+	n, err := s.r.Read(p[:min(len(p), s.left)])
+	s.left -= n
+	return n, err
+}
+
+func (s *stream) Write(p []byte) (int, error) { return s.conn.Write(p) }
+func (s *stream) Close() error                { return s.conn.Close() }
+
+// said is what the first process wrote to stderr, for an error.
+func (s *stream) said() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if text := strings.TrimSpace(string(s.errors)); text != "" {
+		return ": " + text
+	}
+	return ""
+}

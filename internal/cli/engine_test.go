@@ -1,0 +1,104 @@
+package cli
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/godkms-hermetic/godkms-hermetic/internal/dockertest"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/need"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
+)
+
+// Where there is no sandbox, auto builds with Docker, says so once, and the bytes are the same.
+func TestAutoFallsToDocker(t *testing.T) {
+	need.Program(t, "unshare")
+	d := dockertest.Start(t, dockertest.Options{})
+	t.Setenv("DOCKER_HOST", d.Host)
+	shared := sharedCache(t)
+	vars := newestKernels(t, shared)
+	list := strings.TrimPrefix(vars[0], "K61=") + "," + strings.TrimPrefix(vars[2], "K612=") // of one toolchain
+	build := func(wrap ...string) (results []ui.Result, errs string) {
+		cmd := exec.Command(append(wrap, "godkms-hermetic")[0], append(wrap, "godkms-hermetic", "build", "../../testdata/hello",
+			"--kernels", list, "--cache-dir", shared, "--out", filepath.Join(t.TempDir(), "out"), "--format", "json", "--no-cache")[1:]...)
+		var e bytes.Buffer
+		cmd.Stderr = &e
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("%v\n%s%s", err, out, &e)
+		}
+		var r struct{ Results []ui.Result }
+		if err := json.Unmarshal(out, &r); err != nil {
+			t.Fatal(err)
+		}
+		return r.Results, e.String()
+	}
+	want, quiet := build()
+	got, said := build("unshare", "--user", "--map-root-user", "sh", "-c", noNamespaces, "sh")
+	if strings.Contains(quiet, "Docker") {
+		t.Errorf("with a sandbox it says %q", quiet)
+	}
+	if n := strings.Count(said, "building with Docker at "+d.Host+"; sandbox: user namespaces are switched off"); n != 1 {
+		t.Errorf("%d times it says that Docker builds; want once: %s", n, said)
+	}
+	for i := range want {
+		if got[i].Status != ui.Built || want[i].Status != ui.Built || got[i].Digest != want[i].Digest {
+			t.Errorf("%s: Docker %s %s; the sandbox %s %s", want[i].Kernel, got[i].Status, got[i].Digest, want[i].Status, want[i].Digest)
+		}
+	}
+}
+
+func TestParseMemory(t *testing.T) {
+	for s, want := range map[string]int64{"0": 0, "64M": 64 << 20, "2G": 2 << 30, "67108864": 64 << 20, "": max(memory("/")/4*3, minMemory)} {
+		if got, err := parseMemory(s); err != nil || got != want {
+			t.Errorf("parseMemory(%q) = %d, %v; want %d", s, got, err, want)
+		}
+	}
+	for _, s := range []string{"63M", "1", "-1", "00", "G", "2 G", "1e9", "9999999999T", "0M"} {
+		if got, err := parseMemory(s); err == nil {
+			t.Errorf("parseMemory(%q) = %d; want an error", s, got)
+		}
+	}
+}
+
+func TestMemory(t *testing.T) {
+	const info = "MemTotal:        8000000 kB\nMemFree:         1 kB\n"
+	for name, c := range map[string]struct {
+		files map[string]string
+		want  int64
+	}{
+		"nothing known": {nil, 0},
+		"no limit":      {map[string]string{"proc/meminfo": info, "proc/self/cgroup": "0::/a\n", "sys/fs/cgroup/a/memory.max": "max\n"}, 8000000 << 10},
+		"version 2": {map[string]string{"proc/meminfo": info, "proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/b/memory.max": "2000000\n",
+			"sys/fs/cgroup/a/memory.max": "max\n"}, 2000000},
+		"a group above": {map[string]string{"proc/meminfo": info, "proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/b/memory.max": "2000000\n",
+			"sys/fs/cgroup/a/memory.max": "1000000\n"}, 1000000},
+		"version 1": {map[string]string{"proc/meminfo": info, "proc/self/cgroup": "3:cpu:/x\n2:hugetlb,memory:/a\n0::/\n",
+			"sys/fs/cgroup/memory/a/memory.limit_in_bytes": "3000000\n", "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n"}, 3000000},
+		"a container's": {map[string]string{"proc/meminfo": info, "proc/self/cgroup": "2:memory:/docker/0123\n",
+			"sys/fs/cgroup/memory/memory.limit_in_bytes": "4000000\n"}, 4000000},
+		"more than there is": {map[string]string{"proc/meminfo": info, "proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "99000000000\n"}, 8000000 << 10},
+	} {
+		root := t.TempDir()
+		for file, text := range c.files {
+			writeFile(t, filepath.Join(root, file), text)
+		}
+		if got := memory(root); got != c.want {
+			t.Errorf("%s: %d bytes; want %d", name, got, c.want)
+		}
+	}
+}
+
+func writeFile(t *testing.T, name, text string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -52,13 +52,13 @@ func Run(t *testing.T, e builder.Engine, root builder.Root) {
 		root = Folders(append(layers, dir)...)
 	}
 	s := suite{e, root, new(common)}
-	t.Cleanup(func() {
+	defer func() {
 		if s.common.sandbox != nil {
 			if err := s.common.sandbox.Close(); err != nil {
 				t.Errorf("Close() = %v", err)
 			}
 		}
-	})
+	}()
 	for _, test := range []struct {
 		name string
 		run  func(*testing.T)

@@ -142,6 +142,7 @@ func (s *Store) Root(ctx context.Context, lock kernels.Lock, progress Progress) 
 		return nil, fmt.Errorf("root of %q: %w", lock.Kernel, err)
 	}
 	r.hold = hold
+	durable.Sweep(s.path("tmp")) // of processes that were killed; it can wait
 	made, err := s.ensure(ctx, lock, r.specs, progress)
 	if err != nil {
 		hold.Close()
@@ -262,7 +263,7 @@ func (s *Store) register(ctx context.Context, lock kernels.Lock, specs []layerSp
 	file := s.path("roots", name+".json")
 	now := time.Now()
 	if os.Chtimes(file, now, now) == nil {
-		if rec, err := readRoot(file); err == nil && sameKeys(rec.Layers, specs) {
+		if rec, err := readRoot(file); err == nil && rec.Lock.Digest().Hex == name && sameKeys(rec.Layers, specs) {
 			return hold, nil
 		}
 	}

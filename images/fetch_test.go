@@ -220,6 +220,45 @@ func TestFetchErrors(t *testing.T) {
 	}
 }
 
+// A server that stops sending is left; what it had sent is not asked for again.
+func TestFetchLeavesStalledServers(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		stalls   int32 // requests that it stalls
+		requests []string
+	}{
+		{"once", 1, []string{"a", "a bytes=50000-"}},
+		{"for good", 100, []string{"a", "a bytes=50000-", "a bytes=50000-", "a bytes=50000-"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := newMirror(t)
+			var calls atomic.Int32
+			m.hook = func(w http.ResponseWriter, r *http.Request, _ string, body []byte) bool {
+				n := calls.Add(1)
+				if n > c.stalls {
+					return false
+				}
+				if n == 1 {
+					w.Header().Set("Content-Length", fmt.Sprint(len(body)))
+					w.Write(body[:len(body)/2])
+					w.(http.Flusher).Flush()
+				}
+				<-r.Context().Done()
+				return true
+			}
+			s := openStore(t, t.TempDir())
+			s.stall = 300 * time.Millisecond
+			err := s.fetch(context.Background(), m.add("a", randomBytes(100000)), func(int64) {})
+			if c.stalls == 1 && err != nil || c.stalls > 1 && (err == nil || !strings.Contains(err.Error(), "no byte for 300ms; check the network")) {
+				t.Errorf("fetch = %v", err)
+			}
+			if got := m.seen(); !slices.Equal(got, c.requests) {
+				t.Errorf("requests = %q; want %q", got, c.requests)
+			}
+		})
+	}
+}
+
 func TestFetchOutlivesBadMoments(t *testing.T) {
 	m := newMirror(t)
 	var calls atomic.Int32

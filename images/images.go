@@ -72,6 +72,7 @@ type Store struct {
 	boot      string        // names this start of the machine; empty when unknown
 	decoders  chan struct{} // a slot for each package that is being unpacked
 	downloads chan struct{}
+	stall     time.Duration // without a byte, an attempt to download is given up
 	limits    limits
 }
 
@@ -107,7 +108,7 @@ func Open(o Options) (*Store, error) {
 		dir: dir, payload: o.Payload, client: o.Client, offline: o.Offline, jobs: o.Jobs,
 		boot:     strings.TrimSpace(string(boot)),
 		decoders: make(chan struct{}, o.Jobs), downloads: make(chan struct{}, max(o.Jobs, minDownloads)),
-		limits: defaultLimits,
+		stall: stall, limits: defaultLimits,
 	}, nil
 }
 

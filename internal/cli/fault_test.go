@@ -492,6 +492,13 @@ func (g *ground) killed(t *testing.T) {
 
 	t.Run("fetching an index", func(t *testing.T) {
 		s := g.emptyScene(t)
+		weak := newWeakMirror(t, g.shared)
+		weak.reset = "/by-hash/"
+		out, _ := s.start(s.build(s.source("a", ""), "--mirror", weak.flag(), "-q")...).exits(exitNoKernel)
+		if !strings.Contains(out, weak.URL+"/debian") || !strings.Contains(out, "/by-hash/") || !strings.Contains(out, "--mirror") || strings.Count(out, "\n") != 1 {
+			t.Errorf("a mirror that dies: %s; want one line with the URL of the index", out)
+		}
+
 		m := newWeakMirror(t, g.shared)
 		m.stall = "/by-hash/"
 		p := s.start("kernels", "debian/bookworm", "--mirror", m.flag())
@@ -863,8 +870,10 @@ func (g *ground) crowd(t *testing.T) {
 				})
 				gc := s.start("cache", "gc")
 				unused := s.start("image", "rm", g.k612.String())
-				gc.succeeds()
-				unused.succeeds()
+				helpers := []*proc{gc, unused, s.start("image", "ls"), s.start("cache", "ls"), s.start("cache", "verify")}
+				for _, p := range helpers {
+					p.succeeds()
+				}
 				used := s.start("image", "rm", g.k61.String())
 				<-used.done
 				if code := used.ProcessState.ExitCode(); code != 0 {

@@ -1,5 +1,7 @@
 # What the tests need beside Go and make. Kernel headers are not among it: that none are needed is what is tested.
-TEST_PACKAGES := binutils ca-certificates dkms dpkg-dev gcc git kmod patch procps skopeo xz-utils zstd
+TEST_PACKAGES := binutils ca-certificates dkms docker.io dpkg-dev gcc git kmod patch procps skopeo xz-utils zstd
+# What the comparisons need. Their dkms, their compiler and their Docker are unpacked, not installed.
+BENCH_PACKAGES := bubblewrap ca-certificates
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 DEMO_KERNEL := debian/trixie:latest
@@ -9,7 +11,7 @@ PICTURE := \
 
 export CGO_ENABLED := 0
 
-.PHONY: build demo test test-packages lint bench picture clean help
+.PHONY: build demo test test-packages bench bench-packages benchmarks lint picture clean help
 
 build: ## the program: bin/godkms-hermetic, static; the version comes from git
 	go build -trimpath -buildvcs=auto -o bin/godkms-hermetic ./cmd/godkms-hermetic
@@ -21,17 +23,22 @@ test: test-packages ## everything: unit, scripts through the program, end to end
 	go vet ./...
 	go test -timeout 13m ./...
 
+test-packages: packages := $(TEST_PACKAGES)
+bench-packages: packages := $(BENCH_PACKAGES)
+
 # Debian packages are installed only by root; anyone else is told what is missing, and the tests that need it fail or skip.
-test-packages:
-	@command -v dpkg-query >/dev/null || { echo "test: not a Debian machine: make sure that you have: $(TEST_PACKAGES)" >&2; exit 0; }; \
+test-packages bench-packages:
+	@command -v dpkg-query >/dev/null || { echo "$@: not a Debian machine: make sure that you have: $(packages)" >&2; exit 0; }; \
 	missing=; \
-	for p in $(TEST_PACKAGES); do \
-		[ "$$(dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null)" = installed ] || missing="$$missing $$p"; \
+	for p in $(packages); do \
+		[ "$$(dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null)" = installed ] && continue; \
+		[ $$p = docker.io ] && command -v dockerd >/dev/null && continue; \
+		missing="$$missing $$p"; \
 	done; \
 	[ -n "$$missing" ] || exit 0; \
 	if [ "$$(id -u)" != 0 ]; then \
-		echo "test: MISSING, tests that need them will fail or skip:$$missing" >&2; \
-		echo "test: install them as root: apt-get install --no-install-recommends$$missing" >&2; \
+		echo "$@: MISSING, what needs them will fail or be passed over:$$missing" >&2; \
+		echo "$@: install them as root: apt-get install --no-install-recommends$$missing" >&2; \
 		exit 0; \
 	fi; \
 	export DEBIAN_FRONTEND=noninteractive; \
@@ -43,7 +50,10 @@ lint: ## gofmt, go vet, staticcheck
 	go vet ./...
 	go run $(STATICCHECK) ./...
 
-bench: ## benchmarks alone
+bench: build bench-packages ## compares with bare make, dkms and dpkg-deb: a table, and out/bench.json; takes some minutes and 8 GB in .cache
+	go run ./scripts/bench -cache .cache/bench -json out/bench.json $(BENCH_FLAGS)
+
+benchmarks: ## Go's benchmarks of the packages
 	go test -run '^$$' -bench . -benchmem ./...
 
 picture: build ## docs/terminal.svg, from a real run
@@ -55,4 +65,4 @@ clean: ## what build and demo made; the cache of built modules stays
 	rm -rf bin out
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -6,7 +6,9 @@ go 1.26.0
 require (
 	github.com/BurntSushi/toml v1.6.0 // the configuration file; MIT, no dependencies
 	github.com/ProtonMail/go-crypto v1.5.2 // OpenPGP signatures of archives; BSD, the kept-up successor of x/crypto/openpgp
+	github.com/containerd/errdefs v1.0.0 // the Docker client's kinds of errors; Apache-2.0, no dependencies
 	github.com/creack/pty v1.1.24 // terminals for tests and for the README's picture; MIT, no dependencies
+	github.com/docker/docker v28.5.2+incompatible // the client of Docker Engines, in builder/docker alone: it speaks API 1.41 still; Apache-2.0
 	github.com/google/go-containerregistry v0.22.1 // OCI images as values; Apache-2.0
 	github.com/klauspost/compress v1.20.3 // zstd, and gzip whose bytes a version pins; BSD
 	github.com/mattn/go-runewidth v0.0.31 // widths on a terminal, which mpb uses too; MIT
@@ -18,11 +20,6 @@ require (
 	golang.org/x/sync v0.22.0 // groups of goroutines with one error; BSD
 	golang.org/x/sys v0.49.0 // system calls; BSD
 	mvdan.cc/sh/v3 v3.14.1 // parses dkms.conf without running it; BSD
-)
-
-require (
-	github.com/containerd/errdefs v1.0.0
-	github.com/docker/docker v28.5.2+incompatible
 )
 
 require (

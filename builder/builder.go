@@ -157,7 +157,7 @@ func (b *Builder) build(ctx context.Context, j Job, w Watch) (r Result) {
 		keep, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 		defer cancel()
 		if r.LogPath, err = b.Results.KeepLog(keep, r.Key, r.Log); err != nil {
-			r.Err = fmt.Errorf("%w (and its log can't be kept: %w)", r.Err, err)
+			w.warn(err.Error())
 		}
 		return r
 	}

@@ -80,35 +80,62 @@ func TestLogIsCapped(t *testing.T) {
 	}
 }
 
-func TestReadSpool(t *testing.T) {
-	spool := func(headers ...*tar.Header) *os.File {
+func TestReadOutput(t *testing.T) {
+	read := func(limit int64, headers ...*tar.Header) (map[string]*io.SectionReader, *os.File, error) {
+		var b bytes.Buffer
+		w := tar.NewWriter(&b)
+		for _, h := range headers {
+			if err := w.WriteHeader(h); err != nil {
+				t.Fatal(err)
+			}
+			io.WriteString(w, strings.Repeat("x", int(min(h.Size, 10_000))))
+		}
+		w.Flush()
+		b.Write(make([]byte, 1024))
 		f, err := unnamed(t.TempDir())
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { f.Close() })
-		w := tar.NewWriter(f)
-		for _, h := range headers {
-			if err := w.WriteHeader(h); err != nil {
-				t.Fatal(err)
-			}
-			io.WriteString(w, strings.Repeat("x", int(h.Size)))
-		}
-		if err := w.Close(); err != nil {
-			t.Fatal(err)
-		}
-		return f
+		files, err := readOutput(&b, f, limit)
+		return files, f, err
 	}
-	files, err := readSpool(spool(&tar.Header{Name: "a", Size: 700, Mode: 0o644}, &tar.Header{Name: strings.Repeat("b", 300), Size: 3, Mode: 0o644}))
+	files, spool, err := read(1<<20, &tar.Header{Name: "a", Size: 700, Mode: 0o644}, &tar.Header{Name: strings.Repeat("b", 300), Size: 3, Mode: 0o644})
 	if err != nil || len(files) != 2 {
-		t.Fatalf("readSpool = %d files, %v; want 2", len(files), err)
+		t.Fatalf("readOutput = %d files, %v; want 2", len(files), err)
 	}
 	if b, err := io.ReadAll(files[strings.Repeat("b", 300)]); err != nil || string(b) != "xxx" {
 		t.Errorf("read %q, %v; want xxx", b, err)
 	}
-	for _, kind := range []byte{tar.TypeSymlink, tar.TypeLink, tar.TypeFifo, tar.TypeChar, tar.TypeDir} {
-		if _, err := readSpool(spool(&tar.Header{Name: "a", Typeflag: kind, Linkname: "b"})); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+	if st, err := spool.Stat(); err != nil || st.Size()%512 != 0 || st.Size() < 2048 {
+		t.Errorf("the spool has %d bytes, %v", st.Size(), err)
+	}
+	for _, kind := range []byte{tar.TypeSymlink, tar.TypeLink, tar.TypeFifo, tar.TypeChar, tar.TypeBlock, tar.TypeDir} {
+		if _, _, err := read(1<<20, &tar.Header{Name: "d/a.ko", Typeflag: kind, Linkname: "b"}); err == nil || err.Error() != "a.ko is not a regular file" {
 			t.Errorf("type %q: error %v; want that it is not a regular file", kind, err)
+		}
+	}
+	// What is too large ends at its header, alone or with what came before.
+	for _, test := range []struct {
+		sizes []int64
+		want  string
+	}{
+		{[]int64{9000}, ""},
+		{[]int64{9000, 9000}, "1.ko has 9000 bytes; all modules together may have 16384"},
+		{[]int64{16 << 10}, "0.ko has 16384 bytes"},
+		{[]int64{5 << 30}, "0.ko has 5368709120 bytes"},
+		{[]int64{700, 1<<63 - 1}, "1.ko has 9223372036854775807 bytes"},
+	} {
+		var headers []*tar.Header
+		for i, size := range test.sizes {
+			headers = append(headers, &tar.Header{Name: fmt.Sprintf("d/%d.ko", i), Size: size, Mode: 0o644})
+		}
+		_, spool, err := read(16<<10, headers...)
+		if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
+			t.Errorf("sizes %d: error %v; want %q", test.sizes, err, test.want)
+		}
+		if st, err := spool.Stat(); err != nil || st.Size() > 16<<10 {
+			t.Errorf("sizes %d: %d bytes were kept, %v", test.sizes, st.Size(), err)
 		}
 	}
 }

@@ -27,8 +27,10 @@ import (
 const (
 	maxHeaders    = 32 << 20
 	maxDirectives = 4 << 20
-	maxOutput     = 1 << 30
 )
+
+// maxOutput bounds the modules of a build, all together. Tests lower it.
+var maxOutput int64 = 1 << 30
 
 // StepError says which step of a build failed.
 type StepError struct {
@@ -278,12 +280,9 @@ func (s *session) collect(ctx context.Context, modules []dkms.Module, kernel kmo
 	for _, m := range modules {
 		args = append(args, path.Join(path.Base(s.target.Output()), m.Name))
 	}
-	if err := s.run(ctx, Command{Args: args, Stdout: &bounded{w: spool, limit: maxOutput}, Stderr: s.log}); err != nil {
-		return nil, &StepError{Step: "collecting the modules", Err: err}
-	}
-	files, err := readSpool(spool)
+	files, err := s.receive(ctx, args, spool)
 	if err != nil {
-		return nil, fmt.Errorf("collecting the modules: %w", err)
+		return nil, err
 	}
 
 	symvers := kmod.Symvers{}
@@ -330,6 +329,39 @@ func (s *session) collect(ctx context.Context, modules []dkms.Module, kernel kmo
 	return o, nil
 }
 
+// receive runs tar and spools what it sends. A file that can't be taken ends it where its header says so: the bytes of a sparse
+// file of some gigabytes are neither sent nor kept.
+func (s *session) receive(ctx context.Context, args []string, spool *os.File) (map[string]*io.SectionReader, error) {
+	const step = "collecting the modules"
+	r, w := io.Pipe()
+	var files map[string]*io.SectionReader
+	read := make(chan error, 1)
+	go func() {
+		var err error
+		files, err = readOutput(r, spool, maxOutput)
+		read <- err
+		r.CloseWithError(err)
+	}()
+	said := &firstLine{w: s.log}
+	if err := s.run(ctx, Command{Args: args, Stdout: w, Stderr: said}); err != nil {
+		select {
+		case refused := <-read:
+			if refused != nil {
+				return nil, fmt.Errorf("%s: %w", step, refused)
+			}
+		default:
+			w.CloseWithError(err)
+			<-read // the spool is the caller's again
+		}
+		return nil, &StepError{step, err, strings.TrimPrefix(said.line.String(), "tar: ")}
+	}
+	w.Close()
+	if err := <-read; err != nil {
+		return nil, fmt.Errorf("%s: %w", step, err)
+	}
+	return files, nil
+}
+
 // readModule reads a module, which is not compressed: that is for the host that installs it.
 func readModule(f *io.SectionReader) (*kmod.Module, error) {
 	head := make([]byte, 6)
@@ -348,29 +380,41 @@ type CheckError struct{ Problems []string }
 
 func (e *CheckError) Error() string { return strings.Join(e.Problems, "\n") }
 
-// readSpool finds the files of a tar that was spooled. Anything but a regular file is an error.
-func readSpool(spool *os.File) (map[string]*io.SectionReader, error) {
-	if _, err := spool.Seek(0, io.SeekStart); err != nil {
-		return nil, err
-	}
+// readOutput copies a tar to the spool and finds its files there. Anything but a regular file is an error, as is one that
+// would make it more than limit bytes.
+func readOutput(r io.Reader, spool *os.File, limit int64) (map[string]*io.SectionReader, error) {
+	in := &counted{r: io.TeeReader(r, spool)}
 	files := map[string]*io.SectionReader{}
-	for tr := tar.NewReader(spool); ; {
+	for tr := tar.NewReader(in); ; {
 		h, err := tr.Next()
 		if err == io.EOF {
-			return files, nil
+			_, err := io.Copy(io.Discard, in) // tar fills up its last block
+			return files, err
 		}
 		if err != nil {
 			return nil, err
 		}
+		name := path.Base(h.Name)
 		if h.Typeflag != tar.TypeReg || h.PAXRecords["GNU.sparse.major"] != "" {
-			return nil, fmt.Errorf("%q is not a regular file", h.Name)
+			return nil, fmt.Errorf("%s is not a regular file", name)
 		}
-		offset, err := spool.Seek(0, io.SeekCurrent) // the tar reader reads headers block by block, and no further
-		if err != nil {
-			return nil, err
+		if h.Size > limit-in.n {
+			return nil, fmt.Errorf("%s has %d bytes; all modules together may have %d", name, h.Size, limit)
 		}
-		files[h.Name] = io.NewSectionReader(spool, offset, h.Size)
+		files[h.Name] = io.NewSectionReader(spool, in.n, h.Size) // the tar reader reads headers block by block, and no further
 	}
+}
+
+// counted counts what is read.
+type counted struct {
+	r io.Reader
+	n int64
+}
+
+func (c *counted) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n += int64(n)
+	return n, err
 }
 
 // lastLine passes a log on and remembers its last line.
@@ -393,6 +437,22 @@ func (l *lastLine) If(wanted bool) string {
 	}
 	text := bytes.TrimSpace(l.tail)
 	return string(text[bytes.LastIndexByte(text, '\n')+1:])
+}
+
+// firstLine passes a log on and remembers its first line.
+type firstLine struct {
+	w    io.Writer
+	line strings.Builder
+	over bool
+}
+
+func (f *firstLine) Write(p []byte) (int, error) {
+	if !f.over {
+		text, _, found := bytes.Cut(p, []byte("\n"))
+		f.line.Write(text[:min(len(text), 1<<10)])
+		f.over = found || f.line.Len() >= 1<<10
+	}
+	return f.w.Write(p)
 }
 
 // memFS is a few files in memory.

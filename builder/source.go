@@ -441,9 +441,16 @@ func (t *tree) copy(to io.Writer, name string, e *entry) error {
 	return nil
 }
 
-// unnamed makes a file that vanishes when it is closed.
+// unnamed makes a file that vanishes when it is closed, or the process ends, however it ends.
 func unnamed(dir string) (*os.File, error) {
-	f, err := os.CreateTemp(dir, "unnamed-*")
+	if dir == "" {
+		dir = os.TempDir()
+	}
+	f, err := os.OpenFile(dir, os.O_RDWR|unix.O_TMPFILE, 0o600)
+	if err == nil {
+		return f, nil
+	}
+	f, err = os.CreateTemp(dir, "unnamed-*") // not every file system has files without a name
 	if err != nil {
 		return nil, fmt.Errorf("make a temporary file: %w", err)
 	}

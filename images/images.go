@@ -145,7 +145,7 @@ func (s *Store) Root(ctx context.Context, lock kernels.Lock, progress Progress) 
 	made, err := s.ensure(ctx, lock, r.specs, progress)
 	if err != nil {
 		hold.Close()
-		return nil, fmt.Errorf("root of %q: %w", lock.Kernel, spaceHint(s.dir, err))
+		return nil, fmt.Errorf("root of %q: %w", lock.Kernel, located(s.dir, err))
 	}
 	go func() {
 		defer close(r.saved)
@@ -423,10 +423,10 @@ func (m *meter) update(phase string, done, total int64) {
 	m.report(phase, m.done[phase], m.total[phase])
 }
 
-// spaceHint says what to do about a full disk.
-func spaceHint(dir string, err error) error {
+// located says which folder is full: what wrote to it knows files by their names in a package.
+func located(dir string, err error) error {
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		return fmt.Errorf("no space left in %q: free some, run \"cache gc\" or choose another cache folder: %w", dir, err)
+		return &fs.PathError{Op: "no room in", Path: dir, Err: err}
 	}
 	return err
 }

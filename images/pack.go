@@ -65,7 +65,7 @@ func (r *Root) Image(ctx context.Context) (v1.Image, error) {
 func (r *Root) image(ctx context.Context, progress Progress) (v1.Image, error) {
 	img, err := r.build(ctx, newMeter(progress))
 	if err != nil {
-		return nil, fmt.Errorf("pack image of %q: %w", r.lock.Kernel, spaceHint(r.store.dir, err))
+		return nil, fmt.Errorf("pack image of %q: %w", r.lock.Kernel, located(r.store.dir, err))
 	}
 	return img, nil
 }
@@ -284,7 +284,7 @@ func writeLayer(ctx context.Context, w io.Writer, dir string, jobs int, m *meter
 	if err == nil {
 		err = tw.Close()
 	}
-	if cerr := blocks.Close(); err == nil {
+	if cerr := blocks.Close(); cerr != nil { // why writing stopped
 		err = cerr
 	}
 	if err != nil {

@@ -261,7 +261,7 @@ func (x *extractor) file(ctx context.Context, at string, h *tar.Header, mtime in
 	if err != nil {
 		return fmt.Errorf("file %q: %w", at, err)
 	}
-	f := os.NewFile(uintptr(fd), tmp)
+	f := os.NewFile(uintptr(fd), at)
 	defer f.Close()
 	x.sum.Reset()
 	var n int64
@@ -269,7 +269,7 @@ func (x *extractor) file(ctx context.Context, at string, h *tar.Header, mtime in
 		k, rerr := r.Read(x.buf)
 		x.sum.Write(x.buf[:k])
 		if _, err := f.Write(x.buf[:k]); err != nil {
-			return fmt.Errorf("file %q: %w", at, err)
+			return err
 		}
 		n += int64(k)
 		if rerr == io.EOF {
@@ -287,10 +287,10 @@ func (x *extractor) file(ctx context.Context, at string, h *tar.Header, mtime in
 	}
 	x.sum.Sum(c.sum[:0])
 	if err := f.Chmod(c.mode); err != nil { // whatever this process's umask is
-		return fmt.Errorf("file %q: %w", at, err)
+		return err
 	}
 	if err := f.Close(); err != nil {
-		return fmt.Errorf("file %q: %w", at, err)
+		return err
 	}
 	if err := utimes(int(x.stage.Fd()), tmp, mtime); err != nil {
 		return fmt.Errorf("file %q: %w", at, err)

@@ -351,7 +351,8 @@ func (t Target) script(name, command string) Step {
 	return Step{Name: name, Args: t.bash(`eval "$PWD/$1"`, command), Script: path.Join(t.Build(), file), Tells: true}
 }
 
-// collect strips the modules and copies them to where dkms keeps what it built, so that POST_BUILD finds them there.
+// collect strips the modules and copies them to where dkms keeps what it built, so that POST_BUILD finds them there. Of the
+// Module.symvers it takes one byte more than kmod.ReadSymvers does: they may be sparse files of any size.
 func (t Target) collect(modules []Module) Step {
 	args := []string{t.Output()}
 	for _, m := range modules {
@@ -381,7 +382,7 @@ while (($#)); do
 	shift 3
 done
 if [[ -f Module.symvers && ! -L Module.symvers ]]; then cp Module.symvers "$out/Module.symvers"; fi
-find . -name Module.symvers -type f -print0 | sort -z | xargs -0r cat >"$out/../symvers"`, "bash"}, args...)}
+find . -name Module.symvers -type f -print0 | sort -z | xargs -0r cat | head -c 16777217 >"$out/../symvers"`, "bash"}, args...)}
 }
 
 // compareBound compares a release with a bound from a dkms.conf: the numbers before the first other sign first, where an

@@ -189,7 +189,7 @@ func (e *Engine) Start(ctx context.Context, s builder.Spec) (_ builder.Sandbox, 
 		NetworkMode: "none", IpcMode: "none", CgroupnsMode: "private", AutoRemove: true,
 		ReadonlyRootfs: true, CapDrop: []string{"ALL"}, SecurityOpt: []string{"no-new-privileges"},
 		MaskedPaths: masked, ReadonlyPaths: []string{}, Tmpfs: tmpfs,
-		LogConfig: container.LogConfig{Type: "none"}, OomScoreAdj: 1000,
+		LogConfig: container.LogConfig{Type: "none"},
 		Resources: container.Resources{PidsLimit: &limit},
 	}
 	if s.Memory > 0 {

@@ -1,24 +1,86 @@
 package docker
 
 import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
 	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
+	"time"
 
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/filters"
+	"github.com/docker/docker/api/types/image"
+	"github.com/docker/docker/client"
+
+	"github.com/godkms-hermetic/godkms-hermetic/builder"
 	"github.com/godkms-hermetic/godkms-hermetic/builder/enginetest"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/dockertest"
+	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
+
+// layersVar has the layers of a test root, for a test binary that another one starts to be a tool.
+const layersVar = "DOCKER_TEST_LAYERS"
 
 func TestMain(m *testing.M) {
 	if IsInit() {
 		os.Exit(Init())
 	}
+	if layers := os.Getenv(layersVar); layers != "" {
+		if err := tool(enginetest.Folders(strings.Split(layers, "\n")...)); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	os.Exit(m.Run())
 }
 
-// engine gives an engine of a Docker Engine.
-func engine(t *testing.T, d *dockertest.Daemon) *Engine {
+// tool runs a command that prints "ready" and stays.
+func tool(root builder.Root) error {
+	e := New()
+	defer e.Close()
+	sb, err := e.Start(context.Background(), spec(root))
+	if err != nil {
+		return err
+	}
+	defer sb.Close()
+	c := command("echo ready; sleep 1000 & (setsid sh -c 'trap \"\" TERM; sleep 1000; true' &); sleep 1000")
+	c.Stdout = os.Stdout
+	return sb.Run(context.Background(), c)
+}
+
+func spec(root builder.Root, scratch ...string) builder.Spec {
+	return builder.Spec{Root: root, Kernel: kernels.Kernel{Arch: enginetest.Arch()}, Scratch: scratch}
+}
+
+func command(script string) builder.Command {
+	return builder.Command{Args: []string{"sh", "-c", script}, Env: []string{"PATH=/usr/bin:/bin"}, Dir: "/"}
+}
+
+func output(t *testing.T, sb builder.Sandbox, script string) string {
 	t.Helper()
-	t.Setenv("DOCKER_HOST", d.Host)
+	var out bytes.Buffer
+	c := command(script)
+	c.Stdout, c.Stderr = &out, &out
+	if err := sb.Run(t.Context(), c); err != nil {
+		t.Errorf("Run(%q) = %v; output %q", script, err, out.String())
+	}
+	return strings.TrimSpace(out.String())
+}
+
+// engine gives an engine of a Docker Engine.
+func engine(t testing.TB, d *dockertest.Daemon) *Engine {
+	t.Helper()
+	t.Setenv(client.EnvOverrideHost, d.Host)
 	e := New()
 	t.Cleanup(func() {
 		if err := e.Close(); err != nil {
@@ -28,7 +90,423 @@ func engine(t *testing.T, d *dockertest.Daemon) *Engine {
 	return e
 }
 
+func connect(t testing.TB, d *dockertest.Daemon) *client.Client {
+	t.Helper()
+	c, err := client.NewClientWithOpts(client.WithHost(d.Host), client.WithAPIVersionNegotiation())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// containers counts those of an Engine, in whatever state.
+func containers(t testing.TB, c *client.Client) int {
+	t.Helper()
+	list, err := c.ContainerList(t.Context(), container.ListOptions{All: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(list)
+}
+
 func TestSuite(t *testing.T) {
-	e := engine(t, dockertest.Start(t, dockertest.Options{}))
-	enginetest.Run(t, e, enginetest.NewRoot(t))
+	d := dockertest.Start(t, dockertest.Options{})
+	enginetest.Run(t, engine(t, d), enginetest.NewRoot(t))
+	c := connect(t, d)
+	if n := containers(t, c); n != 0 {
+		t.Errorf("%d containers are left", n)
+	}
+	volumes := d.CLI("volume", "ls", "-q")
+	if volumes != "" {
+		t.Errorf("volumes are left: %s", volumes)
+	}
+}
+
+// A second kernel's image sends only what the first lacks, and a second sandbox nothing.
+func TestTransfer(t *testing.T) {
+	d := dockertest.Start(t, dockertest.Options{})
+	root := enginetest.NewRoot(t)
+	// As with real images: the first layer, which kernels share, is by far the largest.
+	noise := make([]byte, 32<<20)
+	rand.NewChaCha8([32]byte{}).Read(noise)
+	if err := os.WriteFile(filepath.Join(root.Layers()[0], "toolchain"), noise, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	kernel := func(name string) builder.Root {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, "kernel"), []byte(name), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return enginetest.Folders(append(root.Layers(), dir)...)
+	}
+	first, second := kernel("one"), kernel("two")
+	start := func(e *Engine, root builder.Root) (sent int64, name string) {
+		before := e.Sent()
+		sb, err := e.Start(t.Context(), spec(root))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer sb.Close()
+		return e.Sent() - before, output(t, sb, "cat /kernel")
+	}
+	e := engine(t, d)
+	whole, name := start(e, first)
+	if whole < int64(len(noise)) || name != "one" {
+		t.Errorf("the first kernel: sent %d bytes, is %q", whole, name)
+	}
+	part, name := start(e, second)
+	if part == 0 || part > 64<<10 || name != "two" {
+		t.Errorf("the second kernel: sent %d bytes of %d, is %q", part, whole, name)
+	}
+	t.Logf("sent %d bytes for the first kernel, %d for the second", whole, part)
+	for _, e := range []*Engine{e, engine(t, d)} { // the second is another run of the tool
+		if sent, name := start(e, first); sent != 0 || name != "one" {
+			t.Errorf("the first kernel again: sent %d bytes, is %q", sent, name)
+		}
+	}
+	// Images that an administrator removes are loaded again.
+	d.CLI("image", "prune", "--all", "--force")
+	if sent, name := start(engine(t, d), second); sent < int64(len(noise)) || name != "two" {
+		t.Errorf("after the images were removed: sent %d bytes, is %q", sent, name)
+	}
+	e.loaded = map[string]string{}
+	d.CLI("image", "prune", "--all", "--force")
+	if sent, name := start(e, first); sent < int64(len(noise)) || name != "one" {
+		t.Errorf("after the images were removed: sent %d bytes, is %q", sent, name)
+	}
+}
+
+// An image that another version of the program loaded is replaced.
+func TestProgramVersion(t *testing.T) {
+	d := dockertest.Start(t, dockertest.Options{})
+	e := engine(t, d)
+	root := enginetest.NewRoot(t)
+	c, _, err := e.connect(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := root.Image(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest, err := img.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := newProgram()
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := newArchive(img, digest, p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.config = bytes.Replace(a.config, []byte(`"`+programLabel+`":"`+p.diffID.String()), []byte(`"`+programLabel+`":"sha256:older`), 1)
+	a.name = repository + ":older"
+	var sent int64
+	if err := a.ensure(t.Context(), c, &sent); err != nil {
+		t.Fatal(err)
+	}
+	if got := d.CLI("image", "ls", "--quiet", repository+":older"); got == "" {
+		t.Fatal("the older image isn't there")
+	}
+	sb, err := e.Start(t.Context(), spec(root))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sb.Close()
+	if got := d.CLI("image", "ls", "--quiet", repository+":older"); got != "" {
+		t.Errorf("the older image is still there: %s", got)
+	}
+	if got := strings.Count(d.CLI("image", "ls", "--quiet", repository), "\n"); got != 0 {
+		t.Errorf("%d images too many", got)
+	}
+}
+
+// A daemon over TCP that sees nothing of this machine's files: bind mounts are impossible.
+func TestRemote(t *testing.T) {
+	root := enginetest.NewRoot(t)
+	hide := t.TempDir()
+	d := dockertest.Start(t, dockertest.Options{TCP: true, Hide: append(root.Layers(), hide)})
+	if !strings.HasPrefix(d.Host, "tcp://127.0.0.1:") {
+		t.Fatalf("the Engine is at %s", d.Host)
+	}
+	sb, err := engine(t, d).Start(t.Context(), spec(root, "/work"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sb.Close()
+	in := command("cat > /work/file && sha256sum < /work/file")
+	var out bytes.Buffer
+	in.Stdin, in.Stdout = io.LimitReader(rand.NewChaCha8([32]byte{1}), 8<<20), &out
+	if err := sb.Run(t.Context(), in); err != nil || out.Len() < 64 {
+		t.Errorf("Run() = %v, %q", err, out.String())
+	}
+	if got := output(t, sb, "wc -c < /work/file"); got != fmt.Sprint(8<<20) {
+		t.Errorf("the file has %s bytes", got)
+	}
+}
+
+// gone waits until an Engine has no container.
+func gone(t *testing.T, c *client.Client, what string) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); containers(t, c) > 0; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: containers are left", what)
+		}
+	}
+}
+
+// When the tool is killed, in whatever phase, its container goes: at once when it runs, with the next run when it was only made.
+func TestKilled(t *testing.T) {
+	d := dockertest.Start(t, dockertest.Options{})
+	c := connect(t, d)
+	root := enginetest.NewRoot(t)
+	start := func() (*exec.Cmd, *bufio.Reader) {
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Env = append(os.Environ(), client.EnvOverrideHost+"="+d.Host, layersVar+"="+strings.Join(root.Layers(), "\n"))
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		return cmd, bufio.NewReader(out)
+	}
+	cmd, out := start()
+	if line, err := out.ReadString('\n'); line != "ready\n" {
+		t.Fatalf("the tool says %q, %v", line, err)
+	}
+	if n := containers(t, c); n != 1 {
+		t.Fatalf("%d containers; want 1", n)
+	}
+	cmd.Process.Kill()
+	cmd.Wait()
+	gone(t, c, "killed while a command ran")
+
+	e := engine(t, d)
+	for i := range 12 {
+		cmd, out := start()
+		time.Sleep(time.Duration(i) * 40 * time.Millisecond)
+		cmd.Process.Kill()
+		io.Copy(io.Discard, out)
+		cmd.Wait()
+		// One whose start was under way may start now, and end.
+		for deadline := time.Now().Add(10 * time.Second); containers(t, c) > 0 && time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+			if err := sweep(t.Context(), c); err != nil {
+				t.Fatal(err)
+			}
+		}
+		gone(t, c, fmt.Sprintf("killed after %d ms", i*40))
+	}
+	sb, err := e.Start(t.Context(), spec(root))
+	if err != nil {
+		t.Fatal(err)
+	}
+	output(t, sb, "true")
+	if err := sb.Close(); err != nil {
+		t.Error(err)
+	}
+	if n := containers(t, c); n != 0 {
+		t.Errorf("%d containers after Close", n)
+	}
+}
+
+// Containers of dead runs are removed by the next, and no others.
+func TestSweep(t *testing.T) {
+	d := dockertest.Start(t, dockertest.Options{})
+	c := connect(t, d)
+	e := engine(t, d)
+	root := enginetest.NewRoot(t)
+	sb, err := e.Start(t.Context(), spec(root))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sb.Close()
+	images, err := c.ImageList(t.Context(), image.ListOptions{Filters: filters.NewArgs(filters.Arg("label", imageLabel))})
+	if err != nil || len(images) != 1 {
+		t.Fatalf("images: %v, %v", images, err)
+	}
+	dead := exec.Command("true")
+	if err := dead.Start(); err != nil {
+		t.Fatal(err)
+	}
+	deadOwner := fmt.Sprintf("%s %d %s", machine(), dead.Process.Pid, started(dead.Process.Pid))
+	dead.Wait()
+	made := func(label string) string {
+		made, err := c.ContainerCreate(t.Context(), &container.Config{Image: images[0].ID, Entrypoint: []string{marker}, Labels: map[string]string{ownerLabel: label}}, nil, nil, nil, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return made.ID
+	}
+	mine, dying := made(owner()), made(deadOwner)
+	recycled := made(fmt.Sprintf("%s %d %s", machine(), os.Getpid(), "1")) // the pid is in use again
+	elsewhere, garbled := made("another-boot pid:[1] 1 1"), made("")
+	if _, err := engine(t, d).Check(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for id, want := range map[string]bool{mine: true, dying: false, recycled: false, elsewhere: true, garbled: true, sb.(*sandbox).id: true} {
+		if _, err := c.ContainerInspect(t.Context(), id); (err == nil) != want {
+			t.Errorf("container %s: %v; want it kept: %v", id, err, want)
+		}
+	}
+	if !stale("another-boot pid:[1] 1 1", false, 2*abandoned) || stale("another-boot pid:[1] 1 1", true, 2*abandoned) {
+		t.Error("a container of another machine is stale when it hasn't run for long, and only then")
+	}
+	output(t, sb, "true")
+}
+
+// An Engine that is killed in the middle of a command is an error at once, and leaves nothing once it's back.
+func TestEngineKilled(t *testing.T) {
+	d := dockertest.Start(t, dockertest.Options{})
+	e := engine(t, d)
+	root := enginetest.NewRoot(t)
+	for _, end := range []struct {
+		name string
+		end  func()
+	}{{"killed", d.Kill}, {"stopped", d.Stop}} {
+		sb, err := e.Start(t.Context(), spec(root))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, w := io.Pipe()
+		c := command("echo ready; sleep 1000")
+		c.Stdout = w
+		result := make(chan error, 1)
+		go func() { result <- sb.Run(t.Context(), c) }()
+		if _, err := io.ReadFull(r, make([]byte, 6)); err != nil {
+			t.Fatal(err)
+		}
+		end.end()
+		select {
+		case err := <-result:
+			if exit := (*builder.ExitError)(nil); err == nil || errors.As(err, &exit) && end.name == "killed" {
+				t.Errorf("%s: Run() = %v; want an error that isn't an *ExitError", end.name, err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatalf("%s: Run() goes on", end.name)
+		}
+		begin := time.Now()
+		sb.Close() // can't remove anything
+		if d := time.Since(begin); d > 5*time.Second {
+			t.Errorf("%s: Close() took %v", end.name, d)
+		}
+		if _, err := New().Check(t.Context()); !errors.As(err, new(*builder.UnavailableError)) {
+			t.Errorf("%s: Check() = %v; want an *UnavailableError", end.name, err)
+		}
+		d.Restart()
+		if sb, err = e.Start(t.Context(), spec(root)); err != nil {
+			t.Fatalf("%s and started again: %v", end.name, err)
+		}
+		output(t, sb, "true")
+		if err := sb.Close(); err != nil {
+			t.Error(err)
+		}
+		gone(t, connect(t, d), end.name)
+	}
+}
+
+func TestUnavailable(t *testing.T) {
+	t.Setenv("DOCKER_CONFIG", t.TempDir())
+	dir := t.TempDir()
+	for host, want := range map[string]string{
+		"unix://" + dir + "/none.sock": "no Docker Engine answers",
+		"tcp://127.0.0.1:1":            "no Docker Engine answers",
+		"ssh://somebody@localhost":     "forward the socket",
+		"nonsense":                     "can't be used as its address",
+	} {
+		t.Setenv(client.EnvOverrideHost, host)
+		begin := time.Now()
+		_, err := New().Check(t.Context())
+		e := (*builder.UnavailableError)(nil)
+		if !errors.As(err, &e) || !strings.Contains(err.Error(), want) || e.Engine != "docker" || e.Hint == "" {
+			t.Errorf("Check() at %s = %v; want %q", host, err, want)
+		}
+		if d := time.Since(begin); d > patience+time.Second {
+			t.Errorf("Check() at %s took %v", host, d)
+		}
+	}
+}
+
+// Contexts are found where the docker program keeps them.
+func TestContexts(t *testing.T) {
+	d := dockertest.Start(t, dockertest.Options{})
+	config := t.TempDir()
+	t.Setenv("DOCKER_CONFIG", config)
+	t.Setenv(client.EnvOverrideHost, "")
+	t.Setenv("DOCKER_CONTEXT", "")
+	docker := func(args ...string) {
+		t.Helper()
+		cmd := exec.Command("docker", args...)
+		cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool {
+			return strings.HasPrefix(v, client.EnvOverrideHost+"=") || strings.HasPrefix(v, "DOCKER_CONTEXT=")
+		})
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("docker %q: %v: %s", args, err, out)
+		}
+	}
+	docker("context", "create", "of-the-test", "--docker", "host="+d.Host)
+	docker("context", "create", "far", "--docker", "host=ssh://somebody@localhost")
+	if at, err := find(); err != nil || at.host != client.DefaultDockerHost || at.context != "" {
+		t.Errorf("without a context: %+v, %v", at, err)
+	}
+	t.Setenv("DOCKER_CONTEXT", "of-the-test")
+	if info, err := New().Check(t.Context()); err != nil || info.Host != d.Host || info.Context != "of-the-test" || info.Version == "" || info.API == "" || info.Arch != enginetest.Arch() {
+		t.Errorf("with DOCKER_CONTEXT: %+v, %v", info, err)
+	}
+	for name, want := range map[string]string{"missing": `no Docker context "missing"`, "far": "forward the socket"} {
+		t.Setenv("DOCKER_CONTEXT", name)
+		if _, err := New().Check(t.Context()); !errors.As(err, new(*builder.UnavailableError)) || !strings.Contains(err.Error(), want) {
+			t.Errorf("with context %q: %v; want %q", name, err, want)
+		}
+	}
+	t.Setenv("DOCKER_CONTEXT", "")
+	docker("context", "use", "of-the-test")
+	if info, err := New().Check(t.Context()); err != nil || info.Context != "of-the-test" {
+		t.Errorf("with the context in use: %+v, %v", info, err)
+	}
+	t.Setenv(client.EnvOverrideHost, "unix:///nowhere")
+	if at, err := find(); err != nil || at.host != "unix:///nowhere" || at.context != "" {
+		t.Errorf("DOCKER_HOST comes before contexts: %+v, %v", at, err)
+	}
+	t.Setenv(client.EnvOverrideHost, "")
+	if err := os.WriteFile(filepath.Join(config, "config.json"), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := New().Check(t.Context()); !errors.As(err, new(*builder.UnavailableError)) || !strings.Contains(err.Error(), "config.json") {
+		t.Errorf("with a broken configuration: %v", err)
+	}
+}
+
+func BenchmarkStartTrueClose(b *testing.B) {
+	e := engine(b, dockertest.Start(b, dockertest.Options{}))
+	root := enginetest.NewRoot(b)
+	for b.Loop() {
+		sb, err := e.Start(b.Context(), spec(root, "/work"))
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := sb.Run(b.Context(), command("true")); err != nil {
+			b.Fatal(err)
+		}
+		if err := sb.Close(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkRun(b *testing.B) {
+	sb, err := engine(b, dockertest.Start(b, dockertest.Options{})).Start(b.Context(), spec(enginetest.NewRoot(b)))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer sb.Close()
+	for b.Loop() {
+		if err := sb.Run(b.Context(), command("true")); err != nil {
+			b.Fatal(err)
+		}
+	}
 }

@@ -23,15 +23,16 @@ import (
 
 // tools are the programs of this machine that a test root gets.
 var tools = []string{
-	"sh", "bash", "cat", "chmod", "cp", "env", "head", "hostname", "id", "ls", "mkdir", "pwd", "readlink", "rm", "setsid", "sha256sum",
-	"sleep", "stat", "touch", "true", "uname", "wc",
+	"sh", "bash", "cat", "chmod", "cp", "date", "env", "grep", "head", "hostname", "id", "ln", "ls", "mkdir", "mkfifo", "od", "pwd", "readlink", "rm",
+	"setsid", "sha256sum", "sleep", "stat", "tail", "touch", "true", "truncate", "uname", "wc",
 }
 
 const probePath = "usr/bin/enginetest-probe"
 
 // NewRoot makes a root for tests out of this machine's own shell and coreutils, without any network. It has four layers:
-// libraries, programs, the links of a merged /usr, and the probe. The folders are removed when the test ends.
-func NewRoot(t testing.TB) builder.Root {
+// libraries, programs, the links of a merged /usr, and the probe. The folders are removed when the test ends. More programs can
+// be named.
+func NewRoot(t testing.TB, more ...string) builder.Root {
 	t.Helper()
 	base, err := os.MkdirTemp("", "enginetest-")
 	if err != nil {
@@ -56,7 +57,7 @@ func NewRoot(t testing.TB) builder.Root {
 			}
 		}
 	}
-	for _, tool := range tools {
+	for _, tool := range slices.Concat(tools, more) {
 		path, err := exec.LookPath(tool)
 		if err != nil {
 			t.Fatal(err)

@@ -83,9 +83,12 @@ func (e *Error) Unwrap() error {
 	return e.Errno
 }
 
-// killGrace is how long a sandbox gets to end a command's processes, and a caller's writer to take the last output, before
-// the whole sandbox is ended, or the writer is left alone.
-const killGrace = 2 * time.Second
+// endGrace is how long a first process gets to end a command's processes, before it's ended itself. On a busy machine thousands
+// of processes take seconds. drainGrace is how long a caller's writer gets to take the last output.
+const (
+	endGrace   = 15 * time.Second
+	drainGrace = 2 * time.Second
+)
 
 // Run implements builder.Sandbox. Commands get pipes for their streams, never an open file of the host: a file could be
 // opened again, with other rights, by way of /proc. When reading Stdin or writing Stdout or Stderr fails, the command is
@@ -150,7 +153,7 @@ func (s *Client) Answer(ctx context.Context, c builder.Command) ([]string, error
 		}
 		select {
 		case r = <-done:
-		case <-time.After(killGrace):
+		case <-time.After(endGrace):
 			s.Kill()
 			r = <-done
 		}
@@ -288,7 +291,7 @@ func (s *streams) start() {
 	}
 }
 
-// drain waits until the output has been written, or for killGrace after ctx has ended, and closes every pipe.
+// drain waits until the output has been written, or for drainGrace after ctx has ended, and closes every pipe.
 func (s *streams) drain(ctx context.Context) {
 	done := make(chan struct{})
 	go func() {
@@ -300,7 +303,7 @@ func (s *streams) drain(ctx context.Context) {
 	case <-ctx.Done():
 		select {
 		case <-done:
-		case <-time.After(killGrace):
+		case <-time.After(drainGrace):
 		}
 	}
 	s.abandon()

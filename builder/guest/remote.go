@@ -273,7 +273,7 @@ func (r *Remote) Run(ctx context.Context, c builder.Command) error {
 		go discard(stderr)
 		select {
 		case answer = <-run.answer:
-		case <-time.After(killGrace + time.Second): // the first process has its own
+		case <-time.After(endGrace + time.Second): // the first process has its own
 			r.conn.Close()
 			answer = <-run.answer
 		}
@@ -287,7 +287,7 @@ func (r *Remote) Run(ctx context.Context, c builder.Command) error {
 		case <-ctx.Done():
 			select {
 			case <-o.done:
-			case <-time.After(killGrace):
+			case <-time.After(drainGrace):
 			}
 		}
 	}

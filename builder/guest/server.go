@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -92,9 +93,49 @@ func Begin() error {
 			unix.CloseOnExec(fd)
 		}
 	}
+	spareThreads()
+	var err error
+	if score, err = os.OpenFile("/proc/self/oom_score_adj", os.O_WRONLY, 0); err != nil {
+		return err
+	}
+	if err := setScore(scoreHere); err != nil {
+		return err
+	}
 	syscall.Umask(0o022)
 	unix.Syscall(unix.SYS_PERSONALITY, 0, 0, 0) // may have been linux32, which changes uname -m
 	return nil
+}
+
+// spareThreads makes the threads that this process will ever need. When a command has filled the process limit, or the memory,
+// there are no more to be had, and Go's runtime would end the process.
+func spareThreads() {
+	const number = 16
+	runtime.GOMAXPROCS(2)
+	var all, done sync.WaitGroup
+	all.Add(number)
+	for range number {
+		done.Go(func() {
+			runtime.LockOSThread() // so each has its own
+			all.Done()
+			all.Wait()
+			runtime.UnlockOSThread() // which stays, idle
+		})
+	}
+	done.Wait()
+}
+
+// A machine, or a container, that runs out of memory ends commands before anything else, and this process, which then reports
+// it, after them (proc_pid_oom_score_adj(5)).
+const (
+	scoreHere     = "900"
+	scoreCommands = "1000"
+)
+
+var score *os.File // opened before this process closed its /proc to its own user
+
+func setScore(value string) error {
+	_, err := score.WriteAt([]byte(value), 0)
+	return err
 }
 
 // A request is one command as it came over the socket.
@@ -193,7 +234,10 @@ func (s *server) run(r request) []byte {
 			return pack([]string{"signal", strconv.Itoa(int(unix.SIGKILL))})
 		}
 		var pid int
-		pid, err = syscall.ForkExec(path, r.args, attr)
+		if err = setScore(scoreCommands); err == nil {
+			pid, err = syscall.ForkExec(path, r.args, attr)
+			setScore(scoreHere)
+		}
 		s.mu.Unlock()
 		if err == nil {
 			closeFDs()
@@ -253,10 +297,13 @@ func wait(pid int) []byte {
 }
 
 // killAll ends and reaps what a command left behind. Orphans become this process's children, so none is left when it has
-// none. A process that is born while the others are killed is met in the next round.
+// none. A fork that is under way when all are killed fails (copy_process in kernel/fork.c); killing again is for safety, and not
+// for each process, since the kernel goes through all of them every time.
 func (s *server) killAll() {
-	for {
-		unix.Kill(-1, unix.SIGKILL)
+	for n := 0; ; n++ {
+		if n%256 == 0 {
+			unix.Kill(-1, unix.SIGKILL)
+		}
 		if _, err := unix.Wait4(-1, nil, 0, nil); err != nil && err != unix.EINTR {
 			return
 		}

@@ -58,9 +58,6 @@ func Init() int {
 // setUp turns the namespaces that this process was started in into a sandbox with nothing left to give away. It returns the
 // scratch folders.
 func setUp(layers, scratch []string, memory int64) ([]string, error) {
-	if err := firstToGo(); err != nil {
-		return nil, err
-	}
 	folders, err := buildRoot(layers, scratch, memory)
 	if err != nil {
 		return nil, err
@@ -79,14 +76,6 @@ func setUp(layers, scratch []string, memory int64) ([]string, error) {
 
 // processes is how many a sandbox may have: they are counted for each user namespace by itself, since Linux 5.14.
 const processes = 4096
-
-// firstToGo has a machine that runs out of memory end sandboxes before anything else (proc_pid_oom_score_adj(5)).
-func firstToGo() error {
-	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("1000"), 0); err != nil {
-		return fmt.Errorf("set the score for a lack of memory: %w", err)
-	}
-	return nil
-}
 
 func lastCap() uintptr {
 	for c := uintptr(0); ; c++ {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -140,9 +139,6 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, src string) error {
 		return fmt.Errorf("the cache folder can't be used: %w; choose another with --cache-dir", err)
 	}
 	source, err := builder.OpenSource(ctx, src, builder.SourceOptions{Temp: temp, Exclude: exclude, Payload: distros["debian"].Payload})
-	if errors.Is(err, unix.ENOSPC) {
-		return fmt.Errorf("%w; free some or choose another folder with --cache-dir", err)
-	}
 	if err != nil {
 		return err
 	}
@@ -283,12 +279,12 @@ func (r *buildRun) one(ctx context.Context, source *builder.Source, t target, li
 	}
 	if t.err != nil {
 		line = nil // it has ended
-		return fail(t.err, exitNoKernel)
+		return fail(t.err, lockCode(t.err))
 	}
 	line.Phase("locking")
 	lock, err := r.distros[t.kernel.Distro].Lock(ctx, t.kernel, r.options.with)
 	if err != nil {
-		return fail(err, exitNoKernel)
+		return fail(r.advise(err), lockCode(err))
 	}
 	watch := builder.Watch{Phase: line.Phase, Progress: progress(line), Warn: func(text string) { r.board.Warn(t.label + ": " + text) }}
 	if r.verbose {
@@ -308,18 +304,13 @@ func (r *buildRun) one(ctx context.Context, source *builder.Source, t target, li
 			line.End(ui.Failed, report.Reason)
 			return report, exitUsage
 		}
+		code := failureCode(b.Err)
+		if code != exitBuild || len(b.Log) == 0 {
+			return fail(r.advise(b.Err), code)
+		}
 		line.End(ui.Failed, b.Err.Error())
-		if b.LogPath != "" { // it came to a build
-			report.Reason = r.explain(source, t, b)
-			return report, exitBuild
-		}
-		switch {
-		case errors.As(b.Err, new(*fs.PathError)): // this machine's disk or permissions
-			return report, exitUsage
-		case errors.As(b.Err, new(*images.PackageError)):
-			return report, exitNoKernel
-		}
-		return report, exitBuild
+		report.Reason = r.explain(source, t, b)
+		return report, code
 	case builder.Skipped:
 		line.End(ui.Skipped, b.Reason)
 		return report, 0
@@ -327,7 +318,7 @@ func (r *buildRun) one(ctx context.Context, source *builder.Source, t target, li
 	report.Digest = b.Digest.String()
 	if report.Modules, report.Log, err = handOut(ctx, r.options.out, t.kernel, b); err != nil {
 		report.Digest, report.Modules, report.Log = "", nil, ""
-		return fail(fmt.Errorf("write the modules: %w; see to it or choose another folder with --out", err), exitBuild)
+		return fail(fmt.Errorf("write the modules: %w; see to it or choose another folder with --out", err), failureCode(err))
 	}
 	line.End(report.Status, "")
 	return report, 0

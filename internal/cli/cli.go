@@ -72,6 +72,7 @@ func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		code, err, silent = exitSignal, errors.New("interrupted; nothing unfinished was left behind"), false
 	}
 	if !silent {
+		err = a.advise(err)
 		fmt.Fprintf(stderr, "godkms-hermetic: %s\n", ui.Clean(err.Error()))
 	}
 	return code

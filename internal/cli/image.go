@@ -169,7 +169,7 @@ func (a *app) existing(ctx context.Context, distros map[string]kernels.Provider,
 	}
 	for _, t := range targets {
 		if t.err != nil {
-			return nil, &exitError{code: exitNoKernel, err: t.err}
+			return nil, &exitError{code: lockCode(t.err), err: t.err}
 		}
 	}
 	return targets, nil
@@ -287,10 +287,10 @@ func (a *app) withImage(ctx context.Context, distros map[string]kernels.Provider
 	line.Phase("locking")
 	lock, err := distros[t.kernel.Distro].Lock(ctx, t.kernel, with)
 	if err != nil {
-		return fail(err, exitNoKernel)
+		return fail(err, lockCode(err))
 	}
 	root, err := store.Root(ctx, lock, progress(line))
-	if errors.As(err, new(*images.PackageError)) {
+	if !ofDisk(err) && errors.As(err, new(*images.PackageError)) {
 		return fail(err, exitNoKernel)
 	}
 	if err != nil {

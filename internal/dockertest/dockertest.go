@@ -37,6 +37,7 @@ type Daemon struct {
 
 	t    testing.TB
 	dir  string
+	args []string
 	cmd  *exec.Cmd
 	done chan struct{} // closed when it has ended
 	log  bytes.Buffer  // its output, once done
@@ -63,7 +64,7 @@ func Start(t testing.TB, o Options) *Daemon {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &Daemon{t: t, dir: dir, done: make(chan struct{}), Host: "unix://" + filepath.Join(dir, "docker.sock")}
+	d := &Daemon{t: t, dir: dir, Host: "unix://" + filepath.Join(dir, "docker.sock")}
 	t.Cleanup(func() {
 		d.Stop()
 		if err := os.RemoveAll(dir); err != nil {
@@ -81,8 +82,7 @@ func Start(t testing.TB, o Options) *Daemon {
 		d.Host = "tcp://" + l.Addr().String()
 		l.Close()
 	}
-	args := append([]string{"-c", setUp, "sh"}, o.Hide...)
-	args = append(args, "--",
+	d.args = append(append([]string{"-c", setUp, "sh"}, o.Hide...), "--",
 		"--host", d.Host, "--data-root", filepath.Join(dir, "data"), "--exec-root", filepath.Join(dir, "exec"),
 		"--pidfile", filepath.Join(dir, "pid"), "--config-file", filepath.Join(dir, "none.json"), "--log-level", "warn",
 		"--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false",
@@ -91,34 +91,47 @@ func Start(t testing.TB, o Options) *Daemon {
 	if err := os.WriteFile(filepath.Join(dir, "none.json"), []byte("{}"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	d.cmd = exec.Command("sh", args...)
-	d.cmd.Stdout, d.cmd.Stderr = &d.log, &d.log
-	d.cmd.WaitDelay = time.Second
-	d.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
+	d.Restart()
+	return d
+}
+
+// Restart starts an Engine that was stopped or killed, with the state that it had, and waits until it answers.
+func (d *Daemon) Restart() {
+	d.t.Helper()
+	for _, name := range []string{"pid", "exec"} { // what a machine's start empties
+		if err := os.RemoveAll(filepath.Join(d.dir, name)); err != nil {
+			d.t.Fatal(err)
+		}
+	}
+	d.done = make(chan struct{})
+	cmd, done := exec.Command("sh", d.args...), d.done
+	cmd.Stdout, cmd.Stderr = &d.log, &d.log
+	cmd.WaitDelay = time.Second
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
+	d.cmd = cmd
 	started := make(chan error)
 	go func() {
 		runtime.LockOSThread() // Pdeathsig is about the thread
-		err := d.cmd.Start()
+		err := cmd.Start()
 		started <- err
 		if err == nil {
-			d.cmd.Wait()
+			cmd.Wait()
 		}
-		close(d.done)
+		close(done)
 	}()
 	if err := <-started; err != nil {
-		t.Fatal(err)
+		d.t.Fatal(err)
 	}
-	for deadline := time.Now().Add(30 * time.Second); !d.answers(); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !d.answers(); time.Sleep(20 * time.Millisecond) {
 		select {
 		case <-d.done:
-			t.Fatalf("dockerd has ended:\n%s", &d.log)
+			d.t.Fatalf("dockerd has ended:\n%s", &d.log)
 		default:
 		}
 		if time.Now().After(deadline) {
-			t.Fatal("dockerd doesn't answer")
+			d.t.Fatal("dockerd doesn't answer")
 		}
 	}
-	return d
 }
 
 // answers says whether the Engine takes requests (GET /_ping of the Engine's API).

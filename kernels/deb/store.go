@@ -383,8 +383,10 @@ func (p *Provider) pool(ctx context.Context, v *view, arch string) (*pool, error
 		})
 	}
 	wg.Wait()
-	if err := errors.Join(errs...); err != nil {
-		return nil, err
+	for _, err := range errs { // where all fail, they do so for the same reason
+		if err != nil {
+			return nil, err
+		}
 	}
 	sources = slices.DeleteFunc(sources, func(s source) bool { return s.index == nil })
 	slot.value, slot.ok = newPool(arch, sources), true

@@ -43,10 +43,16 @@ func main() {
 			report(err)
 			os.Exit(1)
 		}
+	case len(os.Args) == 3 && os.Args[1] == "socket": // makes one with a path
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+		if err == nil {
+			err = unix.Bind(fd, &unix.SockaddrUnix{Name: os.Args[2]})
+		}
+		report(err)
 	case len(os.Args) == 2 && os.Args[1] == "ids":
 		fmt.Println(os.Getuid(), os.Geteuid(), os.Getgid(), os.Getegid())
 	default:
-		fmt.Fprintln(os.Stderr, "usage: probe try NAME | dial NETWORK ADDRESS | lookup NAME SERVER | shm KEY | hunt TEXT FILE | overwrite FILE | fork N SECONDS | bomb N SECONDS | hold KIND MIB FOLDER PAUSE | ids")
+		fmt.Fprintln(os.Stderr, "usage: probe try NAME | dial NETWORK ADDRESS | lookup NAME SERVER | shm KEY | hunt TEXT FILE | overwrite FILE | fork N SECONDS | bomb N SECONDS | hold KIND MIB FOLDER PAUSE | socket PATH | ids")
 		os.Exit(2)
 	}
 }

@@ -35,6 +35,8 @@ type Engine struct {
 	client     *client.Client // once there was an answer
 	info       Info
 
+	sweeping sync.Once
+
 	loading sync.Mutex
 	loaded  map[string]string // digest of a header image -> name of the image in the Engine
 	program *program
@@ -68,7 +70,7 @@ func unavailable(cause, hint string, err error) error {
 	return &builder.UnavailableError{Engine: "docker", Cause: cause, Hint: hint, Err: err}
 }
 
-// connect gives a client that has had an answer. The first call removes what dead runs of the tool have left.
+// connect gives a client that has had an answer.
 func (e *Engine) connect(ctx context.Context) (*client.Client, Info, error) {
 	e.connecting.Lock()
 	defer e.connecting.Unlock()
@@ -102,10 +104,6 @@ func (e *Engine) connect(ctx context.Context) (*client.Client, Info, error) {
 		c.Close()
 		return nil, info, unavailable(fmt.Sprintf("it runs on %s/%s, and this program is for linux/%s", v.Os, v.Arch, runtime.GOARCH),
 			"use an Engine of the same kind, or the program that was built for it", errors.ErrUnsupported)
-	}
-	if err := sweep(ctx, c); err != nil {
-		c.Close()
-		return nil, info, unavailable("the containers of dead runs can't be listed", "look at the Engine's log", err)
 	}
 	e.client, e.info = c, info
 	return c, info, nil
@@ -175,6 +173,7 @@ func (e *Engine) Start(ctx context.Context, s builder.Spec) (_ builder.Sandbox, 
 	if s.Kernel.Arch != info.Arch {
 		return nil, fmt.Errorf("start a container for %q: the Docker Engine is %s and runs no programs of another architecture: %w", s.Kernel.Arch, info.Arch, errors.ErrUnsupported)
 	}
+	e.sweeping.Do(func() { sweep(ctx, c) }) // what it can't remove now, the next run will
 	image, err := e.load(ctx, c, s.Root)
 	if err != nil {
 		return nil, fmt.Errorf("load the header image into the Docker Engine: %w", err)

@@ -376,9 +376,18 @@ func TestSweep(t *testing.T) {
 	mine, dying := made(owner()), made(deadOwner)
 	recycled := made(fmt.Sprintf("%s %d %s", machine(), os.Getpid(), "1")) // the pid is in use again
 	elsewhere, garbled := made("another-boot pid:[1] 1 1"), made("")
-	if _, err := engine(t, d).Check(t.Context()); err != nil {
+	other := engine(t, d)
+	if _, err := other.Check(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	if n := containers(t, c); n != 6 {
+		t.Errorf("%d containers after Check(), which must change nothing; want 6", n)
+	}
+	next, err := other.Start(t.Context(), spec(root))
+	if err != nil {
+		t.Fatal(err)
+	}
+	next.Close()
 	for id, want := range map[string]bool{mine: true, dying: false, recycled: false, elsewhere: true, garbled: true, sb.(*box).id: true} {
 		if _, err := c.ContainerInspect(t.Context(), id); (err == nil) != want {
 			t.Errorf("container %s: %v; want it kept: %v", id, err, want)

@@ -20,6 +20,15 @@ const (
 	statusCap = 4 << 10 // bytes of /proc/PID/status that are read; the Rss lines are in the first
 )
 
+// FolderSize is how large the tmpfs of a scratch folder may become under a memory limit, in bytes; 0 is the kernel's default.
+// It's a little more than the limit: so that a command which fills a folder is ended for it, and doesn't find a full disk.
+func FolderSize(memory int64) int64 {
+	if memory <= 0 {
+		return 0
+	}
+	return memory + 64<<20
+}
+
 // watch calls over, once, when more memory is held than the limits allow. It returns when done is closed.
 func (l Limits) watch(done <-chan struct{}, over func()) {
 	if l.Memory <= 0 {
@@ -64,28 +73,49 @@ func (l Limits) held(buf []byte) int64 {
 		if name[0] < '0' || name[0] > '9' || name == "1" {
 			continue
 		}
-		total += resident("/proc/"+name+"/status", buf)
+		n, known := resident("/proc/"+name+"/status", buf)
+		if !known { // it has ended, or its first thread alone, whose status says nothing of the memory any more
+			n = ofThreads("/proc/"+name+"/task", buf)
+		}
+		total += n
 	}
 	return total
 }
 
-// resident reads the anonymous and shared memory of a process (proc_pid_status(5)); 0 for one that has ended.
-func resident(path string, buf []byte) int64 {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+// ofThreads is the memory of a process by way of any thread of it that has not ended.
+func ofThreads(dir string, buf []byte) int64 {
+	threads, err := os.ReadDir(dir)
 	if err != nil {
 		return 0
 	}
+	for _, t := range threads {
+		if n, known := resident(dir+"/"+t.Name()+"/status", buf); known {
+			return n
+		}
+	}
+	return 0
+}
+
+// counted are the lines of a process's memory that only it holds, or that is in no file (proc_pid_status(5)), and its page tables.
+var counted = [][]byte{[]byte("\nRssAnon:"), []byte("\nRssShmem:"), []byte("\nVmPTE:")}
+
+// resident adds up the counted lines, in bytes. It's not known where a thread has ended.
+func resident(path string, buf []byte) (total int64, known bool) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, false
+	}
 	n, _ := unix.Read(fd, buf)
 	unix.Close(fd)
-	var total int64
-	for _, field := range [][]byte{[]byte("\nRssAnon:"), []byte("\nRssShmem:")} {
-		_, rest, found := bytes.Cut(buf[:max(n, 0)], field)
+	for _, line := range counted {
+		_, rest, found := bytes.Cut(buf[:max(n, 0)], line)
 		if !found {
 			continue
 		}
+		known = true
 		text, _, _ := bytes.Cut(bytes.TrimLeft(rest, " \t"), []byte(" "))
 		kb, _ := strconv.ParseInt(string(text), 10, 64)
 		total += kb << 10
 	}
-	return total
+	return total, known
 }

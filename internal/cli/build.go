@@ -300,8 +300,12 @@ func (r *buildRun) one(ctx context.Context, source *builder.Source, t target, li
 			return fail(b.Err, exitBuild)
 		}
 		if errors.As(b.Err, new(*builder.UnavailableError)) {
-			report.Reason = causes(b.Err)
-			line.End(ui.Failed, report.Reason)
+			report.Reason, report.Log = causes(b.Err), ""
+			if r.engine.refused() { // the ways out are said once, at the end
+				line.End(ui.Failed, report.Reason)
+			} else { // it went away since
+				line.End(ui.Failed, b.Err.Error())
+			}
 			return report, exitUsage
 		}
 		code := failureCode(b.Err)

@@ -115,8 +115,13 @@ sandbox without network. The same inputs give the same bytes, and what was built
 		Version:       version(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
-			return a.start(cmd)
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			if err := a.start(); err != nil {
+				return err
+			}
+			var err error
+			a.config, err = readConfig(a.env)
+			return err
 		},
 	}
 	f := root.PersistentFlags()
@@ -128,7 +133,7 @@ sandbox without network. The same inputs give the same bytes, and what was built
 	f.BoolVar(&a.offline, "offline", false, "never use the network")
 	f.BoolVar(&a.refresh, "refresh", false, "ask the mirrors for new indexes, even if that was done less than 6 hours ago")
 	f.BoolVar(&a.acceptExpired, "accept-expired", false, "accept indexes past their Valid-Until, of an archived suite or a stale mirror")
-	root.AddCommand(a.buildCommand(), a.kernelsCommand(), a.imageCommand(), a.cacheCommand(), a.versionCommand())
+	root.AddCommand(a.buildCommand(), a.kernelsCommand(), a.imageCommand(), a.cacheCommand(), a.doctorCommand(), a.versionCommand())
 	for _, c := range root.Commands() {
 		for _, sub := range append(c.Commands(), c) {
 			sub.DisableFlagsInUseLine = true
@@ -143,7 +148,7 @@ sandbox without network. The same inputs give the same bytes, and what was built
 }
 
 // start checks the flags that every command has.
-func (a *app) start(cmd *cobra.Command) error {
+func (a *app) start() error {
 	if a.format != "text" && a.format != "json" {
 		return fmt.Errorf("--format is %q: it can be text or json", a.format)
 	}
@@ -154,9 +159,7 @@ func (a *app) start(cmd *cobra.Command) error {
 		return errors.New("--offline and --refresh exclude each other")
 	}
 	a.board = ui.New(a.stderr, ui.Options{Quiet: a.quiet, Verbose: a.verbose, Env: a.env})
-	var err error
-	a.config, err = readConfig(a.env)
-	return err
+	return nil
 }
 
 func (a *app) json() bool { return a.format == "json" }

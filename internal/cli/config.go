@@ -16,29 +16,39 @@ type config struct {
 	Mirrors map[string]string `toml:"mirrors"` // URL by archive: debian = "https://mirror.example/debian"
 }
 
-func readConfig(env func(string) string) (config, error) {
-	c := config{}
+// configFiles are the files that may be there, the one that wins last.
+func configFiles(env func(string) string) []string {
 	files := []string{"/etc/godkms-hermetic/config.toml"}
 	if dir := env("XDG_CONFIG_HOME"); filepath.IsAbs(dir) {
 		files = append(files, filepath.Join(dir, "godkms-hermetic/config.toml"))
 	} else if home := env("HOME"); home != "" {
 		files = append(files, filepath.Join(home, ".config/godkms-hermetic/config.toml"))
 	}
-	for _, name := range files {
-		b, err := os.ReadFile(name)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return c, fmt.Errorf("configuration: %w", err)
-		}
-		meta, err := toml.Decode(string(b), &c) // keys that the file has not stay as they are
-		if err != nil {
-			return c, fmt.Errorf("configuration %q: %w", name, err)
-		}
-		if unknown := meta.Undecoded(); len(unknown) > 0 {
-			return c, fmt.Errorf("configuration %q: there is no setting %q; the only one is [mirrors]", name, unknown[0])
+	return files
+}
+
+func readConfig(env func(string) string) (config, error) {
+	c := config{}
+	for _, name := range configFiles(env) {
+		if err := c.read(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return c, err
 		}
 	}
 	return c, nil
+}
+
+// read takes over what a file says. What it doesn't say stays as it is.
+func (c *config) read(name string) error {
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return fmt.Errorf("configuration: %w", err)
+	}
+	meta, err := toml.Decode(string(b), c)
+	if err != nil {
+		return fmt.Errorf("configuration %q: %w", name, err)
+	}
+	if unknown := meta.Undecoded(); len(unknown) > 0 {
+		return fmt.Errorf("configuration %q: there is no setting %q; the only one is [mirrors]", name, unknown[0])
+	}
+	return nil
 }

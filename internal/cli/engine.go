@@ -44,6 +44,13 @@ func (e *engineOf) get(ctx context.Context) (builder.Engine, error) {
 	return engine, err
 }
 
+// refused says whether no engine was found.
+func (e *engineOf) refused() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.err != nil
+}
+
 func (e *engineOf) choose(ctx context.Context) (builder.Engine, error) {
 	var refused error
 	if e.name != "docker" {

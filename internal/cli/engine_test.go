@@ -45,6 +45,11 @@ func TestAutoFallsToDocker(t *testing.T) {
 	if n := strings.Count(said, "building with Docker at "+d.Host+"; sandbox: user namespaces are switched off"); n != 1 {
 		t.Errorf("%d times it says that Docker builds; want once: %s", n, said)
 	}
+	found, code := diagnosis(t, nil, "unshare", "--user", "--map-root-user", "sh", "-c", noNamespaces, "sh", "godkms-hermetic", "doctor", "--offline")
+	if box, dock := found["sandbox"], found["docker"]; code != 0 || box.Status != ui.CheckWarn || dock.Status != ui.CheckOK ||
+		!strings.Contains(dock.Detail, d.Host+"; --engine auto takes it") {
+		t.Errorf("doctor: exit code %d, %+v, %+v; want 0, and Docker", code, box, dock)
+	}
 	for i := range want {
 		if got[i].Status != ui.Built || want[i].Status != ui.Built || got[i].Digest != want[i].Digest {
 			t.Errorf("%s: Docker %s %s; the sandbox %s %s", want[i].Kernel, got[i].Status, got[i].Digest, want[i].Status, want[i].Digest)

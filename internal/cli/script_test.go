@@ -32,11 +32,8 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if sandbox.IsInit() {
-		os.Exit(sandbox.Init())
-	}
-	if docker.IsInit() {
-		os.Exit(docker.Init())
+	if sandbox.IsInit() || docker.IsInit() { // Main sees to it
+		os.Exit(Main(context.Background(), nil, os.Stdout, os.Stderr))
 	}
 	testscript.Main(m, map[string]func(){
 		"godkms-hermetic": func() {

@@ -1,7 +1,6 @@
 package deb
 
 import (
-	"cmp"
 	"fmt"
 	"maps"
 	"net/url"
@@ -12,9 +11,9 @@ import (
 	"strings"
 )
 
-// mirrors settles each archive's URL: given, else the sibling of a given main archive, else from the apt configuration, else the
-// sibling of the main archive found there, else the default.
-func (d *distro) mirrors(given map[string]string, aptDir string) (map[string]string, error) {
+// mirrors settles each archive's URL, in the archives' order: given, else the sibling of a given main archive, else from the apt
+// configuration, else the sibling of the main archive found there, else the default.
+func (d *distro) mirrors(given map[string]string, aptDir string) ([]Mirror, error) {
 	known := make([]string, len(d.archives))
 	for i, a := range d.archives {
 		known[i] = a.name
@@ -33,10 +32,17 @@ func (d *distro) mirrors(given map[string]string, aptDir string) (map[string]str
 	}
 	main := d.archives[0]
 	apt := d.aptMirrors(aptDir)
-	out := map[string]string{}
+	var out []Mirror
 	for _, a := range d.archives {
-		out[a.name] = strings.TrimRight(cmp.Or(given[a.name], sibling(given[main.name], main.name, a.name),
-			apt[a.name], sibling(apt[main.name], main.name, a.name), a.url), "/")
+		for _, m := range []Mirror{
+			{a.name, given[a.name], Given}, {a.name, sibling(given[main.name], main.name, a.name), Given},
+			{a.name, apt[a.name], FromApt}, {a.name, sibling(apt[main.name], main.name, a.name), FromApt}, {a.name, a.url, BuiltIn},
+		} {
+			if m.URL = strings.TrimRight(m.URL, "/"); m.URL != "" {
+				out = append(out, m)
+				break
+			}
+		}
 	}
 	return out, nil
 }

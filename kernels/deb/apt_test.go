@@ -84,9 +84,13 @@ Components: main
 					t.Fatal(err)
 				}
 			}
-			got, err := debian().mirrors(c.given, dir)
+			list, err := debian().mirrors(c.given, dir)
 			if err != nil {
 				t.Fatal(err)
+			}
+			got := map[string]string{}
+			for _, m := range list {
+				got[m.Archive] = m.URL
 			}
 			want := map[string]string{"debian": c.main, "debian-security": c.security}
 			if !maps.Equal(got, want) {

@@ -57,6 +57,7 @@ type Options struct {
 type Provider struct {
 	distro *distro
 	opts   Options
+	from   []Mirror
 	bases  map[string]string // URL by archive, without a slash at its end
 	net    fetcher
 	keys   func() (openpgp.EntityList, error)
@@ -89,11 +90,15 @@ func newProvider(d *distro, o Options) (*Provider, error) {
 	if o.Progress == nil {
 		o.Progress = func(string, int64, int64) {}
 	}
-	bases, err := d.mirrors(o.Mirrors, o.AptDir)
+	from, err := d.mirrors(o.Mirrors, o.AptDir)
 	if err != nil {
 		return nil, err
 	}
-	p := &Provider{distro: d, opts: o, bases: bases, net: fetcher{o.Client, firstWait, stallTime},
+	bases := map[string]string{}
+	for _, m := range from {
+		bases[m.Archive] = m.URL
+	}
+	p := &Provider{distro: d, opts: o, from: from, bases: bases, net: fetcher{o.Client, firstWait, stallTime},
 		views: map[string]*slot[*view]{}, pools: map[string]*slot[*pool]{}, index: map[string]*slot[*index]{}}
 	p.keys = sync.OnceValues(func() (openpgp.EntityList, error) {
 		if o.Keyring != nil {

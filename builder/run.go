@@ -93,21 +93,12 @@ func (b *Builder) run(ctx context.Context, engine Engine, root Root, j Job, w Wa
 	s := &session{sandbox: sandbox, target: t, env: environment(t), log: log}
 	fmt.Fprintf(log, "# %s %s for %s with %s\n", t.Module, t.Version, k, j.Lock.Compiler)
 
-	if err := s.unpack(ctx, j.Source.Tar()); err != nil {
-		return nil, err
-	}
-	headers, err := s.headers(ctx)
+	headers, err := s.unpack(ctx, j.Source.Tar())
 	if err != nil {
 		return nil, err
 	}
-	kernel, err := kmod.ReadTarget(headers, k.Arch)
-	if err != nil {
-		return nil, fmt.Errorf("the headers of %s: %w", k, err)
-	}
-	symvers, _, err := v1.SHA256(bytes.NewReader(headers["Module.symvers"]))
-	if err != nil {
-		return nil, err
-	}
+	known := make(chan facts, 1)
+	go func() { known <- readFacts(headers, k) }() // some twenty milliseconds, beside the compiler
 	compiler, err := s.configure(headers, j.Lock)
 	if err != nil {
 		return nil, err
@@ -117,7 +108,11 @@ func (b *Builder) run(ctx context.Context, engine Engine, root Root, j Job, w Wa
 		return nil, err
 	}
 	if plan.Skip != "" {
-		return &output{skip: plan.Skip, compiler: compiler, symvers: symvers}, nil
+		f := <-known
+		if f.err != nil {
+			return nil, f.err
+		}
+		return &output{skip: plan.Skip, compiler: compiler, symvers: f.symvers}, nil
 	}
 	for _, warning := range plan.Warnings {
 		w.warn(warning)
@@ -135,12 +130,32 @@ func (b *Builder) run(ctx context.Context, engine Engine, root Root, j Job, w Wa
 	}
 
 	w.phase("checking")
-	o, err := s.collect(ctx, plan.Modules, kernel, b.Temp)
+	f := <-known
+	if f.err != nil {
+		return nil, f.err
+	}
+	o, err := s.collect(ctx, plan.Modules, f.kernel, b.Temp)
 	if err != nil {
 		return nil, err
 	}
-	o.compiler, o.symvers = compiler, symvers
+	o.compiler, o.symvers = compiler, f.symvers
 	return o, nil
+}
+
+// facts are what a kernel's headers say about the modules that it loads.
+type facts struct {
+	kernel  kmod.Target
+	symvers v1.Hash
+	err     error
+}
+
+func readFacts(headers memFS, k kernels.Kernel) (f facts) {
+	if f.kernel, f.err = kmod.ReadTarget(headers, k.Arch); f.err != nil {
+		f.err = fmt.Errorf("the headers of %s: %w", k, f.err)
+		return f
+	}
+	f.symvers, _, f.err = v1.SHA256(bytes.NewReader(headers["Module.symvers"]))
+	return f
 }
 
 // uncovered makes sure that the folder of the source hides nothing of the root: a module with the name and version
@@ -179,31 +194,28 @@ func (s *session) run(ctx context.Context, c Command) error {
 	return s.sandbox.Run(ctx, c)
 }
 
-// unpack puts the source where dkms has it, and the copy that is built.
-func (s *session) unpack(ctx context.Context, source io.Reader) error {
+// unpack puts the source where dkms has it, and the copy that is built. It reads the few files of the kernel's header tree that say
+// what the kernel is. The root is read-only: nothing that the source does later can change them.
+func (s *session) unpack(ctx context.Context, source io.Reader) (memFS, error) {
 	t := s.target
 	script := `set -e
 tar -xp -C "$1" -f -
 mkdir -p "$2"
 ln -s "$1" "$2/source"
-cp -a "$1" "$2/build"`
-	args := []string{"sh", "-c", script, "sh", t.Source(), path.Dir(t.Build())}
-	if err := s.run(ctx, Command{Args: args, Stdin: source, Stdout: s.log, Stderr: s.log}); err != nil {
-		return &StepError{Step: "unpacking the source", Err: err}
-	}
-	return nil
-}
-
-// headers reads the few files of the kernel's header tree that say what the kernel is. The root is read-only: nothing that
-// the source does later can change them.
-func (s *session) headers(ctx context.Context) (memFS, error) {
-	// tar's 1 says that an inode changed meanwhile, as when somebody makes a hard link to it: its bytes did not.
-	script := `cd "$1" && shift && for f; do shift; if [ -e "$f" ]; then set -- "$@" "$f"; fi; done && { tar -ch -f - -- "$@" || [ $? = 1 ]; }`
+cp -a "$1" "$2/build"
+cd "$3" || exit 90
+shift 3
+for f; do shift; if [ -e "$f" ]; then set -- "$@" "$f"; fi; done
+tar -ch -f - -- "$@" || [ $? = 1 ] || exit 90` // 1: an inode changed meanwhile, as by a hard link to it; its bytes did not
 	var out bytes.Buffer
-	args := []string{"sh", "-c", script, "sh", s.target.KernelSource(), "Module.symvers", ".config", "include/config/auto.conf",
+	args := []string{"sh", "-c", script, "sh", t.Source(), path.Dir(t.Build()), t.KernelSource(), "Module.symvers", ".config", "include/config/auto.conf",
 		"include/generated/utsrelease.h", "include/generated/randstruct_hash.h", "include/generated/randomize_layout_hash.h"}
-	if err := s.run(ctx, Command{Args: args, Stdout: &bounded{w: &out, limit: maxHeaders}, Stderr: s.log}); err != nil {
-		return nil, &StepError{Step: "reading the kernel's headers", Err: err}
+	if err := s.run(ctx, Command{Args: args, Stdin: source, Stdout: &bounded{w: &out, limit: maxHeaders}, Stderr: s.log}); err != nil {
+		step := "unpacking the source"
+		if exit := (*ExitError)(nil); errors.As(err, &exit) && exit.Code == 90 || out.Len() > 0 {
+			step = "reading the kernel's headers"
+		}
+		return nil, &StepError{Step: step, Err: err}
 	}
 	files := memFS{}
 	for tr := tar.NewReader(&out); ; {

@@ -18,6 +18,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/partial"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/durable"
@@ -238,34 +239,37 @@ func (d *Dir) put(ctx context.Context, key v1.Hash, e Entry) error {
 		return err
 	}
 	defer lock.Close()
+	// At once: each waits for the disk, and a file system lets those that wait share one commit of its journal.
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(8)
 	for _, desc := range m.Layers {
-		if err := checkHash(desc.Digest); err != nil {
-			return err
-		}
 		r.Blobs = append(r.Blobs, blob{desc.Digest, desc.Size})
-		if err := d.writeBlob(ctx, desc.Digest, desc.Size, func() (io.ReadCloser, error) {
-			l, err := e.Image.LayerByDigest(desc.Digest)
-			if err != nil {
-				return nil, err
+		g.Go(func() error {
+			if err := d.writeBlob(ctx, desc.Digest, desc.Size, func() (io.ReadCloser, error) {
+				l, err := e.Image.LayerByDigest(desc.Digest)
+				if err != nil {
+					return nil, err
+				}
+				return l.Compressed()
+			}); err != nil {
+				return fmt.Errorf("layer %s: %w", desc.Digest, err)
 			}
-			return l.Compressed()
-		}); err != nil {
-			return fmt.Errorf("layer %s: %w", desc.Digest, err)
-		}
+			return nil
+		})
 	}
 	r.Blobs = append(r.Blobs, blob{r.Log, int64(len(log))})
 	for _, b := range []struct {
 		h    v1.Hash
 		data []byte
 	}{{m.Config.Digest, config}, {r.Manifest, manifest}, {r.Log, log}} {
-		if err := checkHash(b.h); err != nil {
-			return err
-		}
-		if err := d.writeBlob(ctx, b.h, int64(len(b.data)), func() (io.ReadCloser, error) {
-			return io.NopCloser(bytes.NewReader(b.data)), nil
-		}); err != nil {
-			return err
-		}
+		g.Go(func() error {
+			return d.writeBlob(ctx, b.h, int64(len(b.data)), func() (io.ReadCloser, error) {
+				return io.NopCloser(bytes.NewReader(b.data)), nil
+			})
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
 	}
 	body, err := json.Marshal(r)
 	if err != nil {
@@ -279,6 +283,9 @@ func (d *Dir) put(ctx context.Context, key v1.Hash, e Entry) error {
 
 // writeBlob stores a blob unless it is there, whole. The caller holds the shared lock.
 func (d *Dir) writeBlob(ctx context.Context, h v1.Hash, size int64, open func() (io.ReadCloser, error)) error {
+	if err := checkHash(h); err != nil {
+		return err
+	}
 	f, err := d.openBlob(ctx, blob{h, size})
 	if err == nil {
 		f.Close()

@@ -169,7 +169,7 @@ func (b *bench) cached(ctx context.Context) (sample, error) {
 // is set up, and waits for one on its standard input. Starting bubblewrap is not in the time either. The log is of what it
 // printed besides.
 func (b *bench) timed(ctx context.Context, root string, env, sandbox []string, script string, args ...string) (sample, string, error) {
-	argv := []string{"--unshare-all", "--die-with-parent", "--ro-bind", root, "/", "--proc", "/proc", "--dev", "/dev",
+	argv := []string{"--unshare-all", "--new-session", "--die-with-parent", "--ro-bind", root, "/", "--proc", "/proc", "--dev", "/dev",
 		"--tmpfs", "/tmp", "--tmpfs", "/var/lib/dkms", "--clearenv"}
 	for _, v := range env {
 		name, value, _ := strings.Cut(v, "=")

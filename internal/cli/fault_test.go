@@ -349,7 +349,7 @@ func (s *scene) kill(p *proc) {
 func (s *scene) alone() {
 	s.t.Helper()
 	var left []string
-	for late := time.Now().Add(patience); time.Now().Before(late); time.Sleep(5 * time.Millisecond) {
+	for late := time.Now().Add(patience / 4); time.Now().Before(late); time.Sleep(5 * time.Millisecond) {
 		if left = descendants(s.t); len(left) == 0 {
 			break
 		}
@@ -566,13 +566,16 @@ func (g *ground) killed(t *testing.T) {
 
 	t.Run("building", func(t *testing.T) {
 		s := g.scene(t)
-		src := s.source("a", "echo in the middle; sleep 1")
+		src := s.source("a", "echo in the middle; [ -e go ] || sleep 1000")
 		p := s.start(s.build(src, "--verbose")...)
 		p.until("in the middle")
 		if len(descendants(t)) < 3 {
 			t.Error("there are no processes to be left behind")
 		}
 		s.kill(p)
+		if err := os.WriteFile(filepath.Join(src, "go"), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
 		if out := s.start(s.build(src)...).succeeds(); !strings.Contains(out, " built ") {
 			t.Errorf("the next run: %s; want built", out)
 		}

@@ -197,7 +197,8 @@ cp -a "$1" "$2/build"`
 // headers reads the few files of the kernel's header tree that say what the kernel is. The root is read-only: nothing that
 // the source does later can change them.
 func (s *session) headers(ctx context.Context) (memFS, error) {
-	script := `cd "$1" && shift && for f; do shift; if [ -e "$f" ]; then set -- "$@" "$f"; fi; done && exec tar -ch -f - -- "$@"`
+	// tar's 1 says that an inode changed meanwhile, as when somebody makes a hard link to it: its bytes did not.
+	script := `cd "$1" && shift && for f; do shift; if [ -e "$f" ]; then set -- "$@" "$f"; fi; done && { tar -ch -f - -- "$@" || [ $? = 1 ]; }`
 	var out bytes.Buffer
 	args := []string{"sh", "-c", script, "sh", s.target.KernelSource(), "Module.symvers", ".config", "include/config/auto.conf",
 		"include/generated/utsrelease.h", "include/generated/randstruct_hash.h", "include/generated/randomize_layout_hash.h"}

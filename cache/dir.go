@@ -318,6 +318,9 @@ func (d *Dir) KeepLog(ctx context.Context, key v1.Hash, log []byte) (string, err
 		return fail(err)
 	}
 	defer lock.Close()
+	if err := durable.Sweep(d.path("tmp")); err != nil {
+		return fail(err)
+	}
 	path := d.path("logs", key.Hex+".log")
 	if err := durable.WriteFile(d.path("tmp"), path, 0o644, func(w io.Writer) error {
 		_, err := w.Write(capLog(log))

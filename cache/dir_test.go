@@ -378,9 +378,16 @@ func TestKeepLog(t *testing.T) {
 	if b, err := os.ReadFile(path); err != nil || string(b) != "it failed" {
 		t.Errorf("%s = %q, %v", path, b, err)
 	}
+	left := filepath.Join(dir, "v1/tmp/file-1") // of one that was killed
+	if err := os.WriteFile(left, []byte("half"), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	again, err := d.KeepLog(ctx, hash("a"), bytes.Repeat([]byte("x"), 2*cache.MaxLog))
 	if err != nil || again != path {
 		t.Errorf("KeepLog = %q, %v; want %q", again, err, path)
+	}
+	if _, err := os.Stat(left); err == nil {
+		t.Errorf("%s is still there", left)
 	}
 	if st, err := os.Stat(path); err != nil || st.Size() > cache.MaxLog {
 		t.Errorf("the log has %d bytes, %v", st.Size(), err)

@@ -234,8 +234,8 @@ func (d *download) attempt(ctx context.Context) error {
 		d.resumed = true
 		req.Header.Set("Range", "bytes="+strconv.FormatInt(d.n, 10)+"-")
 	}
-	stalled := fmt.Errorf("no byte for %v", stall)
-	timer := time.AfterFunc(stall, func() { cancel(stalled) })
+	stalled := fmt.Errorf("no byte for %v", d.store.stall)
+	timer := time.AfterFunc(d.store.stall, func() { cancel(stalled) })
 	defer timer.Stop()
 	resp, err := d.store.client.Do(req)
 	if err != nil {
@@ -275,7 +275,7 @@ func (d *download) attempt(ctx context.Context) error {
 	buf := make([]byte, 64<<10)
 	for {
 		k, rerr := resp.Body.Read(buf)
-		timer.Reset(stall)
+		timer.Reset(d.store.stall)
 		if d.n+int64(k) > d.pkg.Size {
 			return d.mismatch("more bytes", strconv.FormatInt(d.pkg.Size, 10))
 		}

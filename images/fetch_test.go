@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -220,6 +221,45 @@ func TestFetchErrors(t *testing.T) {
 	}
 }
 
+// A server that stops sending is left; what it had sent is not asked for again.
+func TestFetchLeavesStalledServers(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		stalls   int32 // requests that it stalls
+		requests []string
+	}{
+		{"once", 1, []string{"a", "a bytes=50000-"}},
+		{"for good", 100, []string{"a", "a bytes=50000-", "a bytes=50000-", "a bytes=50000-"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := newMirror(t)
+			var calls atomic.Int32
+			m.hook = func(w http.ResponseWriter, r *http.Request, _ string, body []byte) bool {
+				n := calls.Add(1)
+				if n > c.stalls {
+					return false
+				}
+				if n == 1 {
+					w.Header().Set("Content-Length", fmt.Sprint(len(body)))
+					w.Write(body[:len(body)/2])
+					w.(http.Flusher).Flush()
+				}
+				<-r.Context().Done()
+				return true
+			}
+			s := openStore(t, t.TempDir())
+			s.stall = 300 * time.Millisecond
+			err := s.fetch(context.Background(), m.add("a", randomBytes(100000)), func(int64) {})
+			if c.stalls == 1 && err != nil || c.stalls > 1 && (err == nil || !strings.Contains(err.Error(), "no byte for 300ms; check the network")) {
+				t.Errorf("fetch = %v", err)
+			}
+			if got := m.seen(); !slices.Equal(got, c.requests) {
+				t.Errorf("requests = %q; want %q", got, c.requests)
+			}
+		})
+	}
+}
+
 func TestFetchOutlivesBadMoments(t *testing.T) {
 	m := newMirror(t)
 	var calls atomic.Int32
@@ -257,15 +297,71 @@ func TestFetchOnceForAll(t *testing.T) {
 	}
 }
 
-func TestFetchOnFullDisk(t *testing.T) {
-	dir := t.TempDir()
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=256k"); err != nil {
-		if os.Geteuid() != 0 {
-			t.Skipf("mounts a file system: needs root: %v", err)
+// smallDisk gives a folder on a file system of that size, which only this process sees: it runs the test anew, in namespaces of
+// its own, and gives "" when that is done.
+func smallDisk(t *testing.T, size string) string {
+	t.Helper()
+	if os.Getenv("IMAGES_TEST_PRIVATE") == "" {
+		cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$")
+		cmd.Env = append(os.Environ(), "IMAGES_TEST_PRIVATE=1")
+		cmd.SysProcAttr = &syscall.SysProcAttr{
+			Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNS,
+			UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
+			GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
 		}
-		need.Skip(t, "can't mount: %v", err)
+		out, err := cmd.CombinedOutput()
+		if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
+			need.Skip(t, "no namespaces here: %v", err)
+		} else if err != nil {
+			t.Errorf("%s", out)
+		}
+		return ""
+	}
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size="+size); err != nil {
+		t.Fatal(err)
 	}
 	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	return dir
+}
+
+// While it packs the disk fills up. With room again, the image is the one that it would have been.
+func TestPackOnFullDisk(t *testing.T) {
+	dir := smallDisk(t, "4m")
+	if dir == "" {
+		return
+	}
+	m := newMirror(t)
+	lock := tinyLock(t, m)
+	lock.Headers = append(lock.Headers, m.add("big", gz(t, makeTar(t, e("./usr/big", string(randomBytes(1<<20)))))))
+	want := mustDigest(t, mustImage(t, mustRoot(t, openStore(t, t.TempDir()), lock)))
+	s := openStore(t, dir)
+	r := mustRoot(t, s, lock)
+	if err := unix.Mount("", dir, "", unix.MS_REMOUNT, "size=2800k"); err != nil {
+		t.Fatal(err)
+	}
+	_, err := r.Image(context.Background())
+	if !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "no room in "+dir) {
+		t.Errorf("Image = %v; want it to say that there is no room in %q", err, dir)
+	}
+	for _, f := range append(files(t, s.path("tmp")), files(t, s.path("packed"))...) {
+		if !strings.HasPrefix(f, r.specs[0].key) && !strings.HasPrefix(f, r.specs[2].key) {
+			t.Errorf("left %q", f)
+		}
+	}
+	if err := unix.Mount("", dir, "", unix.MS_REMOUNT, "size=8m"); err != nil {
+		t.Fatal(err)
+	}
+	if got := mustDigest(t, mustImage(t, r)); got != want {
+		t.Errorf("the image is %s; want %s", got, want)
+	}
+}
+
+func TestFetchOnFullDisk(t *testing.T) {
+	dir := smallDisk(t, "256k")
+	if dir == "" {
+		return
+	}
 	m := newMirror(t)
 	lock := tinyLock(t, m)
 	lock.Headers = append(lock.Headers, m.add("big", randomBytes(1<<20)))

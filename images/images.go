@@ -72,6 +72,7 @@ type Store struct {
 	boot      string        // names this start of the machine; empty when unknown
 	decoders  chan struct{} // a slot for each package that is being unpacked
 	downloads chan struct{}
+	stall     time.Duration // without a byte, an attempt to download is given up
 	limits    limits
 }
 
@@ -107,7 +108,7 @@ func Open(o Options) (*Store, error) {
 		dir: dir, payload: o.Payload, client: o.Client, offline: o.Offline, jobs: o.Jobs,
 		boot:     strings.TrimSpace(string(boot)),
 		decoders: make(chan struct{}, o.Jobs), downloads: make(chan struct{}, max(o.Jobs, minDownloads)),
-		limits: defaultLimits,
+		stall: stall, limits: defaultLimits,
 	}, nil
 }
 
@@ -142,6 +143,7 @@ func (s *Store) Root(ctx context.Context, lock kernels.Lock, progress Progress) 
 		return nil, fmt.Errorf("root of %q: %w", lock.Kernel, err)
 	}
 	r.hold = hold
+	durable.Sweep(s.path("tmp")) // of processes that were killed; it can wait
 	made, err := s.ensure(ctx, lock, r.specs, progress)
 	if err != nil {
 		hold.Close()
@@ -262,7 +264,7 @@ func (s *Store) register(ctx context.Context, lock kernels.Lock, specs []layerSp
 	file := s.path("roots", name+".json")
 	now := time.Now()
 	if os.Chtimes(file, now, now) == nil {
-		if rec, err := readRoot(file); err == nil && sameKeys(rec.Layers, specs) {
+		if rec, err := readRoot(file); err == nil && rec.Lock.Digest().Hex == name && sameKeys(rec.Layers, specs) {
 			return hold, nil
 		}
 	}

@@ -47,7 +47,7 @@ func (s *Store) List(ctx context.Context) ([]Info, error) {
 		if !s.complete(r) {
 			continue
 		}
-		info, err := s.info(ctx, r, roots)
+		info, err := s.info(r, roots)
 		if err != nil {
 			return nil, fmt.Errorf("list header images: %w", err)
 		}
@@ -105,12 +105,10 @@ func (s *Store) complete(r cachedRoot) bool {
 	return true
 }
 
-func (s *Store) info(ctx context.Context, r cachedRoot, all []cachedRoot) (Info, error) {
+func (s *Store) info(r cachedRoot, all []cachedRoot) (Info, error) {
 	info := Info{Kernel: r.Lock.Kernel, Compiler: r.Lock.Compiler, Lock: r.Lock.Digest(), Created: r.Created, Used: r.used.UTC()}
-	allPacked := true
 	for _, key := range r.Layers {
-		n, isPacked := s.layerSize(key)
-		allPacked = allPacked && isPacked
+		n := s.layerSize(key)
 		info.Size += n
 		if slices.ContainsFunc(all, func(o cachedRoot) bool { return o.name != r.name && slices.Contains(o.Layers, key) }) {
 			info.Shared += n
@@ -120,25 +118,34 @@ func (s *Store) info(ctx context.Context, r cachedRoot, all []cachedRoot) (Info,
 	if err != nil {
 		return info, err
 	}
-	if allPacked && sameKeys(r.Layers, specs) {
-		img, err := (&Root{store: s, lock: r.Lock, specs: specs}).Image(ctx)
-		if err != nil {
-			return info, err
-		}
-		if info.Image, err = img.Digest(); err != nil {
-			return info, err
-		}
+	if !sameKeys(r.Layers, specs) {
+		return info, nil
 	}
-	return info, nil
+	missing := false
+	img, err := (&Root{store: s, lock: r.Lock, specs: specs}).build(func(key string) (packed, error) {
+		p, err := readPacked(s.packedDir(key))
+		missing = missing || err != nil
+		return p, err
+	})
+	if missing { // or another process is removing it
+		return info, nil
+	}
+	if err != nil {
+		return info, err
+	}
+	info.Image, err = img.Digest()
+	return info, err
 }
 
 // layerSize counts a layer's unpacked and packed bytes.
-func (s *Store) layerSize(key string) (n int64, isPacked bool) {
+func (s *Store) layerSize(key string) (n int64) {
 	if rec, err := readRecord(s.layerDir(key)); err == nil {
 		n += rec.Size
 	}
-	p, err := readPacked(s.packedDir(key))
-	return n + p.Size, err == nil
+	if p, err := readPacked(s.packedDir(key)); err == nil {
+		n += p.Size
+	}
+	return n
 }
 
 // Remove removes roots, and the layers that no other root needs; packages stay until GC. A selector is a kernel
@@ -154,7 +161,7 @@ func (s *Store) Remove(ctx context.Context, selectors ...string) ([]Info, error)
 		infos := make([]Info, len(roots))
 		chosen := make([]bool, len(roots))
 		for i, r := range roots {
-			if infos[i], err = s.info(ctx, r, roots); err != nil {
+			if infos[i], err = s.info(r, roots); err != nil {
 				return err
 			}
 		}
@@ -326,8 +333,7 @@ func (s *Store) GC(ctx context.Context, o GCOptions) (int64, error) {
 			for _, r := range rs {
 				for _, key := range r.Layers {
 					if !seen[key] {
-						size, _ := s.layerSize(key)
-						seen[key], n = true, n+size
+						seen[key], n = true, n+s.layerSize(key)
 					}
 				}
 				for _, p := range slices.Concat(r.Lock.Toolchain, r.Lock.Headers) {

@@ -63,18 +63,20 @@ func (r *Root) Image(ctx context.Context) (v1.Image, error) {
 }
 
 func (r *Root) image(ctx context.Context, progress Progress) (v1.Image, error) {
-	img, err := r.build(ctx, newMeter(progress))
+	m := newMeter(progress)
+	img, err := r.build(func(key string) (packed, error) { return r.store.pack(ctx, key, m) })
 	if err != nil {
 		return nil, fmt.Errorf("pack image of %q: %w", r.lock.Kernel, located(r.store.dir, err))
 	}
 	return img, nil
 }
 
-func (r *Root) build(ctx context.Context, m *meter) (v1.Image, error) {
+// build makes the image of packed layers.
+func (r *Root) build(pack func(key string) (packed, error)) (v1.Image, error) {
 	var adds []mutate.Addendum
 	made := v1.Time{Time: time.Unix(epoch, 0).UTC()}
 	for _, l := range r.specs {
-		p, err := r.store.pack(ctx, l.key, m)
+		p, err := pack(l.key)
 		if err != nil {
 			return nil, fmt.Errorf("layer %s: %w", l.kind, err)
 		}

@@ -537,3 +537,43 @@ func TestUnsavedLayers(t *testing.T) {
 		t.Errorf("layer after a crash =\n%s\nwant\n%s", got, want)
 	}
 }
+
+// Whoever lists the images sees a packed one or none, also while another removes it.
+func TestListWhileAnotherRemoves(t *testing.T) {
+	ctx := context.Background()
+	m := newMirror(t)
+	lock := tinyLock(t, m)
+	dir := t.TempDir()
+	s := openStore(t, dir)
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	for range 2 {
+		wg.Go(func() {
+			other := openStore(t, dir)
+			for {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				if _, err := other.List(ctx); err != nil {
+					t.Errorf("List = %v", err)
+					return
+				}
+			}
+		})
+	}
+	for range 10 {
+		r, err := s.Root(ctx, lock, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mustImage(t, r)
+		r.Close()
+		if _, err := s.Remove(ctx, lock.Kernel.String()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(done)
+	wg.Wait()
+}

@@ -16,6 +16,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -163,7 +164,7 @@ func (e *Engine) Start(ctx context.Context, s builder.Spec) (_ builder.Sandbox, 
 			err = context.Cause(ctx)
 		}
 	}()
-	tmpfs, err := mounts(s)
+	tmpfs, scratch, err := mounts(s)
 	if err != nil {
 		return nil, err
 	}
@@ -200,7 +201,7 @@ func (e *Engine) Start(ctx context.Context, s builder.Spec) (_ builder.Sandbox, 
 	if err != nil {
 		return nil, fmt.Errorf("create a container: %w", err)
 	}
-	sb := &sandbox{client: c, id: created.ID}
+	sb := &box{client: c, id: created.ID}
 	defer func() {
 		if err != nil {
 			sb.Close()
@@ -214,39 +215,50 @@ func (e *Engine) Start(ctx context.Context, s builder.Spec) (_ builder.Sandbox, 
 	if err := c.ContainerStart(ctx, sb.id, container.StartOptions{}); err != nil {
 		return nil, fmt.Errorf("start a container: %w", err)
 	}
-	if sb.Remote, err = guest.NewRemote(ctx, sb.stream, s.Scratch, s.Memory); err != nil {
+	if sb.Remote, err = guest.NewRemote(ctx, sb.stream, scratch, s.Memory); err != nil {
 		return nil, fmt.Errorf("set a container up: %w%s", err, sb.stream.said())
 	}
 	return sb, nil
 }
 
-// mounts are the scratch folders, as options of tmpfs. The terminals' and the message queues' file systems make room for
-// empty folders.
-func mounts(s builder.Spec) (map[string]string, error) {
-	size := ""
-	if s.Memory > 0 {
-		size = fmt.Sprintf(",size=%d", s.Memory)
-	}
-	all := map[string]string{
-		"/tmp":     "rw,exec,nosuid,nodev,mode=1777" + size,
+// mounts are the scratch folders, as options of tmpfs; those within others are made by the first process. The terminals' and
+// the message queues' file systems make room for empty folders.
+func mounts(s builder.Spec) (tmpfs map[string]string, scratch []string, err error) {
+	tmpfs = map[string]string{
 		"/dev/pts": "ro,nosuid,nodev,mode=555,size=4k", "/dev/mqueue": "ro,nosuid,nodev,mode=555,size=4k",
 	}
+	scratch = []string{"/tmp"}
 	for _, dir := range s.Scratch {
 		clean := cleanPath(dir)
+		if clean == "" || clean == "/" {
+			return nil, nil, fmt.Errorf("scratch folder %q: not an absolute path below /", dir)
+		}
 		for _, taken := range []string{"/proc", "/dev", "/sys"} {
-			if clean == taken || strings.HasPrefix(clean, taken+"/") {
-				return nil, fmt.Errorf("scratch folder %q: can't be a folder of its own", dir)
+			if clean == taken || within(clean, taken) {
+				return nil, nil, fmt.Errorf("scratch folder %q: can't be a folder of its own", dir)
 			}
 		}
-		if clean == "" || clean == "/" {
-			return nil, fmt.Errorf("scratch folder %q: not an absolute path below /", dir)
+		scratch = append(scratch, clean)
+	}
+	slices.Sort(scratch) // outer ones first
+	scratch = slices.Compact(scratch)
+	for _, dir := range scratch {
+		if slices.ContainsFunc(scratch, func(outer string) bool { return within(dir, outer) }) {
+			continue
 		}
-		if clean != "/tmp" {
-			all[clean] = fmt.Sprintf("rw,exec,nosuid,nodev,mode=755,uid=%d,gid=%d%s", builder.UID, builder.GID, size)
+		mode := "755"
+		if dir == "/tmp" {
+			mode = "1777"
+		}
+		tmpfs[dir] = fmt.Sprintf("rw,exec,nosuid,nodev,mode=%s,uid=%d,gid=%d", mode, builder.UID, builder.GID)
+		if size := guest.FolderSize(s.Memory); size > 0 {
+			tmpfs[dir] += fmt.Sprintf(",size=%d", size)
 		}
 	}
-	return all, nil
+	return tmpfs, scratch, nil
 }
+
+func within(p, dir string) bool { return strings.HasPrefix(p, dir+"/") }
 
 // masked are the files of /proc that are about the machine and its kernel, and all of /sys. A path that doesn't exist is
 // passed over.
@@ -262,8 +274,8 @@ var masked = func() []string {
 	return paths
 }()
 
-// sandbox is a container.
-type sandbox struct {
+// box is a container.
+type box struct {
 	*guest.Remote
 	client *client.Client
 	id     string
@@ -274,7 +286,7 @@ type sandbox struct {
 }
 
 // Close implements builder.Sandbox. It returns when the container is gone.
-func (s *sandbox) Close() error {
+func (s *box) Close() error {
 	s.closing.Do(func() {
 		if s.stream != nil {
 			defer s.stream.Close()

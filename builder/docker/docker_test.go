@@ -23,6 +23,7 @@ import (
 
 	"github.com/godkms-hermetic/godkms-hermetic/builder"
 	"github.com/godkms-hermetic/godkms-hermetic/builder/enginetest"
+	"github.com/godkms-hermetic/godkms-hermetic/builder/sandbox"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/dockertest"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
@@ -33,6 +34,9 @@ const layersVar = "DOCKER_TEST_LAYERS"
 func TestMain(m *testing.M) {
 	if IsInit() {
 		os.Exit(Init())
+	}
+	if sandbox.IsInit() {
+		os.Exit(sandbox.Init())
 	}
 	if layers := os.Getenv(layersVar); layers != "" {
 		if err := tool(enginetest.Folders(strings.Split(layers, "\n")...)); err != nil {
@@ -120,6 +124,33 @@ func TestSuite(t *testing.T) {
 	volumes := d.CLI("volume", "ls", "-q")
 	if volumes != "" {
 		t.Errorf("volumes are left: %s", volumes)
+	}
+}
+
+// A job that looks at all that a build may see comes to the same bytes in both engines.
+func TestSameJob(t *testing.T) {
+	e := engine(t, dockertest.Start(t, dockertest.Options{}))
+	root := enginetest.NewRoot(t)
+	want, wantSum, err := enginetest.Job(t.Context(), sandbox.Engine{}, spec(root))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(want, "== end") {
+		t.Errorf("the job printed\n%s", want)
+	}
+	for range 2 {
+		got, sum, err := enginetest.Job(t.Context(), e, spec(root))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if sum != wantSum {
+			wants, gots := strings.Split(want, "\n"), strings.Split(got, "\n")
+			for i := range max(len(wants), len(gots)) {
+				if i >= len(wants) || i >= len(gots) || wants[i] != gots[i] {
+					t.Fatalf("the job differs from line %d on. Sandbox:\n%s\nDocker:\n%s", i+1, strings.Join(wants[i:min(i+6, len(wants))], "\n"), strings.Join(gots[i:min(i+6, len(gots))], "\n"))
+				}
+			}
+		}
 	}
 }
 
@@ -348,7 +379,7 @@ func TestSweep(t *testing.T) {
 	if _, err := engine(t, d).Check(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	for id, want := range map[string]bool{mine: true, dying: false, recycled: false, elsewhere: true, garbled: true, sb.(*sandbox).id: true} {
+	for id, want := range map[string]bool{mine: true, dying: false, recycled: false, elsewhere: true, garbled: true, sb.(*box).id: true} {
 		if _, err := c.ContainerInspect(t.Context(), id); (err == nil) != want {
 			t.Errorf("container %s: %v; want it kept: %v", id, err, want)
 		}

@@ -10,12 +10,14 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -593,16 +595,22 @@ func (s suite) workingDirectory(t *testing.T) {
 	sh(t, sb, "true")
 }
 
+// ipc has something of each kind that this machine's processes share by name. The probe finds it outside, and not inside.
 func (s suite) ipc(t *testing.T) {
 	sb := s.shared(t)
 	key := 0x60000000 + os.Getpid()
-	id, err := unix.SysvShmGet(key, 4096, unix.IPC_CREAT|unix.IPC_EXCL|0o666)
-	if err != nil {
-		t.Fatal(err)
+	name := strconv.Itoa(key)
+	if got := s.outside(t, "ipc", "make", name); got != "ok" {
+		t.Fatalf("shared memory, semaphores and queues can't be made: %s", got)
 	}
-	defer unix.SysvShmCtl(id, unix.IPC_RMID, nil)
-	if got := output(t, sb, "enginetest-probe", "shm", strconv.Itoa(key)); got != "ENOENT" && got != "EPERM" {
-		t.Errorf("shared memory of the host: %s", got)
+	defer s.outside(t, "ipc", "remove", name)
+	for _, kind := range []string{"shm", "sem", "msg", "mq"} {
+		if got := s.outside(t, "ipc", kind, name); got != "ok" && got != "ENOSYS" {
+			t.Errorf("outside of the sandbox, %s: %s", kind, got)
+		}
+		if got := inside(t, sb, "ipc", kind, name); got != "ENOENT" && got != "ENOSYS" && got != "EPERM" {
+			t.Errorf("%s of the host: %s", kind, got)
+		}
 	}
 }
 
@@ -628,7 +636,7 @@ func (s suite) host(t *testing.T) {
 	}
 	for _, path := range []string{
 		"/etc/shadow", "/etc/passwd", "/etc/group", "/etc/machine-id", "/etc/hostname", "/etc/hosts", "/etc/resolv.conf", "/etc/fstab",
-		"/etc/os-release", "/proc/cmdline", "/proc/cpuinfo", "/proc/meminfo", "/proc/mounts", "/proc/modules", "/proc/kallsyms", "/proc/partitions",
+		"/etc/os-release", "/proc/cmdline", "/proc/cpuinfo", "/proc/meminfo", "/proc/modules", "/proc/kallsyms", "/proc/partitions",
 		"/proc/interrupts", "/proc/keys", "/proc/key-users", "/proc/timer_list", "/proc/diskstats", "/proc/net/unix", "/proc/net/arp", "/proc/net/route",
 		"/sys/class/dmi/id/product_name", "/sys/kernel/notes", "/sys/kernel/vmcoreinfo", "/sys/power/state", "/proc/sys/kernel/random/boot_id",
 	} {
@@ -704,29 +712,57 @@ func inLayers(root builder.Root, path string) bool {
 	return slices.ContainsFunc(root.Layers(), func(dir string) bool { return exists(filepath.Join(dir, path)) })
 }
 
+// setuidProgram puts a program into a layer that makes whoever runs it its owner, and one with capabilities of its own. Outside
+// they work, where it's root that made them.
 func (s suite) setuidProgram(t *testing.T) {
-	// A layer whose program would make root of whoever runs it; on the host it does so, when it's root that made it.
 	dir := t.TempDir()
-	to := filepath.Join(dir, "usr/bin/become-root")
-	for _, layer := range s.root.Layers() {
-		b, err := os.ReadFile(filepath.Join(layer, probePath))
-		if err != nil {
-			continue
-		}
-		if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(to, b, 0o755); err != nil {
+	for p := dir; p != os.TempDir() && p != "/"; p = filepath.Dir(p) { // for another user
+		if err := os.Chmod(p, 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := os.Chmod(to, 0o755|os.ModeSetuid|os.ModeSetgid); err != nil {
+	b, err := os.ReadFile(s.probe(t))
+	if err != nil {
 		t.Fatal(err)
 	}
+	bin := filepath.Join(dir, "usr/bin")
+	if err := os.MkdirAll(bin, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, mode := range map[string]os.FileMode{"become-root": 0o755 | os.ModeSetuid | os.ModeSetgid, "with-capabilities": 0o755} {
+		if err := os.WriteFile(filepath.Join(bin, name), b, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(filepath.Join(bin, name), mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if os.Geteuid() == 0 {
+		// struct vfs_cap_data of linux/capability.h, revision 2: effective, CAP_SYS_ADMIN permitted
+		all := []byte{1, 0, 0, 2, 0, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+		if err := unix.Setxattr(filepath.Join(bin, "with-capabilities"), "security.capability", all, 0); err != nil {
+			t.Logf("not tried: capabilities of a file: %v", err)
+		}
+		for _, name := range []string{"become-root", "with-capabilities"} {
+			cmd := exec.Command(filepath.Join(bin, name), "ids")
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 54321, Gid: 54321}}
+			cmd.Dir = "/"
+			want := "54321 0 54321 0 "
+			if name == "with-capabilities" {
+				want = "54321 54321 54321 54321 200000"
+			}
+			if out, err := cmd.CombinedOutput(); !strings.HasPrefix(string(out), want) {
+				t.Logf("%s has no effect outside either: %v, %q; want %q", name, err, out, want)
+			}
+		}
+	}
 	s.root = Folders(append(s.root.Layers(), dir)...)
-	want := fmt.Sprintf("%[1]d %[1]d %[2]d %[2]d", builder.UID, builder.GID)
-	if got := output(t, s.start(t), "become-root", "ids"); got != want {
-		t.Errorf("a setuid program runs as %q; want %q", got, want)
+	sb := s.start(t)
+	want := fmt.Sprintf("%[1]d %[1]d %[2]d %[2]d 0", builder.UID, builder.GID)
+	for _, name := range []string{"become-root", "with-capabilities"} {
+		if got := output(t, sb, name, "ids"); got != want {
+			t.Errorf("%s runs as %q; want %q", name, got, want)
+		}
 	}
 }
 

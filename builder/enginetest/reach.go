@@ -2,6 +2,7 @@ package enginetest
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -21,7 +22,9 @@ import (
 // outside runs the probe on this machine, as whoever runs the test.
 func (s suite) outside(t *testing.T, args ...string) string {
 	t.Helper()
-	out, err := exec.Command(s.probe(t), args...).CombinedOutput()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 20*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, s.probe(t), args...).CombinedOutput()
 	if err != nil {
 		t.Errorf("outside of the sandbox, %q: %v", args, err)
 	}

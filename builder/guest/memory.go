@@ -20,6 +20,15 @@ const (
 	statusCap = 4 << 10 // bytes of /proc/PID/status that are read; the Rss lines are in the first
 )
 
+// FolderSize is how large the tmpfs of a scratch folder may become under a memory limit, in bytes; 0 is the kernel's default.
+// It's a little more than the limit: so that a command which fills a folder is ended for it, and doesn't find a full disk.
+func FolderSize(memory int64) int64 {
+	if memory <= 0 {
+		return 0
+	}
+	return memory + 64<<20
+}
+
 // watch calls over, once, when more memory is held than the limits allow. It returns when done is closed.
 func (l Limits) watch(done <-chan struct{}, over func()) {
 	if l.Memory <= 0 {

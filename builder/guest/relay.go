@@ -16,7 +16,7 @@ import (
 )
 
 // Relay is the whole of a first process that is spoken to in frames: it sets itself up, runs commands until in ends, and
-// returns the process's exit code. The engine has made the root, the folders and the user. The process limit is Confine's.
+// returns the process's exit code. The engine has made the root, the outer scratch folders and the user. The process limit is Confine's.
 func Relay(in io.Reader, out io.Writer, processes uint64) int {
 	runtime.LockOSThread() // filter and limits are a thread's; every command is started from this one
 	if err := Begin(); err != nil {
@@ -36,9 +36,12 @@ func Relay(in io.Reader, out io.Writer, processes uint64) int {
 	if err != nil || len(lists) != 2 || len(lists[1]) != 1 {
 		return fail(errGarbled)
 	}
-	limits := Limits{Scratch: lists[0]}
+	var limits Limits
 	if limits.Memory, err = strconv.ParseInt(lists[1][0], 10, 64); err != nil {
 		return fail(errGarbled)
+	}
+	if limits.Scratch, err = scratch(lists[0]); err != nil {
+		return fail(err)
 	}
 	if err := Confine(processes); err != nil {
 		return fail(err)
@@ -66,6 +69,25 @@ func Relay(in io.Reader, out io.Writer, processes uint64) int {
 		return 125
 	}
 	return 0
+}
+
+// scratch makes those folders that lie within others, and returns one of each file system.
+func scratch(dirs []string) (one []string, err error) {
+	seen := map[uint64]bool{}
+	for _, dir := range dirs {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, fmt.Errorf("make scratch folder %q: %w", dir, err)
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(dir, &st); err != nil {
+			return nil, fmt.Errorf("scratch folder %q: %w", dir, err)
+		}
+		if !seen[st.Dev] {
+			seen[st.Dev] = true
+			one = append(one, dir)
+		}
+	}
+	return one, nil
 }
 
 type relay struct {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/godkms-hermetic/godkms-hermetic/builder"
+	"github.com/godkms-hermetic/godkms-hermetic/builder/guest"
 )
 
 // maxLayers is what overlayfs takes (OVL_MAX_STACK in fs/overlayfs/super.c), without the two that buildRoot adds.
@@ -281,8 +282,8 @@ func mountScratch(p place, before []place, memory int64) error {
 		mode |= 0o1000
 	}
 	options := fmt.Sprintf("mode=%#o,uid=%d,gid=%d", uint32(mode), builder.UID, builder.GID)
-	if memory > 0 {
-		options += fmt.Sprintf(",size=%d", memory)
+	if size := guest.FolderSize(memory); size > 0 {
+		options += fmt.Sprintf(",size=%d", size)
 	}
 	if err := unix.Mount("tmpfs", p.path, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
 		return fmt.Errorf("mount scratch folder %q: %w", p.path, err)

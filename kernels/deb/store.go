@@ -28,7 +28,7 @@ import (
 //	POCKET/state            what is known of a pocket's InRelease, as JSON after a line with its SHA-256
 //	POCKET/ARCH-HASH.idx    the compact form of the index with that SHA-256
 //	memo/HASH               answers, by everything that they were computed from; same form as state
-//	tmp/                    what is being written; a download removes what dead processes left there
+//	tmp/                    what is being written; who writes next removes what dead processes left there
 //
 // Each file appears whole, under its final name, and is made anew when it is damaged.
 const (
@@ -145,11 +145,15 @@ func (p *Provider) dir(parts ...string) string {
 
 // write puts a whole file in place. It gives an error of fill as it is.
 func (p *Provider) write(path string, fill func(io.Writer) error) error {
-	if err := os.MkdirAll(p.dir("tmp"), 0o755); err != nil {
+	err := os.MkdirAll(p.dir("tmp"), 0o755)
+	if err == nil {
+		err = durable.Sweep(p.dir("tmp"))
+	}
+	if err != nil {
 		return fmt.Errorf("write to the cache: %w", err)
 	}
 	var filled error
-	err := durable.WriteFile(p.dir("tmp"), path, 0o644, func(w io.Writer) error {
+	err = durable.WriteFile(p.dir("tmp"), path, 0o644, func(w io.Writer) error {
 		filled = fill(w)
 		return filled
 	})

@@ -513,3 +513,23 @@ func TestVanishedPocket(t *testing.T) {
 		t.Errorf("with older ones: %s, warnings %q", got, b.warnings)
 	}
 }
+
+// What a process that was killed while it wrote has left goes when another writes, even if that downloads nothing.
+func TestUnfinishedFilesAreRemoved(t *testing.T) {
+	b := newBench(t)
+	b.publish(published{pocket: "bookworm", packages: stanzas(basePackages)})
+	if err := use(b.client(Options{})); err != nil {
+		t.Fatal(err)
+	}
+	left := filepath.Join(b.cache, "debian/tmp/file-1")
+	if err := os.WriteFile(left, []byte("half"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	b.clock.add(maxAge + time.Minute)
+	if err := use(b.client(Options{})); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(left); err == nil {
+		t.Errorf("%s is still there", left)
+	}
+}

@@ -22,6 +22,9 @@ var holders = map[string]func(folder string) (take func() error, err error){
 	"private": func(string) (func() error, error) {
 		return func() error { return touched(mapped(step, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)) }, nil
 	},
+	"leaderless": func(string) (func() error, error) {
+		return func() error { return touched(mapped(step, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)) }, nil
+	},
 	"shared": func(string) (func() error, error) {
 		return func() error { return touched(mapped(step, unix.MAP_SHARED|unix.MAP_ANONYMOUS)) }, nil
 	},
@@ -155,7 +158,7 @@ func filled(open func() ([2]int, error)) error {
 	return nil
 }
 
-// hold takes memory step by step, with a pause after each, and prints a line for each. It keeps it for a while.
+// hold takes memory step by step, with a pause after each, and prints a line for each. With pauses it keeps it for a while.
 func hold(kind, size, folder, pause string) error {
 	total, err := strconv.Atoi(size)
 	if err != nil {
@@ -187,6 +190,23 @@ func hold(kind, size, folder, pause string) error {
 	if !ok {
 		return fmt.Errorf("no such kind")
 	}
+	if kind == "leaderless" {
+		// The first thread ends, and with it what /proc/PID/status says of memory. A process lives as long as any of its threads.
+		done := make(chan error)
+		go func() { done <- keep(start, total, folder, wait) }()
+		go func() {
+			if err := <-done; err != nil {
+				report(err)
+				os.Exit(1)
+			}
+			os.Exit(0)
+		}()
+		unix.Syscall(unix.SYS_EXIT, 0, 0, 0) // not a raw one: the scheduler must know that this thread is busy
+	}
+	return keep(start, total, folder, wait)
+}
+
+func keep(start func(string) (func() error, error), total int, folder string, wait time.Duration) error {
 	take, err := start(folder)
 	if err != nil {
 		return err
@@ -198,6 +218,6 @@ func hold(kind, size, folder, pause string) error {
 		fmt.Println(step / mib)
 		time.Sleep(wait)
 	}
-	time.Sleep(300 * time.Millisecond)
+	time.Sleep(300 * wait)
 	return nil
 }

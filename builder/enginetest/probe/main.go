@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"runtime"
-	"strconv"
 	"syscall"
 	"unsafe"
 
@@ -28,12 +27,8 @@ func main() {
 		report(lookup(os.Args[2], os.Args[3]))
 	case len(os.Args) == 4 && (os.Args[1] == "fork" || os.Args[1] == "bomb"):
 		report(fork(os.Args[2], os.Args[3], os.Args[1] == "bomb"))
-	case len(os.Args) == 3 && os.Args[1] == "shm":
-		key, err := strconv.Atoi(os.Args[2])
-		if err == nil {
-			_, err = unix.SysvShmGet(key, 0, 0)
-		}
-		report(err)
+	case len(os.Args) == 4 && os.Args[1] == "ipc":
+		report(ipc(os.Args[2], os.Args[3]))
 	case len(os.Args) == 4 && os.Args[1] == "hunt":
 		hunt(os.Args[2], os.Args[3])
 	case len(os.Args) == 3 && os.Args[1] == "overwrite":
@@ -50,9 +45,12 @@ func main() {
 		}
 		report(err)
 	case len(os.Args) == 2 && os.Args[1] == "ids":
-		fmt.Println(os.Getuid(), os.Geteuid(), os.Getgid(), os.Getegid())
+		head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var caps [2]unix.CapUserData
+		unix.Capget(&head, &caps[0])
+		fmt.Printf("%d %d %d %d %x\n", os.Getuid(), os.Geteuid(), os.Getgid(), os.Getegid(), uint64(caps[1].Effective)<<32|uint64(caps[0].Effective))
 	default:
-		fmt.Fprintln(os.Stderr, "usage: probe try NAME | dial NETWORK ADDRESS | lookup NAME SERVER | shm KEY | hunt TEXT FILE | overwrite FILE | fork N SECONDS | bomb N SECONDS | hold KIND MIB FOLDER PAUSE | socket PATH | ids")
+		fmt.Fprintln(os.Stderr, "usage: probe try NAME | dial NETWORK ADDRESS | lookup NAME SERVER | ipc KIND KEY | hunt TEXT FILE | overwrite FILE | fork N SECONDS | bomb N SECONDS | hold KIND MIB FOLDER PAUSE | socket PATH | ids")
 		os.Exit(2)
 	}
 }
@@ -118,7 +116,7 @@ var attempts = map[string]func() error{
 	"open_tree":     func() error { return call(unix.SYS_OPEN_TREE, 0, str("/tmp"), unix.OPEN_TREE_CLONE) },
 	"mount_setattr": func() error { return call(unix.SYS_MOUNT_SETATTR, bad, 0, 0, 0, 0) },
 	"move_mount": func() error {
-		return call(unix.SYS_MOVE_MOUNT, bad, str(""), bad, str(""), unix.MOVE_MOUNT_F_EMPTY_PATH)
+		return call(unix.SYS_MOVE_MOUNT, bad, str(""), bad, str(""), unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
 	},
 	"pivot_root":        func() error { return unix.PivotRoot("/nonexistent", "/nonexistent") },
 	"chroot":            func() error { return unix.Chroot("/") },
@@ -127,6 +125,7 @@ var attempts = map[string]func() error{
 	"clone net":         func() error { return clone(unix.CLONE_NEWNET) },
 	"clone3":            func() error { return call(unix.SYS_CLONE3, 0, 0) },
 	"setns":             setns,
+	"setns of init":     setnsInit,
 	"sethostname":       func() error { return unix.Sethostname([]byte("elsewhere")) },
 	"ptrace parent":     func() error { return call(unix.SYS_PTRACE, unix.PTRACE_SEIZE, uintptr(os.Getppid()), 0, 0) },
 	"ptrace self":       func() error { return call(unix.SYS_PTRACE, unix.PTRACE_TRACEME, 0, 0, 0) },
@@ -152,11 +151,30 @@ var attempts = map[string]func() error{
 	"personality":       func() error { return call(unix.SYS_PERSONALITY, 0x0400000) }, // READ_IMPLIES_EXEC
 	"type into tty":     func() error { return call(unix.SYS_IOCTL, 0, unix.TIOCSTI, str("x")) },
 	"raw socket":        socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP),
+	"raw socket, IPv6":  socket(unix.AF_INET6, unix.SOCK_RAW, unix.IPPROTO_ICMPV6),
 	"packet socket":     socket(unix.AF_PACKET, unix.SOCK_RAW, 0),
 	"vsock":             socket(unix.AF_VSOCK, unix.SOCK_STREAM, 0),
 	"netlink":           socket(unix.AF_NETLINK, unix.SOCK_RAW, 0),
 	"alg":               socket(unix.AF_ALG, unix.SOCK_SEQPACKET, 0),
-	"mknod":             mknod,
+	"mknod":             mknod(unix.S_IFCHR, 1, 3),
+	"mknod of a disk":   mknod(unix.S_IFBLK, 254, 0),
+	"real-time":         func() error { return call(unix.SYS_SCHED_SETSCHEDULER, 0, unix.SCHED_FIFO, ptr(new(uint32(1)))) },
+	"nice":              func() error { return unix.Setpriority(unix.PRIO_PROCESS, 0, -20) },
+	"raise a limit":     func() error { return unix.Setrlimit(unix.RLIMIT_NPROC, &unix.Rlimit{Cur: 1 << 20, Max: 1 << 20}) },
+	"spare from OOM":    write1("/proc/self/oom_score_adj", "-1000"),
+	"write settings":    open("/proc/sys/kernel/core_pattern", unix.O_WRONLY),
+	"memory device":     open("/dev/mem", unix.O_RDONLY),
+	"port device":       open("/dev/port", unix.O_RDONLY),
+	"kvm":               open("/dev/kvm", unix.O_RDWR),
+	"fuse":              open("/dev/fuse", unix.O_RDWR),
+	"tun":               open("/dev/net/tun", unix.O_RDWR),
+	"loop device":       open("/dev/loop-control", unix.O_RDWR),
+	"first disk":        list("/dev/disk"),
+	"debugfs":           list("/sys/kernel/debug"),
+	"cgroups":           list("/sys/fs/cgroup/system.slice"),
+	"write a cgroup":    open("/sys/fs/cgroup/cgroup.procs", unix.O_WRONLY),
+	"docker's socket":   connect("/var/run/docker.sock"),
+	"systemd's socket":  connect("/run/systemd/private"),
 	"setuid":            func() error { return call(unix.SYS_SETUID, 0) },
 	"setgid":            func() error { return call(unix.SYS_SETGID, 0) },
 	"setgroups":         func() error { return call(unix.SYS_SETGROUPS, 0, 0) },
@@ -243,10 +261,41 @@ func openByHandle() error {
 	return err
 }
 
-func mknod() error {
-	err := unix.Mknod("/tmp/enginetest-null", unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3)))
-	unix.Unlink("/tmp/enginetest-null")
-	return err
+func setnsInit() error {
+	fd, err := unix.PidfdOpen(1, 0)
+	if err != nil {
+		return err
+	}
+	return unix.Setns(fd, unix.CLONE_NEWNS|unix.CLONE_NEWNET)
+}
+
+func mknod(kind uint32, major, minor uint32) func() error {
+	return func() error {
+		err := unix.Mknod("/tmp/enginetest-node", kind|0o600, int(unix.Mkdev(major, minor)))
+		unix.Unlink("/tmp/enginetest-node")
+		return err
+	}
+}
+
+func write1(path, text string) func() error {
+	return func() error {
+		fd, err := unix.Open(path, unix.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		_, err = unix.Write(fd, []byte(text))
+		return err
+	}
+}
+
+func connect(path string) func() error {
+	return func() error {
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+		if err != nil {
+			return err
+		}
+		return unix.Connect(fd, &unix.SockaddrUnix{Name: path})
+	}
 }
 
 func chown() error {

@@ -19,8 +19,9 @@ import (
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
 
-// recipe counts the ways in which a lock was computed. It changes with anything that changes a lock for the same indexes.
-const recipe = 1
+// recipe counts the ways in which answers are computed from indexes. It changes with anything that changes an answer: a lock, or which
+// kernel is the latest.
+const recipe = 2
 
 // Options says where indexes come from and how they are kept.
 type Options struct {

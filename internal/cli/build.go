@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/godkms-hermetic/godkms-hermetic/builder"
@@ -378,28 +379,33 @@ func handOut(ctx context.Context, out string, k kernels.Kernel, b builder.Result
 			return err
 		})
 	}
+	// Each of these waits for the disk; those that wait together wait once.
+	var files errgroup.Group
+	files.SetLimit(8)
 	log = "build.log"
-	if err := write(log, io.NopCloser(bytes.NewReader(b.Log))); err != nil {
-		return nil, "", err
-	}
 	names := []string{log}
+	files.Go(func() error { return write(log, io.NopCloser(bytes.NewReader(b.Log))) })
 	for _, f := range b.Files {
-		r, err := f.Open()
-		if err != nil {
-			return nil, "", err
-		}
-		if err := write(f.Name, r); err != nil {
-			return nil, "", err
-		}
+		files.Go(func() error {
+			r, err := f.Open()
+			if err != nil {
+				return err
+			}
+			return write(f.Name, r)
+		})
 		names = append(names, f.Name)
 		modules = append(modules, ui.Module{
 			Name: strings.TrimSuffix(f.Name, ".ko"), Path: filepath.Join(dir, f.Name), SHA256: f.Digest.Hex, Vermagic: f.Vermagic,
 		})
 	}
+	if err := files.Wait(); err != nil {
+		return nil, "", err
+	}
 	for _, name := range names {
-		if err := durable.Rename(filepath.Join(partial, name), filepath.Join(dir, name)); err != nil {
-			return nil, "", err
-		}
+		files.Go(func() error { return durable.Rename(filepath.Join(partial, name), filepath.Join(dir, name)) })
+	}
+	if err := files.Wait(); err != nil {
+		return nil, "", err
 	}
 	return modules, filepath.Join(dir, log), nil
 }

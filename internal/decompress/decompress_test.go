@@ -108,6 +108,14 @@ func FuzzNewReader(f *testing.F) {
 			return
 		}
 		defer d.Close()
-		io.Copy(io.Discard, io.LimitReader(d, 1<<20))
+		if _, ok := d.(*ahead); !ok {
+			io.Copy(io.Discard, io.LimitReader(d, 1<<20))
+			return
+		}
+		want, wantErr := alone(bytes.NewReader(data), 8*chunkSize)
+		got, err := io.ReadAll(io.LimitReader(d, 8*chunkSize))
+		if !bytes.Equal(got, want) || err != wantErr {
+			t.Fatalf("%d bytes, %v; without a goroutine %d bytes, %v", len(got), err, len(want), wantErr)
+		}
 	})
 }

@@ -217,6 +217,7 @@ func (t *tree) readArchive(ctx context.Context, file string, o SourceOptions) er
 		return fmt.Errorf("neither a folder, a tarball (plain, gzip, xz or zstd) nor a .deb: %w", err)
 	}
 	defer stream.Close()
+	defer f.Close() // before the stream, which would wait for a pipe
 	if t.spool, err = unnamed(o.Temp); err != nil {
 		return err
 	}

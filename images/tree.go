@@ -23,6 +23,7 @@ import (
 	"sync"
 	"time"
 	"unicode/utf8"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -48,7 +49,7 @@ const maxTrailer = 1 << 20
 // same file or link, the highest number wins, whatever the order in which they arrive. Folders merge. A path that is a folder
 // in one archive and something else in another is an error. All methods but finish are safe for concurrent use.
 type tree struct {
-	dir    string   // holds fs (the layer), stage (unfinished entries) and lost (entries that another archive overrides)
+	dir    string   // holds fs (the layer), stage (entries that have no place yet) and lost (entries that another archive overrides)
 	owners []string // names for messages, by number
 	limits limits
 	fs     *os.Root
@@ -256,8 +257,8 @@ func (x *extractor) file(ctx context.Context, at string, h *tar.Header, mtime in
 	if h.Mode&0o111 != 0 {
 		c.mode = 0o755
 	}
-	tmp := x.temp()
-	fd, err := unix.Openat(int(x.stage.Fd()), tmp, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, uint32(c.mode))
+	entry := &node{kind: 'f', owner: x.owner, file: c}
+	fd, tmp, err := x.create(at, entry)
 	if err != nil {
 		return fmt.Errorf("file %q: %w", at, err)
 	}
@@ -286,16 +287,47 @@ func (x *extractor) file(ctx context.Context, at string, h *tar.Header, mtime in
 		return fmt.Errorf("file %q has %d bytes; its header says %d", at, n, h.Size)
 	}
 	x.sum.Sum(c.sum[:0])
-	if err := f.Chmod(c.mode); err != nil { // whatever this process's umask is
-		return err
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return fmt.Errorf("file %q: %w", at, err)
+	}
+	if st.Mode&0o7777 != uint32(c.mode) { // this process's umask took some of it
+		if err := f.Chmod(c.mode); err != nil {
+			return err
+		}
+	}
+	if err := futimes(fd, mtime); err != nil {
+		return fmt.Errorf("file %q: %w", at, err)
 	}
 	if err := f.Close(); err != nil {
 		return err
 	}
-	if err := utimes(int(x.stage.Fd()), tmp, mtime); err != nil {
-		return fmt.Errorf("file %q: %w", at, err)
+	if tmp == "" {
+		return nil
 	}
-	return x.commit(at, tmp, &node{kind: 'f', owner: x.owner, file: c})
+	return x.commit(at, tmp, entry)
+}
+
+// create makes the file of an entry: in its place if no archive has anything there, which spares renaming it, or else in the stage
+// folder, with the name tmp. In its place it may be overridden, and so moved, before it is written.
+func (x *extractor) create(at string, n *node) (fd int, tmp string, err error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	dir, name := x.stage, ""
+	if x.nodes[at] == nil {
+		if dir, name, err = x.parent(at); err != nil {
+			return -1, "", err
+		}
+	} else {
+		x.seq++
+		tmp = strconv.Itoa(x.seq)
+		name = tmp
+	}
+	fd, err = unix.Openat(int(dir.Fd()), name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, uint32(n.file.mode))
+	if err == nil && tmp == "" {
+		x.nodes[at] = n
+	}
+	return fd, tmp, err
 }
 
 func (x *extractor) folder(at string, n *node) error {
@@ -358,33 +390,22 @@ func (x *extractor) commit(at, tmp string, n *node) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	old := x.nodes[at]
-	if old == nil {
-		if err := x.parents(at); err != nil {
-			return err
-		}
-	} else if old.kind == 'd' {
+	if old != nil && old.kind == 'd' {
 		return x.clash(at, old)
-	} else if old.owner > x.owner {
+	}
+	if old != nil && old.owner > x.owner {
 		return x.lose(x.owner, at, n, x.stage, tmp)
 	}
-	dir, base := path.Split(at)
-	if dir == "" {
-		dir = "."
-	}
-	if x.dirFile == nil || dir != x.dirName {
-		f, err := x.fs.Open(dir)
-		if err != nil {
-			return err
-		}
-		x.close()
-		x.dirName, x.dirFile = dir, f
+	dir, base, err := x.parent(at)
+	if err != nil {
+		return err
 	}
 	if old != nil && old.owner < x.owner {
-		if err := x.lose(old.owner, at, old, x.dirFile, base); err != nil {
+		if err := x.lose(old.owner, at, old, dir, base); err != nil {
 			return err
 		}
 	}
-	if err := unix.Renameat(int(x.stage.Fd()), tmp, int(x.dirFile.Fd()), base); err != nil {
+	if err := unix.Renameat(int(x.stage.Fd()), tmp, int(dir.Fd()), base); err != nil {
 		return fmt.Errorf("place %q: %w", at, err)
 	}
 	x.nodes[at] = n
@@ -400,6 +421,26 @@ func (t *tree) lose(owner int, at string, n *node, dir *os.File, name string) er
 	}
 	t.losers[loser{owner, at}] = place{to, n}
 	return nil
+}
+
+// parent makes the folder that an entry is in, if there is none, and opens it; name is the entry's in it.
+func (x *extractor) parent(at string) (dir *os.File, name string, err error) {
+	if err := x.parents(at); err != nil {
+		return nil, "", err
+	}
+	to, name := path.Split(at)
+	if to == "" {
+		to = "."
+	}
+	if x.dirFile == nil || to != x.dirName {
+		f, err := x.fs.Open(to)
+		if err != nil {
+			return nil, "", err
+		}
+		x.close()
+		x.dirName, x.dirFile = to, f
+	}
+	return x.dirFile, name, nil
 }
 
 func (x *extractor) parents(at string) error {
@@ -507,6 +548,16 @@ func chtimesDir(root *os.Root, name string, mode fs.FileMode, mtime int64) error
 func utimes(dir int, name string, mtime int64) error {
 	ts := unix.NsecToTimespec(mtime * int64(time.Second))
 	return unix.UtimesNanoAt(dir, name, []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW)
+}
+
+// futimes is utimes for an open file.
+func futimes(fd int, mtime int64) error {
+	ts := unix.NsecToTimespec(mtime * int64(time.Second))
+	both := [2]unix.Timespec{ts, ts}
+	if _, _, errno := unix.Syscall6(unix.SYS_UTIMENSAT, uintptr(fd), 0, uintptr(unsafe.Pointer(&both)), 0, 0, 0); errno != 0 {
+		return errno
+	}
+	return nil
 }
 
 func tarMode(m fs.FileMode) uint32 {

@@ -19,6 +19,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -200,7 +201,7 @@ func (e *Engine) Start(ctx context.Context, s builder.Spec) (_ builder.Sandbox, 
 	if err != nil {
 		return nil, fmt.Errorf("create a container: %w", err)
 	}
-	sb := &box{client: c, id: created.ID}
+	sb := &box{client: c, host: info.Host, id: created.ID}
 	defer func() {
 		if err != nil {
 			sb.Close()
@@ -277,15 +278,27 @@ var masked = func() []string {
 type box struct {
 	*guest.Remote
 	client *client.Client
+	host   string
 	id     string
 	stream *stream // nil before it's attached
 
+	ending  atomic.Bool
 	closing sync.Once
 	closed  error
 }
 
+// Run implements builder.Sandbox. When the container ends, or the Engine, the error is a *builder.UnavailableError.
+func (s *box) Run(ctx context.Context, c builder.Command) error {
+	err := s.Remote.Run(ctx, c)
+	if errors.Is(err, guest.ErrEnded) && !s.ending.Load() {
+		return unavailable("the container ended, or the connection to the Engine at "+s.host, "see whether it still runs, and what its log says, and try again", fmt.Errorf("%w%s", err, s.stream.said()))
+	}
+	return err
+}
+
 // Close implements builder.Sandbox. It returns when the container is gone.
 func (s *box) Close() error {
+	s.ending.Store(true)
 	s.closing.Do(func() {
 		if s.stream != nil {
 			defer s.stream.Close()

@@ -89,9 +89,9 @@ func (r *Remote) ended() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.failed == nil || r.failed == io.EOF {
-		return errEnded
+		return ErrEnded
 	}
-	return fmt.Errorf("%w: %w", errEnded, r.failed)
+	return fmt.Errorf("%w: %w", ErrEnded, r.failed)
 }
 
 // receive takes frames until the stream ends.

@@ -80,10 +80,13 @@ func Begin() error {
 	// some. Caught and dropped they do nothing, and unlike ignored ones they are the default's again after exec.
 	signal.Notify(make(chan os.Signal, 1))
 	// The C library's own signals are none of Go's business (but for 33, which Go uses as the library does), and posix_spawn, as
-	// make calls it, leaves the first ignored.
+	// make calls it, leaves the first ignored. Those of a fault would end this process by Go's handler, when a command sends them
+	// as another than kill does (rt_sigqueueinfo(2), F_SETSIG of fcntl(2)); without a handler the kernel drops them for pid 1.
 	var byDefault [4]uint64 // struct sigaction: handler, flags, restorer, mask
-	for _, sig := range []uintptr{32, 34} {
-		if _, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&byDefault)), 0, 8, 0, 0); errno != 0 {
+	for _, sig := range []unix.Signal{
+		32, 34, unix.SIGILL, unix.SIGTRAP, unix.SIGBUS, unix.SIGFPE, unix.SIGSEGV, unix.SIGSTKFLT, unix.SIGSYS,
+	} {
+		if _, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(sig), uintptr(unsafe.Pointer(&byDefault)), 0, 8, 0, 0); errno != 0 {
 			return errno
 		}
 	}

@@ -17,7 +17,8 @@ const (
 	fillRate  = 4 << 30
 	shortest  = 5 * time.Millisecond
 	longest   = 250 * time.Millisecond
-	statusCap = 4 << 10 // bytes of /proc/PID/status that are read; the Rss lines are in the first
+	statusCap = 4 << 10 // bytes of /proc/PID/status that are read; the counted lines are in the first
+	inodeSize = 1 << 10 // bytes of the kernel's own for a file of a tmpfs, even an empty one: inode and name
 )
 
 // FolderSize is how large the tmpfs of a scratch folder may become under a memory limit, in bytes; 0 is the kernel's default.
@@ -60,7 +61,7 @@ func (l Limits) held(buf []byte) int64 {
 	for _, dir := range l.Scratch {
 		var st unix.Statfs_t
 		if unix.Statfs(dir, &st) == nil {
-			total += int64(st.Blocks-st.Bfree) * st.Bsize
+			total += int64(st.Blocks-st.Bfree)*st.Bsize + int64(st.Files-st.Ffree)*inodeSize
 		}
 	}
 	proc, err := os.Open("/proc")
@@ -96,8 +97,9 @@ func ofThreads(dir string, buf []byte) int64 {
 	return 0
 }
 
-// counted are the lines of a process's memory that only it holds, or that is in no file (proc_pid_status(5)), and its page tables.
-var counted = [][]byte{[]byte("\nRssAnon:"), []byte("\nRssShmem:"), []byte("\nVmPTE:")}
+// counted are the lines of a process's memory that only it holds, or that is in no file (proc_pid_status(5)), its page tables, and
+// what of it the machine has swapped out.
+var counted = [][]byte{[]byte("\nRssAnon:"), []byte("\nRssShmem:"), []byte("\nVmPTE:"), []byte("\nVmSwap:")}
 
 // resident adds up the counted lines, in bytes. It's not known where a thread has ended.
 func resident(path string, buf []byte) (total int64, known bool) {

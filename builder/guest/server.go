@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"unsafe"
 
@@ -267,15 +266,19 @@ func (s *server) run(r request) []byte {
 
 // attend waits for a command, and ends it when the sandbox holds too much memory.
 func (s *server) attend(pid int) []byte {
-	var over atomic.Bool
-	done := make(chan struct{})
-	defer close(done)
-	go s.limits.watch(done, func() {
-		over.Store(true)
-		unix.Kill(-1, unix.SIGKILL)
-	})
+	over := false
+	done, watched := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(watched)
+		s.limits.watch(done, func() {
+			over = true
+			unix.Kill(-1, unix.SIGKILL)
+		})
+	}()
 	answer := wait(pid)
-	if over.Load() {
+	close(done)
+	<-watched // or a last look at this command's memory could end the next command
+	if over {
 		return pack([]string{"memory"})
 	}
 	return answer

@@ -178,7 +178,7 @@ func (e *Engine) Start(ctx context.Context, s builder.Spec) (_ builder.Sandbox, 
 	if err != nil {
 		return nil, fmt.Errorf("load the header image into the Docker Engine: %w", err)
 	}
-	limit := int64(processes)
+	limit, noInit := int64(processes), false
 	config := &container.Config{
 		Image: image, Entrypoint: []string{marker}, WorkingDir: "/",
 		User: fmt.Sprintf("%d:%d", builder.UID, builder.GID), Hostname: builder.HostName,
@@ -187,6 +187,7 @@ func (e *Engine) Start(ctx context.Context, s builder.Spec) (_ builder.Sandbox, 
 	}
 	host := &container.HostConfig{
 		NetworkMode: "none", IpcMode: "none", CgroupnsMode: "private", AutoRemove: true,
+		Init:           &noInit, // whatever the Engine's configuration says: the first process is this program
 		ReadonlyRootfs: true, CapDrop: []string{"ALL"}, SecurityOpt: []string{"no-new-privileges"},
 		MaskedPaths: masked, ReadonlyPaths: []string{}, Tmpfs: tmpfs,
 		LogConfig: container.LogConfig{Type: "none"},

@@ -259,7 +259,8 @@ func TestProgramVersion(t *testing.T) {
 func TestRemote(t *testing.T) {
 	root := enginetest.NewRoot(t)
 	hide := t.TempDir()
-	d := dockertest.Start(t, dockertest.Options{TCP: true, Hide: append(root.Layers(), hide)})
+	// Its configuration gives every container a first process of its own.
+	d := dockertest.Start(t, dockertest.Options{TCP: true, Hide: append(root.Layers(), hide), Args: []string{"--init"}})
 	if !strings.HasPrefix(d.Host, "tcp://127.0.0.1:") {
 		t.Fatalf("the Engine is at %s", d.Host)
 	}

@@ -8,6 +8,10 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -201,7 +205,6 @@ func TestTransfer(t *testing.T) {
 	if sent, name := start(engine(t, d), second); sent < int64(len(noise)) || name != "two" {
 		t.Errorf("after the images were removed: sent %d bytes, is %q", sent, name)
 	}
-	e.loaded = map[string]string{}
 	d.CLI("image", "prune", "--all", "--force")
 	if sent, name := start(e, first); sent < int64(len(noise)) || name != "one" {
 		t.Errorf("after the images were removed: sent %d bytes, is %q", sent, name)
@@ -398,6 +401,66 @@ func TestSweep(t *testing.T) {
 		t.Error("a container of another machine is stale when it hasn't run for long, and only then")
 	}
 	output(t, sb, "true")
+}
+
+// between gives the address of a server that passes requests on to an Engine. One whose path ends in suffix is handed to hook,
+// and then passed on whether whoever sent it still waits or not.
+func between(t *testing.T, d *dockertest.Daemon, suffix string, hook func(*http.Request)) string {
+	t.Helper()
+	proxy := &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) { r.Out.URL.Scheme, r.Out.URL.Host = "http", "docker" },
+		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", strings.TrimPrefix(d.Host, "unix://"))
+		}},
+	}
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, suffix) {
+			hook(r)
+			ctx, cancel := context.WithCancel(context.WithoutCancel(r.Context()))
+			defer cancel()
+			r = r.WithContext(ctx)
+		}
+		proxy.ServeHTTP(w, r)
+	}))
+	t.Cleanup(s.Close)
+	return "tcp://" + s.Listener.Addr().String()
+}
+
+// Cancelled while the Engine answers, Start returns soon and leaves nothing.
+func TestStartCancelled(t *testing.T) {
+	d := dockertest.Start(t, dockertest.Options{})
+	c := connect(t, d)
+	root := enginetest.NewRoot(t)
+	for _, suffix := range []string{"/containers/create", "/attach", "/start"} {
+		why := errors.New("because")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		t.Setenv(client.EnvOverrideHost, between(t, d, suffix, func(r *http.Request) {
+			cancel(why)
+			if suffix == "/attach" { // takes its time
+				time.Sleep(3 * time.Second)
+			} else {
+				time.Sleep(200 * time.Millisecond)
+			}
+		}))
+		e := New()
+		begin := time.Now()
+		sb, err := e.Start(ctx, spec(root))
+		if !errors.Is(err, why) {
+			t.Errorf("Start() cancelled at %s = %v; want %v", suffix, err, why)
+		}
+		if sb != nil {
+			sb.Close()
+		}
+		t.Logf("%s: %v", suffix, time.Since(begin))
+		if d := time.Since(begin); suffix == "/attach" && d > 2*time.Second+500*time.Millisecond {
+			t.Errorf("Start() cancelled at %s took %v", suffix, d)
+		}
+		if n := containers(t, c); n != 0 {
+			t.Errorf("cancelled at %s: %d containers are left", suffix, n)
+			gone(t, c, suffix)
+		}
+		e.Close()
+	}
 }
 
 // An Engine that is killed in the middle of a command is an error at once, and leaves nothing once it's back.

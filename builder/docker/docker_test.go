@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -29,11 +30,15 @@ import (
 	"github.com/godkms-hermetic/godkms-hermetic/builder/enginetest"
 	"github.com/godkms-hermetic/godkms-hermetic/builder/sandbox"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/dockertest"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/need"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
 
 // layersVar has the layers of a test root, for a test binary that another one starts to be a tool.
 const layersVar = "DOCKER_TEST_LAYERS"
+
+// labelVar has the label of a container, for a test binary that says whether it's stale.
+const labelVar = "DOCKER_TEST_LABEL"
 
 func TestMain(m *testing.M) {
 	if IsInit() {
@@ -41,6 +46,10 @@ func TestMain(m *testing.M) {
 	}
 	if sandbox.IsInit() {
 		os.Exit(sandbox.Init())
+	}
+	if label := os.Getenv(labelVar); label != "" {
+		fmt.Print(stale(label, true, 0))
+		os.Exit(0)
 	}
 	if layers := os.Getenv(layersVar); layers != "" {
 		if err := tool(enginetest.Folders(strings.Split(layers, "\n")...)); err != nil {
@@ -401,6 +410,39 @@ func TestSweep(t *testing.T) {
 		t.Error("a container of another machine is stale when it hasn't run for long, and only then")
 	}
 	output(t, sb, "true")
+}
+
+// A run of another user is alive, though /proc doesn't show it.
+func TestHiddenProcesses(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root mounts another /proc")
+	}
+	need.Program(t, "setpriv")
+	exe := filepath.Join(t.TempDir(), "test")
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("cp", self, exe).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for p := exe; p != os.TempDir() && p != "/"; p = filepath.Dir(p) {
+		if err := os.Chmod(p, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dead := exec.Command("true")
+	if err := dead.Run(); err != nil {
+		t.Fatal(err)
+	}
+	for label, want := range map[string]string{owner(): "false", fmt.Sprintf("%s %d 1", machine(), dead.Process.Pid): "true"} {
+		cmd := exec.Command("sh", "-c", `mount -t proc -o hidepid=2 proc /proc && exec setpriv --reuid 54321 --regid 54321 --clear-groups "$0"`, exe)
+		cmd.Dir, cmd.Env = "/", append(os.Environ(), labelVar+"="+label)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
+		if out, err := cmd.CombinedOutput(); err != nil || string(out) != want {
+			t.Errorf("stale(%q) = %s, %v; want %s", label, out, err, want)
+		}
+	}
 }
 
 // between gives the address of a server that passes requests on to an Engine. One whose path ends in suffix is handed to hook,

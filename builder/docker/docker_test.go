@@ -4,9 +4,11 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -624,6 +626,32 @@ func TestContexts(t *testing.T) {
 	}
 	if _, err := New().Check(t.Context()); !errors.As(err, new(*builder.UnavailableError)) || !strings.Contains(err.Error(), "config.json") {
 		t.Errorf("with a broken configuration: %v", err)
+	}
+}
+
+// With DOCKER_TLS_VERIFY alone the keys are where docker has them, and nothing is said without them.
+func TestTLS(t *testing.T) {
+	said := 0
+	s := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		said++
+		fmt.Fprintf(w, `{"Version":"1","ApiVersion":"1.41","Os":"linux","Arch":%q}`, enginetest.Arch())
+	}))
+	defer s.Close()
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
+	config := t.TempDir()
+	t.Setenv("DOCKER_CONFIG", config)
+	t.Setenv(client.EnvOverrideHost, "tcp://"+s.Listener.Addr().String())
+	t.Setenv(client.EnvTLSVerify, "1")
+	t.Setenv(client.EnvOverrideCertPath, "")
+	if _, err := New().Check(t.Context()); err == nil || said > 0 {
+		t.Errorf("without the Engine's certificate: %v, %d requests", err, said)
+	}
+	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw})
+	if err := os.WriteFile(filepath.Join(config, "ca.pem"), ca, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := New().Check(t.Context()); err != nil || said == 0 {
+		t.Errorf("with it: %v, %d requests", err, said)
 	}
 }
 

@@ -2,7 +2,6 @@ package guest
 
 import (
 	"bytes"
-	"os"
 	"runtime"
 	"strconv"
 	"time"
@@ -64,37 +63,62 @@ func (l Limits) held(buf []byte) int64 {
 			total += int64(st.Blocks-st.Bfree)*st.Bsize + int64(st.Files-st.Ffree)*inodeSize
 		}
 	}
-	proc, err := os.Open("/proc")
-	if err != nil {
-		return total
-	}
-	defer proc.Close()
-	names, _ := proc.Readdirnames(-1)
-	for _, name := range names {
+	entries("/proc", func(name string) bool {
 		if name[0] < '0' || name[0] > '9' || name == "1" {
-			continue
+			return true
 		}
 		n, known := resident("/proc/"+name+"/status", buf)
 		if !known { // it has ended, or its first thread alone, whose status says nothing of the memory any more
 			n = ofThreads("/proc/"+name+"/task", buf)
 		}
 		total += n
-	}
+		return true
+	})
 	return total
 }
 
 // ofThreads is the memory of a process by way of any thread of it that has not ended.
-func ofThreads(dir string, buf []byte) int64 {
-	threads, err := os.ReadDir(dir)
+func ofThreads(dir string, buf []byte) (total int64) {
+	entries(dir, func(name string) bool {
+		n, known := resident(dir+"/"+name+"/status", buf)
+		if known {
+			total = n
+		}
+		return !known
+	})
+	return total
+}
+
+// entries calls f with the names in a folder of /proc, until it returns false. It reads few at a time: memory can be handed on
+// from process to process (CLONE_VM), each of which lives for less time than a long list takes. Their pids rise, so that the next
+// one is met further on.
+func entries(dir string, f func(name string) bool) {
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return 0
+		return
 	}
-	for _, t := range threads {
-		if n, known := resident(dir+"/"+t.Name()+"/status", buf); known {
-			return n
+	defer unix.Close(fd)
+	b := make([]byte, 64) // two processes
+	var names []string
+	for {
+		n, err := unix.Getdents(fd, b)
+		if err == unix.EINVAL && len(b) < 4096 { // the next name is longer
+			b = make([]byte, 2*len(b))
+			continue
+		}
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || n == 0 {
+			return
+		}
+		_, _, names = unix.ParseDirent(b[:n], -1, names[:0])
+		for _, name := range names {
+			if !f(name) {
+				return
+			}
 		}
 	}
-	return 0
 }
 
 // counted are the lines of a process's memory that only it holds, or that is in no file (proc_pid_status(5)), its page tables, and

@@ -3,6 +3,8 @@ package guest
 import (
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 )
 
@@ -23,5 +25,29 @@ func TestResident(t *testing.T) {
 		if got, known := resident(file, make([]byte, statusCap)); got != test.want || known != test.known {
 			t.Errorf("resident(%q) = %d, %v; want %d, %v", test.status, got, known, test.want, test.known)
 		}
+	}
+}
+
+func TestEntries(t *testing.T) {
+	dir := t.TempDir()
+	var want []string
+	for i := range 260 {
+		name := strings.Repeat("x", i%250) + strings.Repeat("1", 1+i/250)
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, name)
+	}
+	var got []string
+	entries(dir, func(name string) bool { got = append(got, name); return true })
+	slices.Sort(got)
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("entries() gave %d names: %q; want %d", len(got), got, len(want))
+	}
+	n := 0
+	entries(dir, func(string) bool { n++; return n < 3 })
+	if n != 3 {
+		t.Errorf("entries() went on to %d names; want 3", n)
 	}
 }

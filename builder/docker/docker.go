@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/client"
 
@@ -179,7 +180,7 @@ func (e *Engine) Start(ctx context.Context, s builder.Spec) (_ builder.Sandbox, 
 	if err != nil {
 		return nil, fmt.Errorf("load the header image into the Docker Engine: %w", err)
 	}
-	limit := int64(processes)
+	limit, noInit := int64(processes), false
 	config := &container.Config{
 		Image: image, Entrypoint: []string{marker}, WorkingDir: "/",
 		User: fmt.Sprintf("%d:%d", builder.UID, builder.GID), Hostname: builder.HostName,
@@ -188,6 +189,7 @@ func (e *Engine) Start(ctx context.Context, s builder.Spec) (_ builder.Sandbox, 
 	}
 	host := &container.HostConfig{
 		NetworkMode: "none", IpcMode: "none", CgroupnsMode: "private", AutoRemove: true,
+		Init:           &noInit, // whatever the Engine's configuration says: the first process is this program
 		ReadonlyRootfs: true, CapDrop: []string{"ALL"}, SecurityOpt: []string{"no-new-privileges"},
 		MaskedPaths: masked, ReadonlyPaths: []string{}, Tmpfs: tmpfs,
 		LogConfig: container.LogConfig{Type: "none"},
@@ -197,17 +199,24 @@ func (e *Engine) Start(ctx context.Context, s builder.Spec) (_ builder.Sandbox, 
 		host.Memory = s.Memory + overhead
 		host.MemorySwap = host.Memory
 	}
-	created, err := c.ContainerCreate(ctx, config, host, nil, nil, "")
+	id, err := create(ctx, c, config, host)
+	if errdefs.IsNotFound(err) && ctx.Err() == nil { // an administrator, or another run, has removed the image since
+		e.forget(image)
+		if config.Image, err = e.load(ctx, c, s.Root); err != nil {
+			return nil, fmt.Errorf("load the header image into the Docker Engine: %w", err)
+		}
+		id, err = create(ctx, c, config, host)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("create a container: %w", err)
 	}
-	sb := &box{client: c, host: info.Host, id: created.ID}
+	sb := &box{client: c, host: info.Host, id: id}
 	defer func() {
 		if err != nil {
 			sb.Close()
 		}
 	}()
-	attached, err := c.ContainerAttach(ctx, sb.id, container.AttachOptions{Stream: true, Stdin: true, Stdout: true, Stderr: true})
+	attached, err := attach(ctx, c, sb.id)
 	if err != nil {
 		return nil, fmt.Errorf("attach to a container: %w", err)
 	}
@@ -219,6 +228,40 @@ func (e *Engine) Start(ctx context.Context, s builder.Spec) (_ builder.Sandbox, 
 		return nil, fmt.Errorf("set a container up: %w%s", err, sb.stream.said())
 	}
 	return sb, nil
+}
+
+// create makes a container. When ctx ends meanwhile it waits for the answer all the same, for a while: one whose id isn't known
+// can't be removed.
+func create(ctx context.Context, c *client.Client, config *container.Config, host *container.HostConfig) (id string, err error) {
+	wait, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(patience, cancel) })()
+	created, err := c.ContainerCreate(wait, config, host, nil, nil, "")
+	return created.ID, err
+}
+
+// attach connects to a container's streams. The client's own ends with ctx only before it's connected.
+func attach(ctx context.Context, c *client.Client, id string) (types.HijackedResponse, error) {
+	type result struct {
+		types.HijackedResponse
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		r, err := c.ContainerAttach(ctx, id, container.AttachOptions{Stream: true, Stdin: true, Stdout: true, Stderr: true})
+		done <- result{r, err}
+	}()
+	select {
+	case r := <-done:
+		return r.HijackedResponse, r.err
+	case <-ctx.Done():
+		go func() {
+			if r := <-done; r.err == nil {
+				r.Close()
+			}
+		}()
+		return types.HijackedResponse{}, context.Cause(ctx)
+	}
 }
 
 // mounts are the scratch folders, as options of tmpfs; those within others are made by the first process. The terminals' and
@@ -314,14 +357,14 @@ func (s *box) Close() error {
 func remove(ctx context.Context, c *client.Client, id string) error {
 	gone, failed := c.ContainerWait(ctx, id, container.WaitConditionRemoved) // the Engine may be removing it by itself
 	err := c.ContainerRemove(ctx, id, container.RemoveOptions{Force: true, RemoveVolumes: true})
-	switch {
-	case errdefs.IsNotFound(err):
-		return nil
-	case err != nil && !errdefs.IsConflict(err):
+	if err != nil && !errdefs.IsConflict(err) && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("remove container %.12s: %w", id, err)
 	}
 	select {
-	case <-gone:
+	case end := <-gone:
+		if end.Error != nil {
+			return fmt.Errorf("remove container %.12s: %s", id, end.Error.Message)
+		}
 		return nil
 	case err := <-failed:
 		if errdefs.IsNotFound(err) {

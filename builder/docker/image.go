@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -137,6 +138,13 @@ func (e *Engine) load(ctx context.Context, c *client.Client, root builder.Root) 
 	}
 	e.loaded[digest.String()] = a.name
 	return a.name, nil
+}
+
+// forget has the image of that name looked for, and loaded, anew.
+func (e *Engine) forget(name string) {
+	e.loading.Lock()
+	defer e.loading.Unlock()
+	maps.DeleteFunc(e.loaded, func(_, loaded string) bool { return loaded == name })
 }
 
 // Sent is how many bytes of images the Engine was sent so far.

@@ -60,7 +60,7 @@ func (l Limits) held(buf []byte) int64 {
 	for _, dir := range l.Scratch {
 		var st unix.Statfs_t
 		if unix.Statfs(dir, &st) == nil {
-			total += int64(st.Blocks-st.Bfree)*st.Bsize + int64(st.Files-st.Ffree)*inodeSize
+			total += int64(st.Blocks-st.Bfree)*int64(st.Bsize) + int64(st.Files-st.Ffree)*inodeSize
 		}
 	}
 	entries("/proc", func(name string) bool {

@@ -25,6 +25,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types"
 	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/versions"
 	"github.com/docker/docker/client"
 
 	"github.com/godkms-hermetic/godkms-hermetic/builder"
@@ -92,7 +93,7 @@ func (e *Engine) connect(ctx context.Context) (*client.Client, Info, error) {
 	defer cancel()
 	v, err := c.ServerVersion(wait)
 	if err == nil {
-		err = program0()
+		err = static()
 	}
 	if err != nil {
 		c.Close()
@@ -107,9 +108,17 @@ func (e *Engine) connect(ctx context.Context) (*client.Client, Info, error) {
 		return nil, info, unavailable(fmt.Sprintf("it runs on %s/%s, and this program is for linux/%s", v.Os, v.Arch, runtime.GOARCH),
 			"use an Engine of the same kind, or the program that was built for it", errors.ErrUnsupported)
 	}
+	if versions.LessThan(v.APIVersion, oldestAPI) {
+		c.Close()
+		return nil, info, unavailable("its version "+v.Version+" is too old: a container of it can't have all that keeps a build apart", "use Docker Engine 20.10 or newer",
+			fmt.Errorf("API %s is older than %s: %w", v.APIVersion, oldestAPI, errors.ErrUnsupported))
+	}
 	e.client, e.info = c, info
 	return c, info, nil
 }
+
+// oldestAPI is the version that brought cgroup namespaces for containers, that of Docker Engine 20.10.
+const oldestAPI = "1.41"
 
 // explain finds the reason why an Engine doesn't answer.
 func explain(at address, err error) error {

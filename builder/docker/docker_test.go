@@ -256,11 +256,26 @@ func TestProgramVersion(t *testing.T) {
 	if got := d.CLI("image", "ls", "--quiet", repository+":older"); got == "" {
 		t.Fatal("the older image isn't there")
 	}
-	sb, err := e.Start(t.Context(), spec(root))
+	load := func() {
+		sb, err := engine(t, d).Start(t.Context(), spec(root))
+		if err != nil {
+			t.Fatal(err)
+		}
+		sb.Close()
+	}
+	load()
+	if got := d.CLI("image", "ls", "--quiet", repository+":older"); got == "" {
+		t.Error("an image that another version of the program has just loaded is removed")
+	}
+	now, err := newArchive(img, digest, p)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer sb.Close()
+	d.CLI("image", "rm", now.name)
+	old := outdated
+	outdated = 0
+	defer func() { outdated = old }()
+	load()
 	if got := d.CLI("image", "ls", "--quiet", repository+":older"); got != "" {
 		t.Errorf("the older image is still there: %s", got)
 	}

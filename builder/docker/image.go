@@ -217,7 +217,7 @@ func (a *archive) ensure(ctx context.Context, c *client.Client, sent *int64) err
 		return fmt.Errorf("the Engine has no image %s after it was loaded", a.name)
 	}
 	c.ImageTag(ctx, a.name, a.name) // notes the time, which loading doesn't
-	for _, id := range old { // of other versions of this program; one that is in use stays
+	for _, id := range old {        // of other versions of this program; one that is in use stays
 		c.ImageRemove(ctx, id, image.RemoveOptions{})
 	}
 	return nil

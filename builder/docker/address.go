@@ -22,7 +22,7 @@ import (
 type address struct {
 	host    string
 	context string // that named it
-	tls     string // the folder with the context's keys, if it has some
+	tls     string // the folder with the keys, if there are some
 	trust   bool   // the context says that the Engine's certificate isn't to be verified
 }
 
@@ -30,14 +30,18 @@ type address struct {
 // names, in the folders of the context store (docs.docker.com/engine/manage-resources/contexts, and the store of docker/cli:
 // contexts/meta/<SHA-256 of the name>/meta.json, contexts/tls/<the same>/docker).
 func find() (address, error) {
-	if host := os.Getenv(client.EnvOverrideHost); host != "" {
-		return address{host: host}, supported(host)
-	}
 	dir := os.Getenv("DOCKER_CONFIG")
 	if dir == "" {
 		if home, err := os.UserHomeDir(); err == nil {
 			dir = filepath.Join(home, ".docker")
 		}
+	}
+	if host := os.Getenv(client.EnvOverrideHost); host != "" {
+		at := address{host: host}
+		if os.Getenv(client.EnvTLSVerify) != "" && os.Getenv(client.EnvOverrideCertPath) == "" && !strings.HasPrefix(host, "unix:") {
+			at.tls = dir // where docker has the keys then; the client alone would do without TLS
+		}
+		return at, supported(host)
 	}
 	name := os.Getenv("DOCKER_CONTEXT")
 	if name == "" && dir != "" {
@@ -97,7 +101,7 @@ func readJSON(file string, into any) error {
 // client makes a client. DOCKER_TLS_VERIFY, DOCKER_CERT_PATH and DOCKER_API_VERSION mean what they mean to docker.
 func (a address) client() (*client.Client, error) {
 	opts := []client.Opt{client.WithAPIVersionNegotiation()}
-	if a.context == "" {
+	if a.context == "" && a.tls == "" {
 		opts = append(opts, client.WithTLSClientConfigFromEnv())
 	} else if a.tls != "" || a.trust {
 		config, err := a.keys()

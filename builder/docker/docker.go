@@ -19,10 +19,13 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types"
 	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/versions"
 	"github.com/docker/docker/client"
 
 	"github.com/godkms-hermetic/godkms-hermetic/builder"
@@ -90,7 +93,7 @@ func (e *Engine) connect(ctx context.Context) (*client.Client, Info, error) {
 	defer cancel()
 	v, err := c.ServerVersion(wait)
 	if err == nil {
-		err = program0()
+		err = static()
 	}
 	if err != nil {
 		c.Close()
@@ -105,9 +108,17 @@ func (e *Engine) connect(ctx context.Context) (*client.Client, Info, error) {
 		return nil, info, unavailable(fmt.Sprintf("it runs on %s/%s, and this program is for linux/%s", v.Os, v.Arch, runtime.GOARCH),
 			"use an Engine of the same kind, or the program that was built for it", errors.ErrUnsupported)
 	}
+	if versions.LessThan(v.APIVersion, oldestAPI) {
+		c.Close()
+		return nil, info, unavailable("its version "+v.Version+" is too old: a container of it can't have all that keeps a build apart", "use Docker Engine 20.10 or newer",
+			fmt.Errorf("API %s is older than %s: %w", v.APIVersion, oldestAPI, errors.ErrUnsupported))
+	}
 	e.client, e.info = c, info
 	return c, info, nil
 }
+
+// oldestAPI is the version that brought cgroup namespaces for containers, that of Docker Engine 20.10.
+const oldestAPI = "1.41"
 
 // explain finds the reason why an Engine doesn't answer.
 func explain(at address, err error) error {
@@ -178,7 +189,7 @@ func (e *Engine) Start(ctx context.Context, s builder.Spec) (_ builder.Sandbox, 
 	if err != nil {
 		return nil, fmt.Errorf("load the header image into the Docker Engine: %w", err)
 	}
-	limit := int64(processes)
+	limit, noInit := int64(processes), false
 	config := &container.Config{
 		Image: image, Entrypoint: []string{marker}, WorkingDir: "/",
 		User: fmt.Sprintf("%d:%d", builder.UID, builder.GID), Hostname: builder.HostName,
@@ -187,6 +198,7 @@ func (e *Engine) Start(ctx context.Context, s builder.Spec) (_ builder.Sandbox, 
 	}
 	host := &container.HostConfig{
 		NetworkMode: "none", IpcMode: "none", CgroupnsMode: "private", AutoRemove: true,
+		Init:           &noInit, // whatever the Engine's configuration says: the first process is this program
 		ReadonlyRootfs: true, CapDrop: []string{"ALL"}, SecurityOpt: []string{"no-new-privileges"},
 		MaskedPaths: masked, ReadonlyPaths: []string{}, Tmpfs: tmpfs,
 		LogConfig: container.LogConfig{Type: "none"},
@@ -196,17 +208,24 @@ func (e *Engine) Start(ctx context.Context, s builder.Spec) (_ builder.Sandbox, 
 		host.Memory = s.Memory + overhead
 		host.MemorySwap = host.Memory
 	}
-	created, err := c.ContainerCreate(ctx, config, host, nil, nil, "")
+	id, err := create(ctx, c, config, host)
+	if errdefs.IsNotFound(err) && ctx.Err() == nil { // an administrator, or another run, has removed the image since
+		e.forget(image)
+		if config.Image, err = e.load(ctx, c, s.Root); err != nil {
+			return nil, fmt.Errorf("load the header image into the Docker Engine: %w", err)
+		}
+		id, err = create(ctx, c, config, host)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("create a container: %w", err)
 	}
-	sb := &box{client: c, id: created.ID}
+	sb := &box{client: c, host: info.Host, id: id}
 	defer func() {
 		if err != nil {
 			sb.Close()
 		}
 	}()
-	attached, err := c.ContainerAttach(ctx, sb.id, container.AttachOptions{Stream: true, Stdin: true, Stdout: true, Stderr: true})
+	attached, err := attach(ctx, c, sb.id)
 	if err != nil {
 		return nil, fmt.Errorf("attach to a container: %w", err)
 	}
@@ -218,6 +237,40 @@ func (e *Engine) Start(ctx context.Context, s builder.Spec) (_ builder.Sandbox, 
 		return nil, fmt.Errorf("set a container up: %w%s", err, sb.stream.said())
 	}
 	return sb, nil
+}
+
+// create makes a container. When ctx ends meanwhile it waits for the answer all the same, for a while: one whose id isn't known
+// can't be removed.
+func create(ctx context.Context, c *client.Client, config *container.Config, host *container.HostConfig) (id string, err error) {
+	wait, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(patience, cancel) })()
+	created, err := c.ContainerCreate(wait, config, host, nil, nil, "")
+	return created.ID, err
+}
+
+// attach connects to a container's streams. The client's own ends with ctx only before it's connected.
+func attach(ctx context.Context, c *client.Client, id string) (types.HijackedResponse, error) {
+	type result struct {
+		types.HijackedResponse
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		r, err := c.ContainerAttach(ctx, id, container.AttachOptions{Stream: true, Stdin: true, Stdout: true, Stderr: true})
+		done <- result{r, err}
+	}()
+	select {
+	case r := <-done:
+		return r.HijackedResponse, r.err
+	case <-ctx.Done():
+		go func() {
+			if r := <-done; r.err == nil {
+				r.Close()
+			}
+		}()
+		return types.HijackedResponse{}, context.Cause(ctx)
+	}
 }
 
 // mounts are the scratch folders, as options of tmpfs; those within others are made by the first process. The terminals' and
@@ -277,15 +330,27 @@ var masked = func() []string {
 type box struct {
 	*guest.Remote
 	client *client.Client
+	host   string
 	id     string
 	stream *stream // nil before it's attached
 
+	ending  atomic.Bool
 	closing sync.Once
 	closed  error
 }
 
+// Run implements builder.Sandbox. When the container ends, or the Engine, the error is a *builder.UnavailableError.
+func (s *box) Run(ctx context.Context, c builder.Command) error {
+	err := s.Remote.Run(ctx, c)
+	if errors.Is(err, guest.ErrEnded) && !s.ending.Load() {
+		return unavailable("the container ended, or the connection to the Engine at "+s.host, "see whether it still runs, and what its log says, and try again", fmt.Errorf("%w%s", err, s.stream.said()))
+	}
+	return err
+}
+
 // Close implements builder.Sandbox. It returns when the container is gone.
 func (s *box) Close() error {
+	s.ending.Store(true)
 	s.closing.Do(func() {
 		if s.stream != nil {
 			defer s.stream.Close()
@@ -301,14 +366,14 @@ func (s *box) Close() error {
 func remove(ctx context.Context, c *client.Client, id string) error {
 	gone, failed := c.ContainerWait(ctx, id, container.WaitConditionRemoved) // the Engine may be removing it by itself
 	err := c.ContainerRemove(ctx, id, container.RemoveOptions{Force: true, RemoveVolumes: true})
-	switch {
-	case errdefs.IsNotFound(err):
-		return nil
-	case err != nil && !errdefs.IsConflict(err):
+	if err != nil && !errdefs.IsConflict(err) && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("remove container %.12s: %w", id, err)
 	}
 	select {
-	case <-gone:
+	case end := <-gone:
+		if end.Error != nil {
+			return fmt.Errorf("remove container %.12s: %s", id, end.Error.Message)
+		}
 		return nil
 	case err := <-failed:
 		if errdefs.IsNotFound(err) {

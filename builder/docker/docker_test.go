@@ -4,15 +4,22 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -25,11 +32,15 @@ import (
 	"github.com/godkms-hermetic/godkms-hermetic/builder/enginetest"
 	"github.com/godkms-hermetic/godkms-hermetic/builder/sandbox"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/dockertest"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/need"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
 
 // layersVar has the layers of a test root, for a test binary that another one starts to be a tool.
 const layersVar = "DOCKER_TEST_LAYERS"
+
+// labelVar has the label of a container, for a test binary that says whether it's stale.
+const labelVar = "DOCKER_TEST_LABEL"
 
 func TestMain(m *testing.M) {
 	if IsInit() {
@@ -37,6 +48,10 @@ func TestMain(m *testing.M) {
 	}
 	if sandbox.IsInit() {
 		os.Exit(sandbox.Init())
+	}
+	if label := os.Getenv(labelVar); label != "" {
+		fmt.Print(stale(label, true, 0))
+		os.Exit(0)
 	}
 	if layers := os.Getenv(layersVar); layers != "" {
 		if err := tool(enginetest.Folders(strings.Split(layers, "\n")...)); err != nil {
@@ -201,7 +216,6 @@ func TestTransfer(t *testing.T) {
 	if sent, name := start(engine(t, d), second); sent < int64(len(noise)) || name != "two" {
 		t.Errorf("after the images were removed: sent %d bytes, is %q", sent, name)
 	}
-	e.loaded = map[string]string{}
 	d.CLI("image", "prune", "--all", "--force")
 	if sent, name := start(e, first); sent < int64(len(noise)) || name != "one" {
 		t.Errorf("after the images were removed: sent %d bytes, is %q", sent, name)
@@ -242,11 +256,26 @@ func TestProgramVersion(t *testing.T) {
 	if got := d.CLI("image", "ls", "--quiet", repository+":older"); got == "" {
 		t.Fatal("the older image isn't there")
 	}
-	sb, err := e.Start(t.Context(), spec(root))
+	load := func() {
+		sb, err := engine(t, d).Start(t.Context(), spec(root))
+		if err != nil {
+			t.Fatal(err)
+		}
+		sb.Close()
+	}
+	load()
+	if got := d.CLI("image", "ls", "--quiet", repository+":older"); got == "" {
+		t.Error("an image that another version of the program has just loaded is removed")
+	}
+	now, err := newArchive(img, digest, p)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer sb.Close()
+	d.CLI("image", "rm", now.name)
+	old := outdated
+	outdated = 0
+	defer func() { outdated = old }()
+	load()
 	if got := d.CLI("image", "ls", "--quiet", repository+":older"); got != "" {
 		t.Errorf("the older image is still there: %s", got)
 	}
@@ -259,7 +288,8 @@ func TestProgramVersion(t *testing.T) {
 func TestRemote(t *testing.T) {
 	root := enginetest.NewRoot(t)
 	hide := t.TempDir()
-	d := dockertest.Start(t, dockertest.Options{TCP: true, Hide: append(root.Layers(), hide)})
+	// Its configuration gives every container a first process of its own.
+	d := dockertest.Start(t, dockertest.Options{TCP: true, Hide: append(root.Layers(), hide), Args: []string{"--init"}})
 	if !strings.HasPrefix(d.Host, "tcp://127.0.0.1:") {
 		t.Fatalf("the Engine is at %s", d.Host)
 	}
@@ -399,6 +429,99 @@ func TestSweep(t *testing.T) {
 	output(t, sb, "true")
 }
 
+// A run of another user is alive, though /proc doesn't show it.
+func TestHiddenProcesses(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root mounts another /proc")
+	}
+	need.Program(t, "setpriv")
+	exe := filepath.Join(t.TempDir(), "test")
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("cp", self, exe).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for p := exe; p != os.TempDir() && p != "/"; p = filepath.Dir(p) {
+		if err := os.Chmod(p, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dead := exec.Command("true")
+	if err := dead.Run(); err != nil {
+		t.Fatal(err)
+	}
+	for label, want := range map[string]string{owner(): "false", fmt.Sprintf("%s %d 1", machine(), dead.Process.Pid): "true"} {
+		cmd := exec.Command("sh", "-c", `mount -t proc -o hidepid=2 proc /proc && exec setpriv --reuid 54321 --regid 54321 --clear-groups "$0"`, exe)
+		cmd.Dir, cmd.Env = "/", append(os.Environ(), labelVar+"="+label)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
+		if out, err := cmd.CombinedOutput(); err != nil || string(out) != want {
+			t.Errorf("stale(%q) = %s, %v; want %s", label, out, err, want)
+		}
+	}
+}
+
+// between gives the address of a server that passes requests on to an Engine. One whose path ends in suffix is handed to hook,
+// and then passed on whether whoever sent it still waits or not.
+func between(t *testing.T, d *dockertest.Daemon, suffix string, hook func(*http.Request)) string {
+	t.Helper()
+	proxy := &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) { r.Out.URL.Scheme, r.Out.URL.Host = "http", "docker" },
+		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", strings.TrimPrefix(d.Host, "unix://"))
+		}},
+	}
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, suffix) {
+			hook(r)
+			ctx, cancel := context.WithCancel(context.WithoutCancel(r.Context()))
+			defer cancel()
+			r = r.WithContext(ctx)
+		}
+		proxy.ServeHTTP(w, r)
+	}))
+	t.Cleanup(s.Close)
+	return "tcp://" + s.Listener.Addr().String()
+}
+
+// Cancelled while the Engine answers, Start returns soon and leaves nothing.
+func TestStartCancelled(t *testing.T) {
+	d := dockertest.Start(t, dockertest.Options{})
+	c := connect(t, d)
+	root := enginetest.NewRoot(t)
+	for _, suffix := range []string{"/containers/create", "/attach", "/start"} {
+		why := errors.New("because")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		t.Setenv(client.EnvOverrideHost, between(t, d, suffix, func(r *http.Request) {
+			cancel(why)
+			if suffix == "/attach" { // takes its time
+				time.Sleep(3 * time.Second)
+			} else {
+				time.Sleep(200 * time.Millisecond)
+			}
+		}))
+		e := New()
+		begin := time.Now()
+		sb, err := e.Start(ctx, spec(root))
+		if !errors.Is(err, why) {
+			t.Errorf("Start() cancelled at %s = %v; want %v", suffix, err, why)
+		}
+		if sb != nil {
+			sb.Close()
+		}
+		t.Logf("%s: %v", suffix, time.Since(begin))
+		if d := time.Since(begin); suffix == "/attach" && d > 2*time.Second+500*time.Millisecond {
+			t.Errorf("Start() cancelled at %s took %v", suffix, d)
+		}
+		if n := containers(t, c); n != 0 {
+			t.Errorf("cancelled at %s: %d containers are left", suffix, n)
+			gone(t, c, suffix)
+		}
+		e.Close()
+	}
+}
+
 // An Engine that is killed in the middle of a command is an error at once, and leaves nothing once it's back.
 func TestEngineKilled(t *testing.T) {
 	d := dockertest.Start(t, dockertest.Options{})
@@ -423,8 +546,9 @@ func TestEngineKilled(t *testing.T) {
 		end.end()
 		select {
 		case err := <-result:
-			if exit := (*builder.ExitError)(nil); err == nil || errors.As(err, &exit) && end.name == "killed" {
-				t.Errorf("%s: Run() = %v; want an error that isn't an *ExitError", end.name, err)
+			// One that is stopped may kill the command first.
+			if exit := (*builder.ExitError)(nil); !errors.As(err, new(*builder.UnavailableError)) && (end.name == "killed" || !errors.As(err, &exit)) {
+				t.Errorf("%s: Run() = %v; want an *UnavailableError", end.name, err)
 			}
 		case <-time.After(10 * time.Second):
 			t.Fatalf("%s: Run() goes on", end.name)
@@ -518,6 +642,32 @@ func TestContexts(t *testing.T) {
 	}
 	if _, err := New().Check(t.Context()); !errors.As(err, new(*builder.UnavailableError)) || !strings.Contains(err.Error(), "config.json") {
 		t.Errorf("with a broken configuration: %v", err)
+	}
+}
+
+// With DOCKER_TLS_VERIFY alone the keys are where docker has them, and nothing is said without them.
+func TestTLS(t *testing.T) {
+	said := 0
+	s := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		said++
+		fmt.Fprintf(w, `{"Version":"1","ApiVersion":"1.41","Os":"linux","Arch":%q}`, enginetest.Arch())
+	}))
+	defer s.Close()
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
+	config := t.TempDir()
+	t.Setenv("DOCKER_CONFIG", config)
+	t.Setenv(client.EnvOverrideHost, "tcp://"+s.Listener.Addr().String())
+	t.Setenv(client.EnvTLSVerify, "1")
+	t.Setenv(client.EnvOverrideCertPath, "")
+	if _, err := New().Check(t.Context()); err == nil || said > 0 {
+		t.Errorf("without the Engine's certificate: %v, %d requests", err, said)
+	}
+	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw})
+	if err := os.WriteFile(filepath.Join(config, "ca.pem"), ca, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := New().Check(t.Context()); err != nil || said == 0 {
+		t.Errorf("with it: %v, %d requests", err, said)
 	}
 }
 

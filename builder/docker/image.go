@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -53,8 +54,8 @@ type program struct {
 
 const executable = "/proc/self/exe"
 
-// program0 makes sure that this program can run in any container: the image has none of its libraries.
-func program0() error {
+// static makes sure that this program is, and so can run in any container: the image has none of its libraries.
+func static() error {
 	f, err := elf.Open(executable)
 	if err != nil {
 		return err
@@ -139,6 +140,13 @@ func (e *Engine) load(ctx context.Context, c *client.Client, root builder.Root) 
 	return a.name, nil
 }
 
+// forget has the image of that name looked for, and loaded, anew.
+func (e *Engine) forget(name string) {
+	e.loading.Lock()
+	defer e.loading.Unlock()
+	maps.DeleteFunc(e.loaded, func(_, loaded string) bool { return loaded == name })
+}
+
 // Sent is how many bytes of images the Engine was sent so far.
 func (e *Engine) Sent() int64 {
 	e.loading.Lock()
@@ -208,7 +216,8 @@ func (a *archive) ensure(ctx context.Context, c *client.Client, sent *int64) err
 	if !a.there(ctx, c) {
 		return fmt.Errorf("the Engine has no image %s after it was loaded", a.name)
 	}
-	for _, id := range old { // of other versions of this program; one that is in use stays
+	c.ImageTag(ctx, a.name, a.name) // notes the time, which loading doesn't
+	for _, id := range old {        // of other versions of this program; one that is in use stays
 		c.ImageRemove(ctx, id, image.RemoveOptions{})
 	}
 	return nil
@@ -229,20 +238,24 @@ func (a *archive) common(layers []string) int {
 	return n
 }
 
+// outdated is how long ago an image was loaded that another version of the program can be taken to need no more: two may be in
+// use in turns.
+var outdated = 24 * time.Hour
+
 // search looks through our images in the Engine for those that have layers of this one, and for the same header image with
-// another version of the program.
+// another version of the program that is outdated.
 func (a *archive) search(ctx context.Context, c *client.Client) (had int, old []string, err error) {
 	list, err := c.ImageList(ctx, image.ListOptions{Filters: filters.NewArgs(filters.Arg("label", imageLabel))})
 	if err != nil {
 		return 0, nil, err
 	}
 	for _, i := range list {
-		if i.Labels[imageLabel] == a.digest.String() && i.Labels[programLabel] != a.program.diffID.String() {
-			old = append(old, i.ID)
-		}
 		found, err := c.ImageInspect(ctx, i.ID)
 		if err != nil {
 			continue // it may have gone
+		}
+		if i.Labels[imageLabel] == a.digest.String() && i.Labels[programLabel] != a.program.diffID.String() && time.Since(found.Metadata.LastTagTime) > outdated {
+			old = append(old, i.ID)
 		}
 		had = max(had, a.common(found.RootFS.Layers))
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/client"
+	"golang.org/x/sys/unix"
 )
 
 // ownerLabel is on every container, and says which process of which machine started it.
@@ -43,7 +44,11 @@ func stale(label string, running bool, age time.Duration) bool {
 		var pid int
 		var start string
 		if _, err := fmt.Sscan(rest, &pid, &start); err == nil {
-			return started(pid) != start
+			now := started(pid)
+			if now == "" && pid > 0 { // or /proc doesn't show other users' processes (hidepid)
+				return unix.Kill(pid, 0) == unix.ESRCH
+			}
+			return now != start
 		}
 	}
 	return !running && age > abandoned

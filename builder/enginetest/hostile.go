@@ -99,6 +99,12 @@ var attacks = []struct {
 	{"list init's fds", nowhere},
 	{"enter init's root", nowhere},
 	{"init's program", nowhere},
+	{"limit init", nowhere},
+	{"idle init", nowhere},
+	{"idle init's attr", nowhere},
+	{"pin init", nowhere},
+	{"slow init", nowhere},
+	{"slow all", nowhere},
 	{"write to root", nowhere},
 	{"write to program", nowhere},
 	{"replace program", nowhere},
@@ -131,6 +137,9 @@ func (s suite) hostile(t *testing.T) {
 	}
 	if got := Try(t, sb, "kill init"); got == "" {
 		t.Error("kill init: no answer")
+	}
+	if got := Try(t, sb, "fault init"); got == "" {
+		t.Error("fault init: no answer")
 	}
 	for _, sig := range []string{"TERM", "INT", "HUP", "QUIT", "SEGV", "BUS", "ABRT", "STOP", "USR1", "PROF", "URG", "CHLD"} {
 		sh(t, sb, "kill -"+sig+" 1 2>/dev/null; true")

@@ -67,12 +67,17 @@ func (s suite) memory(t *testing.T) {
 		{"Unlinked", "unlinked", "/writable", "1ms"},
 		{"Scratch", "file", "/writable", "1ms"},
 		{"Tmp", "file", "/tmp", "1ms"},
+		{"Empty", "files", "/writable", "1ms"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			if out, err := s.holdOutside(t, test.kind, 64); err != nil {
+			size := 64
+			if test.kind == "files" {
+				size = 8 // of a disk, as it may be
+			}
+			if out, err := s.holdOutside(t, test.kind, size); err != nil {
 				t.Errorf("outside of the sandbox: %v: %s", err, out)
 			}
-			keeps := test.kind == "file" // beyond its process
+			keeps := test.kind == "file" || test.kind == "files" // beyond its process
 			sb := shared
 			if sb == nil || keeps {
 				sb = start(memoryLimit << 20)

@@ -31,7 +31,7 @@ type Client struct {
 // SetUp tells the first process what it needs for its set-up, and waits until it's ready. Its failure is an *Error.
 func (s *Client) SetUp(lists ...[]string) error {
 	if err := send(s.Conn, pack(lists...)); err != nil {
-		return fmt.Errorf("%w: %w", errEnded, err)
+		return fmt.Errorf("%w: %w", ErrEnded, err)
 	}
 	return s.ready()
 }
@@ -47,12 +47,13 @@ func (s *Client) ready() error {
 	return nil
 }
 
-var errEnded = errors.New("the sandbox has ended")
+// ErrEnded is wrapped by the error of a Run whose first process has ended, or can't be reached any more.
+var ErrEnded = errors.New("the sandbox has ended")
 
 func (s *Client) answer() ([]string, error) {
 	lists, _, err := receive(s.Conn)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errEnded, err)
+		return nil, fmt.Errorf("%w: %w", ErrEnded, err)
 	}
 	if len(lists) != 1 || len(lists[0]) == 0 {
 		return nil, errGarbled
@@ -132,7 +133,7 @@ func (s *Client) Answer(ctx context.Context, c builder.Command) ([]string, error
 	if err != nil {
 		pipes.abandon()
 		if !errors.Is(err, unix.E2BIG) {
-			err = fmt.Errorf("%w: %w", errEnded, err)
+			err = fmt.Errorf("%w: %w", ErrEnded, err)
 		}
 		return nil, fmt.Errorf("run %q: %w", c.Args[0], err)
 	}

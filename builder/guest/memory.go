@@ -2,7 +2,6 @@ package guest
 
 import (
 	"bytes"
-	"os"
 	"runtime"
 	"strconv"
 	"time"
@@ -17,7 +16,8 @@ const (
 	fillRate  = 4 << 30
 	shortest  = 5 * time.Millisecond
 	longest   = 250 * time.Millisecond
-	statusCap = 4 << 10 // bytes of /proc/PID/status that are read; the Rss lines are in the first
+	statusCap = 4 << 10 // bytes of /proc/PID/status that are read; the counted lines are in the first
+	inodeSize = 1 << 10 // bytes of the kernel's own for a file of a tmpfs, even an empty one: inode and name
 )
 
 // FolderSize is how large the tmpfs of a scratch folder may become under a memory limit, in bytes; 0 is the kernel's default.
@@ -60,44 +60,70 @@ func (l Limits) held(buf []byte) int64 {
 	for _, dir := range l.Scratch {
 		var st unix.Statfs_t
 		if unix.Statfs(dir, &st) == nil {
-			total += int64(st.Blocks-st.Bfree) * st.Bsize
+			total += int64(st.Blocks-st.Bfree)*int64(st.Bsize) + int64(st.Files-st.Ffree)*inodeSize
 		}
 	}
-	proc, err := os.Open("/proc")
-	if err != nil {
-		return total
-	}
-	defer proc.Close()
-	names, _ := proc.Readdirnames(-1)
-	for _, name := range names {
+	entries("/proc", func(name string) bool {
 		if name[0] < '0' || name[0] > '9' || name == "1" {
-			continue
+			return true
 		}
 		n, known := resident("/proc/"+name+"/status", buf)
 		if !known { // it has ended, or its first thread alone, whose status says nothing of the memory any more
 			n = ofThreads("/proc/"+name+"/task", buf)
 		}
 		total += n
-	}
+		return true
+	})
 	return total
 }
 
 // ofThreads is the memory of a process by way of any thread of it that has not ended.
-func ofThreads(dir string, buf []byte) int64 {
-	threads, err := os.ReadDir(dir)
-	if err != nil {
-		return 0
-	}
-	for _, t := range threads {
-		if n, known := resident(dir+"/"+t.Name()+"/status", buf); known {
-			return n
+func ofThreads(dir string, buf []byte) (total int64) {
+	entries(dir, func(name string) bool {
+		n, known := resident(dir+"/"+name+"/status", buf)
+		if known {
+			total = n
 		}
-	}
-	return 0
+		return !known
+	})
+	return total
 }
 
-// counted are the lines of a process's memory that only it holds, or that is in no file (proc_pid_status(5)), and its page tables.
-var counted = [][]byte{[]byte("\nRssAnon:"), []byte("\nRssShmem:"), []byte("\nVmPTE:")}
+// entries calls f with the names in a folder of /proc, until it returns false. It reads few at a time: memory can be handed on
+// from process to process (CLONE_VM), each of which lives for less time than a long list takes. Their pids rise, so that the next
+// one is met further on.
+func entries(dir string, f func(name string) bool) {
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(fd)
+	b := make([]byte, 64) // two processes
+	var names []string
+	for {
+		n, err := unix.Getdents(fd, b)
+		if err == unix.EINVAL && len(b) < 4096 { // the next name is longer
+			b = make([]byte, 2*len(b))
+			continue
+		}
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || n == 0 {
+			return
+		}
+		_, _, names = unix.ParseDirent(b[:n], -1, names[:0])
+		for _, name := range names {
+			if !f(name) {
+				return
+			}
+		}
+	}
+}
+
+// counted are the lines of a process's memory that only it holds, or that is in no file (proc_pid_status(5)), its page tables, and
+// what of it the machine has swapped out.
+var counted = [][]byte{[]byte("\nRssAnon:"), []byte("\nRssShmem:"), []byte("\nVmPTE:"), []byte("\nVmSwap:")}
 
 // resident adds up the counted lines, in bytes. It's not known where a thread has ended.
 func resident(path string, buf []byte) (total int64, known bool) {

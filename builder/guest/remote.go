@@ -89,9 +89,9 @@ func (r *Remote) ended() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.failed == nil || r.failed == io.EOF {
-		return errEnded
+		return ErrEnded
 	}
-	return fmt.Errorf("%w: %w", errEnded, r.failed)
+	return fmt.Errorf("%w: %w", ErrEnded, r.failed)
 }
 
 // receive takes frames until the stream ends.
@@ -169,16 +169,18 @@ func (run *remoteRun) pay(n int) {
 func (run *remoteRun) spend(n int) bool {
 	run.mu.Lock()
 	defer run.mu.Unlock()
-	for run.credit < n {
+	for {
 		select {
 		case <-run.over:
 			return false
 		default:
 		}
+		if run.credit >= n {
+			run.credit -= n
+			return true
+		}
 		run.more.Wait()
 	}
-	run.credit -= n
-	return true
 }
 
 // stop has nobody wait for output or input any more.
@@ -265,9 +267,11 @@ func (r *Remote) Run(ctx context.Context, c builder.Command) error {
 	case answer = <-run.answer:
 	case <-ctx.Done():
 		killed = true
-		if r.to.write(frameKill, run.number, nil) != nil {
-			r.conn.Close()
-		}
+		go func() { // an Engine that takes nothing any more holds it up
+			if r.to.write(frameKill, run.number, nil) != nil {
+				r.conn.Close()
+			}
+		}()
 		// What is printed meanwhile is dropped, so that the answer isn't held up behind it.
 		go discard(stdout)
 		go discard(stderr)

@@ -103,6 +103,15 @@ func filter() []unix.SockFilter {
 	arg(unix.SYS_IOCTL, offArg1, unix.BPF_JEQ, []uint32{unix.TIOCSTI, unix.TIOCLINUX, unix.TIOCCONS}, retErrno(unix.EPERM), retAllow)
 	// The normal personality, without address space randomization (compilers ask for it), or the question which it is.
 	arg(unix.SYS_PERSONALITY, offArg0, unix.BPF_JEQ, []uint32{0, addrNoRandomize, 0xffffffff}, retAllow, retErrno(unix.EPERM))
+	// A process's limits, scheduler and priority are its own to change. For the first process's it would be enough to have the
+	// same uid: without descriptors, or idle, it doesn't see how much memory is held.
+	for _, nr := range []uint32{
+		unix.SYS_PRLIMIT64, unix.SYS_SCHED_SETSCHEDULER, unix.SYS_SCHED_SETPARAM, unix.SYS_SCHED_SETATTR, unix.SYS_SCHED_SETAFFINITY,
+	} {
+		arg(nr, offArg0, unix.BPF_JEQ, []uint32{0}, retAllow, retErrno(unix.EPERM))
+	}
+	p = append(p, jump(unix.BPF_JEQ, unix.SYS_SETPRIORITY, 0, 6), load(offArg0), jump(unix.BPF_JEQ, unix.PRIO_PROCESS, 0, 3),
+		load(offArg1), jump(unix.BPF_JEQ, 0, 0, 1), ret(retAllow), ret(retErrno(unix.EPERM)))
 	return append(p, ret(retAllow))
 }
 

@@ -121,6 +121,18 @@ func TestFilter(t *testing.T) {
 		{unix.SYS_PERSONALITY, []uint64{0xffffffff}, retAllow},
 		{unix.SYS_PERSONALITY, []uint64{addrNoRandomize}, retAllow},
 		{unix.SYS_PERSONALITY, []uint64{8}, eperm},
+		{unix.SYS_PRLIMIT64, []uint64{0, unix.RLIMIT_STACK}, retAllow},
+		{unix.SYS_PRLIMIT64, []uint64{junk, unix.RLIMIT_STACK}, retAllow},
+		{unix.SYS_PRLIMIT64, []uint64{1, unix.RLIMIT_NOFILE}, eperm},
+		{unix.SYS_SCHED_SETSCHEDULER, []uint64{0, unix.SCHED_IDLE}, retAllow},
+		{unix.SYS_SCHED_SETSCHEDULER, []uint64{1, unix.SCHED_IDLE}, eperm},
+		{unix.SYS_SCHED_SETPARAM, []uint64{1}, eperm},
+		{unix.SYS_SCHED_SETATTR, []uint64{1}, eperm},
+		{unix.SYS_SCHED_SETAFFINITY, []uint64{1 | junk}, eperm},
+		{unix.SYS_SETPRIORITY, []uint64{unix.PRIO_PROCESS, 0, 5}, retAllow},
+		{unix.SYS_SETPRIORITY, []uint64{unix.PRIO_PROCESS, 1, 5}, eperm},
+		{unix.SYS_SETPRIORITY, []uint64{unix.PRIO_PGRP, 0, 5}, eperm},
+		{unix.SYS_SETPRIORITY, []uint64{unix.PRIO_USER, 0, 5}, eperm},
 	} {
 		if got := evaluate(t, p, auditArch, test.nr, test.args...); got != test.want {
 			t.Errorf("system call %d with %#x: %#x; want %#x", test.nr, test.args, got, test.want)

@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"unsafe"
 
@@ -80,10 +79,13 @@ func Begin() error {
 	// some. Caught and dropped they do nothing, and unlike ignored ones they are the default's again after exec.
 	signal.Notify(make(chan os.Signal, 1))
 	// The C library's own signals are none of Go's business (but for 33, which Go uses as the library does), and posix_spawn, as
-	// make calls it, leaves the first ignored.
+	// make calls it, leaves the first ignored. Those of a fault would end this process by Go's handler, when a command sends them
+	// as another than kill does (rt_sigqueueinfo(2), F_SETSIG of fcntl(2)); without a handler the kernel drops them for pid 1.
 	var byDefault [4]uint64 // struct sigaction: handler, flags, restorer, mask
-	for _, sig := range []uintptr{32, 34} {
-		if _, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&byDefault)), 0, 8, 0, 0); errno != 0 {
+	for _, sig := range []unix.Signal{
+		32, 34, unix.SIGILL, unix.SIGTRAP, unix.SIGBUS, unix.SIGFPE, unix.SIGSEGV, unix.SIGSTKFLT, unix.SIGSYS,
+	} {
+		if _, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(sig), uintptr(unsafe.Pointer(&byDefault)), 0, 8, 0, 0); errno != 0 {
 			return errno
 		}
 	}
@@ -264,15 +266,19 @@ func (s *server) run(r request) []byte {
 
 // attend waits for a command, and ends it when the sandbox holds too much memory.
 func (s *server) attend(pid int) []byte {
-	var over atomic.Bool
-	done := make(chan struct{})
-	defer close(done)
-	go s.limits.watch(done, func() {
-		over.Store(true)
-		unix.Kill(-1, unix.SIGKILL)
-	})
+	over := false
+	done, watched := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(watched)
+		s.limits.watch(done, func() {
+			over = true
+			unix.Kill(-1, unix.SIGKILL)
+		})
+	}()
 	answer := wait(pid)
-	if over.Load() {
+	close(done)
+	<-watched // or a last look at this command's memory could end the next command
+	if over {
 		return pack([]string{"memory"})
 	}
 	return answer

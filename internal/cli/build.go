@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -173,6 +174,7 @@ type buildRun struct {
 	jobs    int // kernels at a time
 	builder *builder.Builder
 	engine  engineOf
+	partial partialDir
 
 	once   sync.Once // opens the store of header images, which a run that finds all in the cache does not need
 	store  *images.Store
@@ -220,9 +222,10 @@ func (r *buildRun) run(ctx context.Context, source *builder.Source, targets []ta
 	var all sync.WaitGroup
 	for i, t := range targets {
 		slots <- struct{}{} // in the request's order
+		release := sync.OnceFunc(func() { <-slots })
 		all.Go(func() {
-			defer func() { <-slots }()
-			reports[i], codes[i] = r.one(ctx, source, t, lines[i])
+			defer release()
+			reports[i], codes[i] = r.one(ctx, source, t, lines[i], release)
 		})
 	}
 	all.Wait()
@@ -265,8 +268,9 @@ func outcome(reports []ui.Result, codes []int) error {
 	return nil
 }
 
-// one builds for one target. The code is the exit code that a failure of it stands for.
-func (r *buildRun) one(ctx context.Context, source *builder.Source, t target, line *ui.Line) (ui.Result, int) {
+// one builds for one target, and calls built once there is nothing left to compute. The code is the exit code that a failure of it
+// stands for.
+func (r *buildRun) one(ctx context.Context, source *builder.Source, t target, line *ui.Line, built func()) (ui.Result, int) {
 	start := time.Now()
 	report := ui.Result{Kernel: t.label, Distro: t.kernel.Distro, Suite: t.kernel.Suite, Release: t.kernel.Release}
 	fail := func(err error, code int) (ui.Result, int) {
@@ -292,6 +296,7 @@ func (r *buildRun) one(ctx context.Context, source *builder.Source, t target, li
 		watch.Log = line.Log()
 	}
 	b := r.builder.Build(ctx, builder.Job{Source: source, Lock: lock}, watch)
+	built()
 	report.Key, report.Reason, report.Compiler = b.Key.String(), b.Reason, lock.Compiler
 	report.Status, report.Seconds = ui.Status(b.Status), b.Seconds
 	switch b.Status {
@@ -321,7 +326,7 @@ func (r *buildRun) one(ctx context.Context, source *builder.Source, t target, li
 		return report, 0
 	}
 	report.Digest = b.Digest.String()
-	if report.Modules, report.Log, err = handOut(ctx, r.options.out, t.kernel, b); err != nil {
+	if report.Modules, report.Log, err = r.handOut(ctx, t.kernel, b); err != nil {
 		report.Digest, report.Modules, report.Log = "", nil, ""
 		return fail(fmt.Errorf("write the modules: %w; see to it or choose another folder with --out", err), failureCode(err))
 	}
@@ -354,44 +359,33 @@ func (r *buildRun) explain(source *builder.Source, t target, b builder.Result) s
 
 // handOut writes the modules and the log to their folder below out. None is put in its place before all are written; files that
 // are there already and have other names stay.
-func handOut(ctx context.Context, out string, k kernels.Kernel, b builder.Result) (modules []ui.Module, log string, err error) {
+func (r *buildRun) handOut(ctx context.Context, k kernels.Kernel, b builder.Result) (modules []ui.Module, log string, err error) {
+	out := r.options.out
 	dir := filepath.Join(out, k.Distro+"-"+k.Suite, k.Release)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, "", err
 	}
-	lock, err := durable.LockDir(ctx, out)
+	partial, done, err := r.partial.enter(ctx, out)
 	if err != nil {
 		return nil, "", err
 	}
-	defer lock.Close()
-	partial := filepath.Join(out, ".partial") // under the lock: what is in it is of a process that was killed
-	if err := os.RemoveAll(partial); err != nil {
+	defer done()
+	if partial, err = os.MkdirTemp(partial, ""); err != nil {
 		return nil, "", err
-	}
-	if err := os.Mkdir(partial, 0o755); err != nil {
-		return nil, "", err
-	}
-	defer os.RemoveAll(partial)
-	write := func(name string, from io.ReadCloser) error {
-		defer from.Close()
-		return durable.WriteFile(partial, filepath.Join(partial, name), 0o644, func(w io.Writer) error {
-			_, err := io.Copy(w, from)
-			return err
-		})
 	}
 	// Each of these waits for the disk; those that wait together wait once.
 	var files errgroup.Group
 	files.SetLimit(8)
 	log = "build.log"
 	names := []string{log}
-	files.Go(func() error { return write(log, io.NopCloser(bytes.NewReader(b.Log))) })
+	files.Go(func() error { return write(filepath.Join(partial, log), io.NopCloser(bytes.NewReader(b.Log))) })
 	for _, f := range b.Files {
 		files.Go(func() error {
 			r, err := f.Open()
 			if err != nil {
 				return err
 			}
-			return write(f.Name, r)
+			return write(filepath.Join(partial, f.Name), r)
 		})
 		names = append(names, f.Name)
 		modules = append(modules, ui.Module{
@@ -399,15 +393,67 @@ func handOut(ctx context.Context, out string, k kernels.Kernel, b builder.Result
 		})
 	}
 	if err := files.Wait(); err != nil {
+		if p := (*fs.PathError)(nil); errors.As(err, &p) {
+			err = &fs.PathError{Op: p.Op, Path: dir, Err: p.Err} // where they were to be
+		}
 		return nil, "", err
 	}
-	for _, name := range names {
-		files.Go(func() error { return durable.Rename(filepath.Join(partial, name), filepath.Join(dir, name)) })
+	return modules, filepath.Join(dir, log), durable.RenameAll(partial, dir, names)
+}
+
+// write makes a file that is on the disk when it returns.
+func write(name string, from io.ReadCloser) error {
+	defer from.Close()
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return err
 	}
-	if err := files.Wait(); err != nil {
-		return nil, "", err
+	_, err = io.Copy(f, from)
+	if err == nil {
+		err = f.Chmod(0o644) // whatever the umask
 	}
-	return modules, filepath.Join(dir, log), nil
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
+}
+
+// partialDir is the folder below --out for files that are being written. The process that has it keeps others out, so that what
+// is in it when it's entered is of one that was killed.
+type partialDir struct {
+	mu    sync.Mutex
+	users int
+	lock  *os.File
+}
+
+// enter gives the folder until done is called.
+func (p *partialDir) enter(ctx context.Context, out string) (dir string, done func(), err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	dir = filepath.Join(out, ".partial")
+	if p.users == 0 {
+		lock, err := durable.LockDir(ctx, out)
+		if err != nil {
+			return "", nil, err
+		}
+		if err = os.RemoveAll(dir); err == nil {
+			err = os.Mkdir(dir, 0o755)
+		}
+		if err != nil {
+			lock.Close()
+			return "", nil, err
+		}
+		p.lock = lock
+	}
+	p.users++
+	return dir, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.users--; p.users == 0 {
+			os.RemoveAll(dir)
+			p.lock.Close()
+		}
+	}, nil
 }
 
 // writable says whether a folder can be made or written to, without making it: a run that fails leaves none.

@@ -1,13 +1,16 @@
 package cli
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/dockertest"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/need"
@@ -54,6 +57,62 @@ func TestAutoFallsToDocker(t *testing.T) {
 		if got[i].Status != ui.Built || want[i].Status != ui.Built || got[i].Digest != want[i].Digest {
 			t.Errorf("%s: Docker %s %s; the sandbox %s %s", want[i].Kernel, got[i].Status, got[i].Digest, want[i].Status, want[i].Digest)
 		}
+	}
+}
+
+// An Engine that dies in mid-build is not the source's fault: exit code 1, what to do next, nothing half-made. Then it builds.
+func TestDockerDies(t *testing.T) {
+	d := dockertest.Start(t, dockertest.Options{})
+	t.Setenv("DOCKER_HOST", d.Host)
+	shared := sharedCache(t)
+	kernel := strings.TrimPrefix(newestKernels(t, shared)[0], "K61=")
+	dir := t.TempDir()
+	writeFile(t, filepath.Join(dir, "src/dkms.conf"), "PACKAGE_NAME=slow\nPACKAGE_VERSION=1\nBUILT_MODULE_NAME=slow\nDEST_MODULE_LOCATION=/extra\nPRE_BUILD=pre.sh\n")
+	writeFile(t, filepath.Join(dir, "src/Makefile"), "obj-m := slow.o\n")
+	writeFile(t, filepath.Join(dir, "src/slow.c"), "#include <linux/module.h>\nMODULE_LICENSE(\"GPL\");\n")
+	script := filepath.Join(dir, "src/pre.sh")
+	build := func() (*exec.Cmd, *bytes.Buffer) {
+		cmd := exec.Command("godkms-hermetic", "build", filepath.Join(dir, "src"), "--engine", "docker", "--kernels", kernel,
+			"--cache-dir", shared, "--out", filepath.Join(dir, "out"), "--verbose")
+		var both bytes.Buffer
+		cmd.Stdout = &both
+		return cmd, &both
+	}
+	writeFile(t, script, "#!/bin/sh\necho it waits\nsleep 1000\n")
+	if err := os.Chmod(script, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd, both := build()
+	errs, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var said strings.Builder
+	for lines := bufio.NewScanner(errs); lines.Scan(); {
+		said.WriteString(lines.Text() + "\n")
+		if strings.Contains(lines.Text(), "it waits") {
+			d.Kill()
+		}
+	}
+	cmd.Wait()
+	both.WriteString(said.String())
+	if code := cmd.ProcessState.ExitCode(); code != exitUsage || !strings.Contains(both.String(), "the container ended, or the connection to the Engine at "+d.Host) ||
+		!strings.Contains(both.String(), "try again") {
+		t.Errorf("exit code %d, want %d and what to do:\n%s", code, exitUsage, both)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "out")); err == nil {
+		t.Error("something was handed out")
+	}
+	d.Restart()
+	writeFile(t, script, fmt.Sprintf("#!/bin/sh\necho it goes on %d\n", time.Now().UnixNano())) // not cached
+	if cmd, both = build(); cmd.Run() != nil || !strings.Contains(both.String(), " built ") {
+		t.Errorf("with the Engine back:\n%s", both)
+	}
+	if left := d.CLI("ps", "--all", "--quiet"); left != "" {
+		t.Errorf("containers are left: %s", left)
 	}
 }
 

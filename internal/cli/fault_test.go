@@ -603,7 +603,7 @@ func (g *ground) killed(t *testing.T) {
 			}
 			return f
 		}, next: " cached "},
-		{name: "handing out", now: func(s *scene) bool { return len(glob(s.t, filepath.Join(s.out, ".partial/file-*"))) > 0 }, next: " cached "},
+		{name: "handing out", now: func(s *scene) bool { return len(glob(s.t, filepath.Join(s.out, ".partial/*/*"))) > 0 }, next: " cached "},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			for range 5 { // the moment may be over before it was seen

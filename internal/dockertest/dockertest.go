@@ -29,6 +29,7 @@ import (
 type Options struct {
 	TCP  bool     // listen on a port of the loopback device, without TLS
 	Hide []string // folders of this machine that are empty for the Engine
+	Args []string // further ones of dockerd
 }
 
 // Daemon is an Engine that runs.
@@ -88,6 +89,7 @@ func Start(t testing.TB, o Options) *Daemon {
 		"--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false",
 		"--oom-score-adjust=0", // less would need a privilege
 		"--shutdown-timeout=1")
+	d.args = append(d.args, o.Args...)
 	if err := os.WriteFile(filepath.Join(dir, "none.json"), []byte("{}"), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -83,6 +83,17 @@ func Rename(from, to string) error {
 	return syncDir(dir)
 }
 
+// RenameAll moves finished files of one folder to another, which is there, in their order, and fsyncs that one once. When it fails,
+// those before the one that failed have been moved.
+func RenameAll(from, to string, names []string) error {
+	for _, name := range names {
+		if err := os.Rename(filepath.Join(from, name), filepath.Join(to, name)); err != nil {
+			return err
+		}
+	}
+	return syncDir(to)
+}
+
 func syncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {

@@ -46,6 +46,18 @@ var holders = map[string]func(folder string) (take func() error, err error){
 		fd, err := unix.Open(filepath.Join(folder, "held"), unix.O_CREAT|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
 		return func() error { return write(fd) }, err
 	},
+	"files": func(folder string) (func() error, error) {
+		n := 0
+		return func() error { // empty ones: the kernel has an inode and a name for each, about 1 KiB
+			for range step / 1024 {
+				n++
+				if err := unix.Mknod(filepath.Join(folder, "held-"+strconv.Itoa(n)), unix.S_IFREG|0o600, 0); err != nil {
+					return err
+				}
+			}
+			return nil
+		}, nil
+	},
 	"unlinked": func(folder string) (func() error, error) {
 		name := filepath.Join(folder, "unlinked")
 		fd, err := unix.Open(name, unix.O_CREAT|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)

@@ -180,6 +180,15 @@ var attempts = map[string]func() error{
 	"setgroups":         func() error { return call(unix.SYS_SETGROUPS, 0, 0) },
 	"chown":             chown,
 	"kill init":         func() error { return unix.Kill(1, unix.SIGKILL) },
+	"fault init":        faultInit,
+	"limit init":        func() error { return unix.Prlimit(1, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 0, Max: 4096}, nil) },
+	"idle init":         func() error { return call(unix.SYS_SCHED_SETSCHEDULER, 1, unix.SCHED_IDLE, ptr(new(uint32))) },
+	"idle init's attr": func() error {
+		return unix.SchedSetAttr(1, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_IDLE}, 0)
+	},
+	"pin init":          pinInit,
+	"slow init":         func() error { return unix.Setpriority(unix.PRIO_PROCESS, 1, 19) },
+	"slow all":          func() error { return unix.Setpriority(unix.PRIO_USER, 0, 1) },
 	"read shadow":       open("/etc/shadow", unix.O_RDONLY),
 	"read init's env":   read("/proc/1/environ"),
 	"read init's mem":   open("/proc/1/mem", unix.O_RDWR),
@@ -267,6 +276,25 @@ func setnsInit() error {
 		return err
 	}
 	return unix.Setns(fd, unix.CLONE_NEWNS|unix.CLONE_NEWNET)
+}
+
+// faultInit sends the first process the signals that a fault of its own would, and says that they are none of kill's.
+func faultInit() error {
+	for _, sig := range []unix.Signal{unix.SIGILL, unix.SIGTRAP, unix.SIGBUS, unix.SIGFPE, unix.SIGSEGV, unix.SIGSTKFLT, unix.SIGSYS} {
+		info := [32]int32{0, 0, -1} // siginfo_t: signal, errno, SI_QUEUE
+		if err := call(unix.SYS_RT_SIGQUEUEINFO, 1, uintptr(sig), ptr(&info)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func pinInit() error {
+	var now unix.CPUSet
+	if err := unix.SchedGetaffinity(1, &now); err != nil {
+		return err
+	}
+	return unix.SchedSetaffinity(1, &now)
 }
 
 func mknod(kind uint32, major, minor uint32) func() error {

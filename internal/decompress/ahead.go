@@ -3,6 +3,8 @@ package decompress
 import (
 	"io"
 	"os"
+	"runtime"
+	"sync/atomic"
 )
 
 // A reader may be this far ahead of who reads from it: chunks of chunkSize bytes.
@@ -11,15 +13,20 @@ const (
 	chunks    = 8
 )
 
-// ahead reads from r in a goroutine, which the first Read starts, so that decompressing and what is done with the result take two
-// processors. It gives the bytes and the error of r, in order. After Close the goroutine has ended, and uses r no more. Its methods
-// are not safe for concurrent use.
+// working counts the readers that were read from and not closed. While there are as many of them as processors, one reads
+// by itself: where none is idle, a goroutine would only cost.
+var working atomic.Int32
+
+// ahead reads from r in a goroutine, so that decompressing and what is done with the result take two processors, where one is
+// idle. It gives the bytes and the error of r, in order. After Close the goroutine has ended, and uses r no more. Its methods are
+// not safe for concurrent use.
 type ahead struct {
 	r        io.Reader
 	filled   chan chunk
 	spare    chan []byte
 	stop     chan struct{} // closed by Close
-	done     chan struct{} // closed at the goroutine's end; nil until it is started
+	begun    bool
+	done     chan struct{} // closed at the goroutine's end; nil before there is one
 	now      chunk         // what of it is not read yet
 	buf      []byte        // that of now
 	isClosed bool
@@ -41,7 +48,14 @@ func (a *ahead) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
+	if !a.begun {
+		a.begun = true
+		working.Add(1)
+	}
 	if a.done == nil {
+		if int(working.Load()) >= runtime.GOMAXPROCS(0) {
+			return a.r.Read(p)
+		}
 		a.done = make(chan struct{})
 		go a.fill()
 	}
@@ -100,6 +114,9 @@ func (a *ahead) Close() error {
 		close(a.stop)
 		if a.done != nil {
 			<-a.done
+		}
+		if a.begun {
+			working.Add(-1)
 		}
 		a.now, a.buf = chunk{}, nil
 	}

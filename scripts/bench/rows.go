@@ -24,7 +24,7 @@ func (b *bench) rows() []row {
 	newest := b.releases[0]
 	return []row{
 		{
-			name: "one kernel, not cached, sandbox", against: "bare make",
+			name: "one kernel, not cached, sandbox", against: "bare make", warm: true,
 			prepare: func(ctx context.Context) error { return b.sameModule(ctx, newest) },
 			ours: func(ctx context.Context) (sample, error) {
 				return b.uncached(ctx, []string{newest}, "--engine", "sandbox")
@@ -33,7 +33,7 @@ func (b *bench) rows() []row {
 			asked: limit{Ratio: 1.05},
 		},
 		{
-			name: "one kernel, not cached, Docker", against: "bare make",
+			name: "one kernel, not cached, Docker", against: "bare make", warm: true,
 			prepare: func(ctx context.Context) error { return b.warmDocker(ctx, newest) },
 			ours: func(ctx context.Context) (sample, error) {
 				return b.uncached(ctx, []string{newest}, "--engine", "docker")

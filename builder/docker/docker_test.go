@@ -293,18 +293,18 @@ func TestRemote(t *testing.T) {
 	if !strings.HasPrefix(d.Host, "tcp://127.0.0.1:") {
 		t.Fatalf("the Engine is at %s", d.Host)
 	}
-	sb, err := engine(t, d).Start(t.Context(), spec(root, "/work"))
+	sb, err := engine(t, d).Start(t.Context(), spec(root, "/job"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer sb.Close()
-	in := command("cat > /work/file && sha256sum < /work/file")
+	in := command("cat > /job/file && sha256sum < /job/file")
 	var out bytes.Buffer
 	in.Stdin, in.Stdout = io.LimitReader(rand.NewChaCha8([32]byte{1}), 8<<20), &out
 	if err := sb.Run(t.Context(), in); err != nil || out.Len() < 64 {
 		t.Errorf("Run() = %v, %q", err, out.String())
 	}
-	if got := output(t, sb, "wc -c < /work/file"); got != fmt.Sprint(8<<20) {
+	if got := output(t, sb, "wc -c < /job/file"); got != fmt.Sprint(8<<20) {
 		t.Errorf("the file has %s bytes", got)
 	}
 }
@@ -675,7 +675,7 @@ func BenchmarkStartTrueClose(b *testing.B) {
 	e := engine(b, dockertest.Start(b, dockertest.Options{}))
 	root := enginetest.NewRoot(b)
 	for b.Loop() {
-		sb, err := e.Start(b.Context(), spec(root, "/work"))
+		sb, err := e.Start(b.Context(), spec(root, "/job"))
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -1011,9 +1011,12 @@ func (g *ground) damage(t *testing.T) {
 			if len(b) == 0 { // a lock
 				b = []byte("\x00")
 			}
-			if at := bytes.Index(b, []byte(`"gcc-12"`)); at >= 0 { // a lock, which stays one, but another
+			switch at := bytes.Index(b, []byte(`"gcc-12"`)); {
+			case at >= 0: // a lock, which stays one, but another
 				b[at+len(`"gcc-1`)] ^= byte(times)
-			} else {
+			case slices.Contains([]string{"record.json", "packed.json"}, filepath.Base(file)): // one bit may not matter, as in the case of a key's letter
+				b = b[:len(b)/2]
+			default:
 				b[min(len(b)/2+times, len(b)-1)] ^= 0x20
 			}
 			if err := os.Remove(file); err != nil { // it may be linked to the shared cache's

@@ -14,15 +14,20 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/godkms-hermetic/godkms-hermetic/builder"
+	"github.com/godkms-hermetic/godkms-hermetic/builder/docker"
 	"github.com/godkms-hermetic/godkms-hermetic/builder/enginetest"
 	"github.com/godkms-hermetic/godkms-hermetic/builder/sandbox"
 	"github.com/godkms-hermetic/godkms-hermetic/cache"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/dockertest"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
 
 func TestMain(m *testing.M) {
 	if sandbox.IsInit() {
 		os.Exit(sandbox.Init())
+	}
+	if docker.IsInit() {
+		os.Exit(docker.Init())
 	}
 	os.Exit(m.Run())
 }
@@ -68,7 +73,7 @@ type bench struct {
 	temp    string
 }
 
-func newBench(t *testing.T) *bench {
+func newBench(t *testing.T, e builder.Engine) *bench {
 	t.Helper()
 	root := kernelRoot(t)
 	results, err := cache.Open(t.TempDir(), cache.Options{})
@@ -78,7 +83,7 @@ func newBench(t *testing.T) *bench {
 	temp := t.TempDir()
 	return &bench{temp: temp, builder: &builder.Builder{
 		Results: results, Temp: temp, Timeout: 20 * time.Second,
-		Engine: func(context.Context) (builder.Engine, error) { return sandbox.Engine{}, nil },
+		Engine: func(context.Context) (builder.Engine, error) { return e, nil },
 		Root: func(context.Context, kernels.Lock, func(string, int64, int64)) (builder.Root, error) {
 			return root, nil
 		},
@@ -114,8 +119,8 @@ func (b *bench) build(t *testing.T, module, conf, script, post string) builder.R
 
 // What comes out of a build is not trusted. Whatever lies where the module should, whether make left it in its tree or a later
 // step in dkms's folder, the build ends soon, in an error that names it; no file of this machine is read, and none is left.
-func TestOutput(t *testing.T) {
-	b := newBench(t)
+func testOutput(t *testing.T, e builder.Engine) {
+	b := newBench(t, e)
 	secret := filepath.Join(t.TempDir(), "secret")
 	write(t, secret, "a secret of the host\n")
 	const notRegular = "m.ko is not a regular file"
@@ -177,8 +182,8 @@ func TestOutput(t *testing.T) {
 }
 
 // The same of the Module.symvers, which is collected beside the modules.
-func TestOutputSymvers(t *testing.T) {
-	b := newBench(t)
+func testOutputSymvers(t *testing.T, e builder.Engine) {
+	b := newBench(t, e)
 	for _, test := range []struct{ name, script, post, want string }{
 		// Of those that make leaves, only files are read: it's the module, which is none, that is spoken of.
 		{"link", "ln -s /etc/passwd Module.symvers", "", "m.ko is no kernel module"},
@@ -208,8 +213,8 @@ func TestOutputSymvers(t *testing.T) {
 }
 
 // Where dkms's folders themselves lead elsewhere, the build still sees only what it could see anyway.
-func TestOutputFolder(t *testing.T) {
-	b := newBench(t)
+func testOutputFolder(t *testing.T, e builder.Engine) {
+	b := newBench(t, e)
 	host := filepath.Join(t.TempDir(), "m.ko")
 	write(t, host, "a module of the host")
 	for name, post := range map[string]string{
@@ -229,8 +234,8 @@ func TestOutputFolder(t *testing.T) {
 }
 
 // Many modules that are each within the limit, but not all together.
-func TestOutputTogether(t *testing.T) {
-	b := newBench(t)
+func testOutputTogether(t *testing.T, e builder.Engine) {
+	b := newBench(t, e)
 	conf := "BUILT_MODULE_NAME=(a b c)\nDEST_MODULE_LOCATION=(/extra /extra /extra)\n"
 	builder.LowerMaxOutput(t, 8<<20)
 	r := b.build(t, "m", conf, "truncate -s 3M a.ko b.ko c.ko", "")
@@ -240,8 +245,8 @@ func TestOutputTogether(t *testing.T) {
 }
 
 // A log of 50 MB is kept as 1 MiB, beginning and end; the build neither waits nor fails for it.
-func TestOutputLog(t *testing.T) {
-	b := newBench(t)
+func testOutputLog(t *testing.T, e builder.Engine) {
+	b := newBench(t, e)
 	r := b.build(t, "m", "", "echo first; yes 'a line of some length, again and again' | head -c 50000000; echo; echo last >&2; exit 3", "")
 	var exit *builder.ExitError
 	if !errors.As(r.Err, &exit) || exit.Code != 3 || r.Reason != "make failed with exit code 3" {
@@ -259,5 +264,30 @@ func TestOutputLog(t *testing.T) {
 	r = b.build(t, "m", "", "head -c 50000000 /dev/urandom; head -c 1000000 /dev/zero; exit 3", "")
 	if len(r.Log) > cache.MaxLog || !errors.As(r.Err, &exit) {
 		t.Errorf("a log of %d bytes, %v", len(r.Log), r.Err)
+	}
+}
+
+// What a source leaves behind is collected in the same way from every engine.
+func TestCollect(t *testing.T) {
+	for _, engine := range []struct {
+		name string
+		make func(*testing.T) builder.Engine
+	}{
+		{"sandbox", func(*testing.T) builder.Engine { return sandbox.Engine{} }},
+		{"docker", func(t *testing.T) builder.Engine {
+			t.Setenv("DOCKER_HOST", dockertest.Start(t, dockertest.Options{}).Host)
+			e := docker.New()
+			t.Cleanup(func() { e.Close() })
+			return e
+		}},
+	} {
+		t.Run(engine.name, func(t *testing.T) {
+			e := engine.make(t)
+			t.Run("Output", func(t *testing.T) { testOutput(t, e) })
+			t.Run("OutputSymvers", func(t *testing.T) { testOutputSymvers(t, e) })
+			t.Run("OutputFolder", func(t *testing.T) { testOutputFolder(t, e) })
+			t.Run("OutputTogether", func(t *testing.T) { testOutputTogether(t, e) })
+			t.Run("OutputLog", func(t *testing.T) { testOutputLog(t, e) })
+		})
 	}
 }

@@ -43,9 +43,11 @@ var vcsFolders = []string{".git", ".hg", ".svn", ".bzr", "CVS", "_darcs"}
 // Source is a DKMS source tree, read once: what was hashed is what is built, whatever happens to the files later. It is held
 // in a file without a name, so that nothing is left behind however the process ends. Safe for concurrent use.
 type Source struct {
-	Module  string  // PACKAGE_NAME
-	Version string  // PACKAGE_VERSION
-	Digest  v1.Hash // SHA-256 of the tree in its canonical form: names, exec bits, links, contents
+	Module  string // PACKAGE_NAME
+	Version string // PACKAGE_VERSION
+	// MayDepend is every module that the dkms.conf may name in BUILD_DEPENDS, for one kernel or another.
+	MayDepend []string
+	Digest    v1.Hash // SHA-256 of the tree in its canonical form: names, exec bits, links, contents
 
 	tar  *os.File
 	size int64
@@ -397,9 +399,11 @@ func (t *tree) canonical(ctx context.Context, temp string) (_ *Source, err error
 	if s.size, err = out.Seek(0, io.SeekCurrent); err != nil {
 		return nil, err
 	}
-	if s.Module, s.Version, err = dkms.Name(conf.Bytes()); err != nil {
+	h, err := dkms.Read(conf.Bytes())
+	if err != nil {
 		return nil, err
 	}
+	s.Module, s.Version, s.MayDepend = h.Name, h.Version, h.BuildDepends
 	return s, nil
 }
 

@@ -13,6 +13,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"github.com/godkms-hermetic/godkms-hermetic/builder/dkms"
 	"github.com/godkms-hermetic/godkms-hermetic/cache"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
@@ -58,8 +59,10 @@ type Builder struct {
 
 // Job is one source tree for one locked kernel.
 type Job struct {
-	Source *Source
-	Lock   kernels.Lock
+	Source     *Source
+	Lock       kernels.Lock
+	Overrides  []dkms.Override // those that hold for this kernel, in dkms's order; see dkms.Target.OverrideNames
+	Directives []string        // as "MAKE[1]=make all"; they come after the dkms.conf and its overrides
 }
 
 // Watch follows a job. Every field may be nil.
@@ -93,7 +96,10 @@ func (b *Builder) Key(j Job) v1.Hash {
 		RootVersion string  `json:"root_version"`
 		Source      v1.Hash `json:"source"`
 		Lock        v1.Hash `json:"lock"`
-	}{recipe, b.RootVersion, j.Source.Digest, j.Lock.Digest()})
+
+		Overrides  []dkms.Override `json:"overrides,omitempty"`
+		Directives []string        `json:"directives,omitempty"`
+	}{recipe, b.RootVersion, j.Source.Digest, j.Lock.Digest(), j.Overrides, j.Directives})
 	if err != nil {
 		return v1.Hash{} // numbers and strings: cannot fail
 	}

@@ -37,6 +37,7 @@ type StepError struct {
 	Step   string // "make"
 	Err    error  // an *ExitError, or why it could not be run
 	Output string // the last line that the step printed, for steps that say what is wrong in their last line
+	dkms   int    // dkms's exit code; see DKMSCode
 }
 
 func (e *StepError) Error() string {
@@ -50,6 +51,9 @@ func (e *StepError) Error() string {
 }
 
 func (e *StepError) Unwrap() error { return e.Err }
+
+// DKMSCode is the exit code that dkms ends with where this step fails.
+func (e *StepError) DKMSCode() int { return e.dkms }
 
 // output is what a build came to: modules that were checked, or the reason for a skip.
 type output struct {
@@ -70,28 +74,35 @@ func (o *output) Close() {
 type session struct {
 	sandbox Sandbox
 	target  dkms.Target
+	input   dkms.Input
 	env     []string
 	log     *logBuffer
+}
+
+// enter starts a sandbox for a job. The caller closes its sandbox.
+func (b *Builder) enter(ctx context.Context, engine Engine, root Root, j Job, log *logBuffer) (*session, error) {
+	k := j.Lock.Kernel
+	t := target(j, b.Jobs)
+	if err := uncovered(root, t.Source()); err != nil {
+		return nil, err
+	}
+	sandbox, err := engine.Start(ctx, Spec{Root: root, Kernel: k, Scratch: []string{"/tmp", dkms.Tree, t.Source()}, Memory: b.Memory})
+	if err != nil {
+		return nil, fmt.Errorf("start the sandbox: %w", err)
+	}
+	fmt.Fprintf(log, "# %s %s for %s with %s\n", t.Module, t.Version, k, j.Lock.Compiler)
+	return &session{sandbox: sandbox, target: t, input: j.input(), env: environment(t), log: log}, nil
 }
 
 // run builds a job in a new sandbox and checks what came out.
 func (b *Builder) run(ctx context.Context, engine Engine, root Root, j Job, w Watch, log *logBuffer) (*output, error) {
 	k := j.Lock.Kernel
-	t := dkms.Target{
-		Module: j.Source.Module, Version: j.Source.Version,
-		Distro: k.Distro, Release: k.Release, Machine: k.Machine(), Jobs: max(1, b.Jobs),
-	}
-	if err := uncovered(root, t.Source()); err != nil {
+	w.phase("building")
+	s, err := b.enter(ctx, engine, root, j, log)
+	if err != nil {
 		return nil, err
 	}
-	w.phase("building")
-	sandbox, err := engine.Start(ctx, Spec{Root: root, Kernel: k, Scratch: []string{"/tmp", dkms.Tree, t.Source()}, Memory: b.Memory})
-	if err != nil {
-		return nil, fmt.Errorf("start the sandbox: %w", err)
-	}
-	defer sandbox.Close()
-	s := &session{sandbox: sandbox, target: t, env: environment(t), log: log}
-	fmt.Fprintf(log, "# %s %s for %s with %s\n", t.Module, t.Version, k, j.Lock.Compiler)
+	defer s.sandbox.Close()
 
 	headers, err := s.unpack(ctx, j.Source.Tar())
 	if err != nil {
@@ -125,7 +136,7 @@ func (b *Builder) run(ctx context.Context, engine Engine, root Root, j Job, w Wa
 		}
 		last := &lastLine{w: log}
 		if err := s.run(ctx, Command{Args: step.Args, Dir: s.target.Build(), Stdout: last, Stderr: last}); err != nil {
-			return nil, &StepError{step.Name, err, last.If(step.Tells)}
+			return nil, &StepError{step.Name, err, last.If(step.Tells), step.DKMSCode(exitCode(err))}
 		}
 	}
 
@@ -252,29 +263,9 @@ func (s *session) configure(headers fs.FS, l kernels.Lock) (compiler string, err
 	if compiler == "" {
 		return l.Compiler, nil
 	}
-	program, _, _ := strings.Cut(compiler, " ")
-	if program != l.Compiler && !strings.HasSuffix(program, "-"+l.Compiler) {
-		return "", fmt.Errorf("the kernel was built by %q, but the lock of %s has %q", compiler, l.Kernel, l.Compiler)
-	}
-	s.env = append(s.env, "CC="+program, "KERNEL_CC="+program)
-	return compiler, nil
-}
-
-// plan evaluates the dkms.conf.
-func (s *session) plan(ctx context.Context) (dkms.Plan, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("dkms.conf was not evaluated within a minute: does it loop, or wait for input?"))
-	defer cancel()
-	var out bytes.Buffer
-	last := &lastLine{w: s.log}
-	stdout := &bounded{w: &out, limit: maxDirectives}
-	if err := s.run(ctx, Command{Args: s.target.Evaluation(), Dir: s.target.Build(), Stdout: stdout, Stderr: last}); err != nil {
-		return dkms.Plan{}, &StepError{"evaluating dkms.conf", err, last.If(true)}
-	}
-	conf, err := dkms.Parse(&out)
-	if err != nil {
-		return dkms.Plan{}, err
-	}
-	return conf.Plan(s.target)
+	env, err := compilers(s.target, compiler, l)
+	s.env = append(s.env, env...)
+	return compiler, err
 }
 
 // collect reads the modules out of the sandbox and checks that the kernel would load each.
@@ -366,7 +357,7 @@ func (s *session) receive(ctx context.Context, args []string, spool *os.File) (m
 			w.CloseWithError(err)
 			<-read // the spool is the caller's again
 		}
-		return nil, &StepError{step, err, strings.TrimPrefix(said.line.String(), "tar: ")}
+		return nil, &StepError{step, err, strings.TrimPrefix(said.line.String(), "tar: "), 7}
 	}
 	w.Close()
 	if err := <-read; err != nil {

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 var bookworm = Target{
@@ -48,15 +49,23 @@ func evaluateHere(t testing.TB, in Input, target Target) (Conf, error) {
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Dir = dir
 	cmd.Env = []string{"LC_ALL=C", "PATH=" + os.Getenv("PATH"), "kernelver=" + target.Release, "arch=" + target.Machine}
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
+	stderr, err := os.Create(filepath.Join(dir, "stderr")) // a pipe would be waited for as long as any process is left
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stderr.Close()
+	cmd.Stderr = stderr
 	out, err := cmd.Output()
+	said, readErr := os.ReadFile(stderr.Name())
+	if readErr != nil {
+		t.Fatal(readErr)
+	}
 	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
-		return Conf{}, errors.New(stderr.String())
+		return Conf{}, errors.New(string(said))
 	} else if err != nil {
 		t.Fatal(err)
 	}
-	return Parse(bytes.NewReader(out), stderr.Bytes(), in)
+	return Parse(bytes.NewReader(out), said, in)
 }
 
 // plan is what a conf without overrides comes to.
@@ -211,9 +220,17 @@ func TestFaults(t *testing.T) {
 func TestEvaluationIsApart(t *testing.T) {
 	for _, conf := range []string{
 		"set -eu", "set -f", "IFS=x", "echo() { :; }; printf() { :; }", "trap 'echo x' EXIT DEBUG", "exec >/dev/null 2>&1", "readonly i=1",
-		"shopt -s nullglob extglob", "echo MAKE=evil", "cd /", "unset kernelver; kernelver=5",
+		"shopt -s nullglob extglob", "echo MAKE=evil", "cd /", "unset kernelver; kernelver=5", "set -T; trap 'echo MAKE=evil' DEBUG RETURN",
+		"builtin() { :; }", "eval() { exit 9; }", "unset() { exit 9; }", ".() { exit 9; }", "exit() { while :; do :; done; }", "exec() { return 1; }",
+		"set() { :; }; trap() { :; }", "make() { exit 9; }; [[() { :; }", "shopt -s expand_aliases; alias eval='exit 9' builtin='exit 9' for='exit 9'",
+		"declare -r x=1; return 3", "sleep 5 &", "exec 0<&- 1>&- 2>&-", "hash -p /bin/false sleep", "ulimit -n 20", "shopt -s xpg_echo nocasematch",
+		"POSIXLY_CORRECT=1", "set -o posix", "set -k", "set -v -x", "coproc sleep 5", "BASH_ENV=/etc/passwd; ENV=/etc/passwd", "exec 5>x 6>y; disown -a",
 	} {
+		begin := time.Now()
 		p, err := plan(t, head+"MAKE='make all'\nDEST_MODULE_LOCATION=/extra\n"+conf+"\n", bookworm)
+		if d := time.Since(begin); d > 3*time.Second {
+			t.Errorf("%s: it took %s", conf, d)
+		}
 		if got, want := command(p), "make -j3 KERNELRELEASE=6.1.0-56-amd64 all"; err != nil || got != want {
 			t.Errorf("%s: make command %q, error %v; want %q", conf, got, err, want)
 		}

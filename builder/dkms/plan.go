@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode"
 )
@@ -14,14 +15,19 @@ type Plan struct {
 	Steps    []Step
 	Modules  []Module
 	Depends  []string     // BUILD_DEPENDS: modules that must be there first
-	Scripts  []HostScript // for the host that installs; never run while building
+	Scripts  []HostScript // POST_ADD, PRE_INSTALL, POST_INSTALL, POST_REMOVE: for the host that installs; never run while building
 	Warnings []string     // what is dubious in the conf, and what dkms would do and this plan does not
 	Notices  []string     // directives that mean nothing any more and do no harm
 
-	// Why it is so, for people.
-	Make    Choice
-	Patches []Choice // all of them; the applied ones in order
-	Rules   []Choice // BUILD_EXCLUSIVE and OBSOLETE_BY; a rule that isn't Taken excludes the kernel
+	Autoinstall    bool // AUTOINSTALL=yes
+	DependsRebuild bool // BUILD_DEPENDS_REBUILD=yes
+	NoWeakModules  bool // NO_WEAK_MODULES=yes
+
+	// Why the steps are what they are, for people.
+	PreBuild, PostBuild string
+	Make                Choice
+	Patches             []Choice // all of them, in their order
+	Rules               []Choice // BUILD_EXCLUSIVE and OBSOLETE_BY; a rule that isn't Taken excludes the kernel
 }
 
 // Choice is a value of a dkms.conf that was taken or left for this kernel, and why.
@@ -113,6 +119,9 @@ func (c Conf) Plan(t Target) (Plan, error) {
 			b.fault(0, name, 0, "%s is %q: it can be yes, no or empty", name, v)
 		}
 	}
+	yes := func(name string) bool { return strings.EqualFold(c.get(name, 0), "yes") }
+	p.Autoinstall, p.DependsRebuild, p.NoWeakModules = yes("AUTOINSTALL"), yes("BUILD_DEPENDS_REBUILD"), yes("NO_WEAK_MODULES")
+	p.PreBuild, p.PostBuild = c.get("PRE_BUILD", 0), c.get("POST_BUILD", 0)
 	for i := range c.size("BUILD_DEPENDS") {
 		if on := c.get("BUILD_DEPENDS", i); on != "" {
 			p.Depends = append(p.Depends, on)
@@ -155,14 +164,14 @@ func (b *planner) steps(p Plan) []Step {
 			})
 		}
 	}
-	if s := b.get("PRE_BUILD", 0); s != "" {
-		steps = append(steps, b.t.script("PRE_BUILD", s))
+	if p.PreBuild != "" {
+		steps = append(steps, b.t.script("PRE_BUILD", p.PreBuild))
 	}
 	steps = append(steps,
 		Step{Name: "make", Args: b.t.bash("PACKAGE_NAME=$module PACKAGE_VERSION=$module_version\n"+`eval "$1"`, p.Make.Value)},
 		b.t.collect(p.Modules))
-	if s := b.get("POST_BUILD", 0); s != "" {
-		steps = append(steps, b.t.script("POST_BUILD", s))
+	if p.PostBuild != "" {
+		steps = append(steps, b.t.script("POST_BUILD", p.PostBuild))
 	}
 	return steps
 }
@@ -260,9 +269,9 @@ func destination(distro, location string) string {
 func (b *planner) rules() []Choice {
 	var rules []Choice
 	rule := func(directive, value string, taken bool, yes, no string) {
-		c := Choice{Directive: directive, Value: value, Taken: taken, Why: fmt.Sprintf("%s=%q %s", directive, value, no)}
+		c := Choice{Directive: directive, Value: value, Taken: taken, Why: fmt.Sprintf("%s=%s %s", directive, quote(value), no)}
 		if taken {
-			c.Why = fmt.Sprintf("%s=%q %s", directive, value, yes)
+			c.Why = fmt.Sprintf("%s=%s %s", directive, quote(value), yes)
 		}
 		rules = append(rules, c)
 	}
@@ -293,7 +302,7 @@ func (b *planner) rules() []Choice {
 		set := b.t.Config[option] == "y" || b.t.Config[option] == "m"
 		state := fmt.Sprintf("and %s is %s in this kernel", option, map[bool]string{true: "set", false: "not set"}[set])
 		name, value := "BUILD_EXCLUSIVE_CONFIG", want
-		c := Choice{Directive: name, Value: value, Taken: set != absent, Why: fmt.Sprintf("%s=%q, %s", name, value, state)}
+		c := Choice{Directive: name, Value: value, Taken: set != absent, Why: fmt.Sprintf("%s=%s, %s", name, quote(value), state)}
 		rules = append(rules, c)
 	}
 	return rules
@@ -319,7 +328,7 @@ func (b *planner) patches() []Choice {
 		}
 		c := Choice{Directive: fmt.Sprintf("PATCH[%d]", i), Value: file.value, Taken: match.value == "" || ok && match.is, Why: "it is for every kernel"}
 		if match.value != "" {
-			c.Why = fmt.Sprintf("PATCH_MATCH[%d]=%q %s %q", i, match.value, matches(match.is), b.t.Release)
+			c.Why = fmt.Sprintf("PATCH_MATCH[%d]=%s %s %q", i, quote(match.value), matches(match.is), b.t.Release)
 		}
 		switch {
 		case !c.Taken:
@@ -331,6 +340,14 @@ func (b *planner) patches() []Choice {
 		all = append(all, c)
 	}
 	return all
+}
+
+// quote shows a pattern as it stands in the conf: with its backslashes once.
+func quote(s string) string {
+	if strings.ContainsFunc(s, func(r rune) bool { return r == '"' || !unicode.IsPrint(r) }) {
+		return strconv.Quote(s)
+	}
+	return `"` + s + `"`
 }
 
 func matches(yes bool) string {
@@ -358,7 +375,7 @@ func (b *planner) make() Choice {
 		if m.is {
 			n++
 			c = Choice{Directive: fmt.Sprintf("MAKE[%d]", i), Value: b.get("MAKE", i), Taken: true,
-				Why: fmt.Sprintf("MAKE_MATCH[%d]=%q matches %q", i, m.value, b.t.Release)}
+				Why: fmt.Sprintf("MAKE_MATCH[%d]=%s matches %q", i, quote(m.value), b.t.Release)}
 		}
 	}
 	switch {

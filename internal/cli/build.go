@@ -36,6 +36,7 @@ type buildOptions struct {
 	with    []string
 	timeout time.Duration
 	memory  string
+	input   confInput
 }
 
 func (a *app) buildCommand() *cobra.Command {
@@ -87,6 +88,7 @@ digest of the artifact; where the modules are. With --format json it has one obj
 	f.StringSliceVar(&o.with, "with", nil, "extra `PACKAGES` for the build root, of the kernel's distribution")
 	f.DurationVar(&o.timeout, "timeout", 0, "limit for each kernel's build, as in 10m (default none)")
 	f.StringVar(&o.memory, "memory", "", "limit for each kernel's build, as in 2G; 0 is none (default three quarters of this machine's memory)")
+	o.input.flags(f)
 	cmd.RegisterFlagCompletionFunc("engine", cobra.FixedCompletions(engineNames, cobra.ShellCompDirectiveNoFileComp))
 	cmd.RegisterFlagCompletionFunc("kernels", a.completeKernels)
 	return cmd
@@ -116,6 +118,9 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, src string) error {
 	}
 	if err := writable(o.out); err != nil {
 		return fmt.Errorf("--out: %w", err)
+	}
+	if err := o.input.read(); err != nil {
+		return err
 	}
 	distros, err := a.distros()
 	if err != nil {
@@ -295,13 +300,13 @@ func (r *buildRun) one(ctx context.Context, source *builder.Source, t target, li
 	if r.verbose {
 		watch.Log = line.Log()
 	}
-	b := r.builder.Build(ctx, builder.Job{Source: source, Lock: lock}, watch)
+	b := r.builder.Build(ctx, r.options.input.of(source, lock), watch)
 	built()
 	report.Key, report.Reason, report.Compiler = b.Key.String(), b.Reason, lock.Compiler
 	report.Status, report.Seconds = ui.Status(b.Status), b.Seconds
 	switch b.Status {
 	case builder.Failed:
-		report.Log = b.LogPath
+		report.Log, report.DKMSCode = b.LogPath, builder.DKMSCode(b.Err)
 		if ctx.Err() != nil {
 			return fail(b.Err, exitBuild)
 		}
@@ -322,6 +327,7 @@ func (r *buildRun) one(ctx context.Context, source *builder.Source, t target, li
 		report.Reason = r.explain(source, t, b)
 		return report, code
 	case builder.Skipped:
+		report.DKMSCode = exitSkipped
 		line.End(ui.Skipped, b.Reason)
 		return report, 0
 	}

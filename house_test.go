@@ -47,6 +47,7 @@ var mayImport = map[string][]string{
 	"internal/decompress":      {},
 	"internal/durable":         {},
 	"internal/dockertest":      {"internal/need"},
+	"internal/dkmstest":        {"images", "internal/need", "kernels", "kernels/deb"},
 	"internal/need":            {},
 	"scripts":                  {},
 }

@@ -50,6 +50,7 @@ var mayImport = map[string][]string{
 	"internal/dkmstest":        {"images", "internal/need", "kernels", "kernels/deb"},
 	"internal/need":            {},
 	"scripts":                  {},
+	"scripts/compare-dkms":     {"builder/dkms", "internal/dkmstest", "kernels"},
 }
 
 // onlyIn says in which one package an outside module is used.

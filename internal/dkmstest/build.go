@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path"
@@ -81,6 +82,17 @@ func (r *Root) Close() {
 	for _, h := range r.held {
 		h.Close()
 	}
+}
+
+// File finds a file of the root, by its path without links.
+func (r *Root) File(name string) (string, error) {
+	for _, l := range slices.Backward(r.layers) {
+		file := filepath.Join(l, name)
+		if _, err := os.Lstat(file); err == nil {
+			return file, nil
+		}
+	}
+	return "", &fs.PathError{Op: "find in the root", Path: name, Err: fs.ErrNotExist}
 }
 
 // Job is a module that is registered and built.

@@ -59,6 +59,7 @@ func Script(t testing.TB) string {
 type DKMS struct {
 	index *deb.Provider
 	store *images.Store
+	dir   string // the store's
 }
 
 // Open opens dkms in a folder that is, or may become, the tool's --cache-dir: indexes, packages and header images are shared.
@@ -67,14 +68,15 @@ func Open(cache string) (*DKMS, error) {
 	if err != nil {
 		return nil, err
 	}
+	dir := filepath.Join(cache, "images")
 	store, err := images.Open(images.Options{
-		Dir:     filepath.Join(cache, "images"),
+		Dir:     dir,
 		Payload: func(_ string, pkg io.Reader) (io.ReadCloser, error) { return index.Payload(pkg) },
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &DKMS{index, store}, nil
+	return &DKMS{index, store, dir}, nil
 }
 
 // Script is the path of dkms, in an unpacked package of its own.
@@ -118,3 +120,42 @@ func (d *DKMS) only(ctx context.Context, lock kernels.Lock, name string) (*image
 
 // packageLayer is the layer of a root made by only that has the package.
 func packageLayer(root *images.Root) string { return root.Layers()[1] }
+
+// Kernels lists the kernels of a suite, newest first.
+func (d *DKMS) Kernels(ctx context.Context, suite string) ([]kernels.Candidate, error) {
+	return d.index.Kernels(ctx, suite, kernels.HostArch())
+}
+
+// Packages finds packages of a suite by name.
+func (d *DKMS) Packages(ctx context.Context, suite string, wanted func(name string) bool) ([]kernels.Package, error) {
+	return d.index.Packages(ctx, suite, kernels.HostArch(), wanted)
+}
+
+// Image gives the folder with a kernel's own modules, as its package has them: kernel, modules.order and so on. It is not to be
+// written to.
+func (d *DKMS) Image(ctx context.Context, k kernels.Kernel) (string, error) {
+	name := "linux-image-" + k.Release
+	lock, err := d.index.Lock(ctx, k, []string{name})
+	if err != nil {
+		return "", err
+	}
+	root, err := d.only(ctx, lock, name)
+	if err != nil {
+		return "", err
+	}
+	defer root.Close()
+	dir := filepath.Join(packageLayer(root), "usr/lib/modules", k.Release)
+	_, err = os.Stat(filepath.Join(dir, "kernel"))
+	return dir, err
+}
+
+// Fetch downloads a package and gives its file, which is not to be written to.
+func (d *DKMS) Fetch(ctx context.Context, p kernels.Package) (string, error) {
+	any := kernels.Kernel{Distro: "debian", Suite: suite, Arch: kernels.HostArch(), Release: "none"}
+	root, err := d.store.Root(ctx, kernels.Lock{Kernel: any, Compiler: "none", Headers: []kernels.Package{p}}, nil)
+	if err != nil {
+		return "", err
+	}
+	defer root.Close()
+	return filepath.Join(d.dir, "packages/sha256", p.Digest.Hex), nil
+}

@@ -126,9 +126,17 @@ func (d *DKMS) Kernels(ctx context.Context, suite string) ([]kernels.Candidate, 
 	return d.index.Kernels(ctx, suite, kernels.HostArch())
 }
 
-// Packages finds packages of a suite by name.
-func (d *DKMS) Packages(ctx context.Context, suite string, wanted func(name string) bool) ([]kernels.Package, error) {
-	return d.index.Packages(ctx, suite, kernels.HostArch(), wanted)
+// Packages finds packages of a suite's component by name.
+func (d *DKMS) Packages(ctx context.Context, suite, component string, wanted func(name string) bool) ([]kernels.Package, error) {
+	index := d.index
+	if component != "main" {
+		var err error
+		index, err = deb.New(deb.Options{CacheDir: filepath.Join(filepath.Dir(d.dir), "index-"+component), Component: component})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return index.Packages(ctx, suite, kernels.HostArch(), wanted)
 }
 
 // Image gives the folder with a kernel's own modules, as its package has them: kernel, modules.order and so on. It is not to be

@@ -21,7 +21,7 @@ import (
 
 // The verdicts.
 const (
-	built_  = "built"
+	built   = "built"
 	skipped = "skipped"
 	failed  = "failed"
 )
@@ -155,7 +155,7 @@ func (c *comparison) both(ctx context.Context, s subject, k kernels.Kernel, r *r
 	r.DKMS = side{Verdict: failed, Code: theirs.Code, Modules: slices.Sorted(maps.Keys(theirs.Modules)), Seconds: theirs.Seconds}
 	switch theirs.Code {
 	case 0:
-		r.DKMS.Verdict = built_
+		r.DKMS.Verdict = built
 	case 77:
 		r.DKMS.Verdict = skipped
 	}
@@ -172,7 +172,7 @@ func (c *comparison) both(ctx context.Context, s subject, k kernels.Kernel, r *r
 			r.SameBytes++
 		}
 	}
-	if r.different() && r.DKMS.Verdict == built_ {
+	if r.different() && r.DKMS.Verdict == built {
 		r.Proof, r.Explained, err = c.prove(ctx, k, root, theirs.Modules, ours)
 	}
 	return err
@@ -245,8 +245,8 @@ func (c *comparison) build(ctx context.Context, args []string) (outcome, error) 
 	r := got.Results[0]
 	o.Reason = r.Reason
 	switch {
-	case o.Code == 0 && r.Status == built_:
-		o.Verdict = built_
+	case o.Code == 0 && r.Status == built:
+		o.Verdict = built
 	case o.Code == 77 && r.Status == skipped:
 		o.Verdict = skipped
 	}

@@ -164,19 +164,19 @@ func (rep report) unexplained() (n int) {
 func (rep report) print(out io.Writer) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "package\tkernel\tdkms\tours\tmodules\tdkms\tours\tratio\t")
-	var modules, same, built, differ, explained int
+	var modules, same, both, differ, explained int
 	var dkms, ours float64
 	for _, r := range rep.Rows {
 		fmt.Fprintln(w, r.line())
-		modules, same = modules+len(r.DKMS.Modules), same+r.SameBytes
 		if r.different() {
 			differ++
 		}
 		if r.Explained {
 			explained++
 		}
-		if r.DKMS.Verdict == built_ && r.Ours.Verdict == built_ {
-			built, dkms, ours = built+1, dkms+r.DKMS.Seconds, ours+r.Ours.Seconds
+		if r.DKMS.Verdict == built && r.Ours.Verdict == built {
+			both, dkms, ours = both+1, dkms+r.DKMS.Seconds, ours+r.Ours.Seconds
+			modules, same = modules+len(r.DKMS.Modules), same+r.SameBytes
 		}
 	}
 	if err := w.Flush(); err != nil {
@@ -188,8 +188,8 @@ func (rep report) print(out io.Writer) error {
 		}
 	}
 	fmt.Fprintf(out, "\n%d comparisons, %d differences: %d explained, %d unexplained\n", len(rep.Rows), differ, explained, rep.unexplained())
-	if built > 0 {
-		fmt.Fprintf(out, "where both built: %d of %d modules have the same bytes; dkms took %.1f s, ours %.1f s: %.2f\n", same, modules, dkms, ours, ours/dkms)
+	if both > 0 {
+		fmt.Fprintf(out, "where both built, %d times: %d of %d modules have the same bytes; dkms took %.1f s, ours %.1f s: %.2f\n", both, same, modules, dkms, ours, ours/dkms)
 	}
 	return nil
 }

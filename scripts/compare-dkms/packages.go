@@ -2,8 +2,8 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -38,33 +38,39 @@ func (c *comparison) targets(ctx context.Context, lines []string) ([]kernels.Ker
 
 // packages gets the sources: the packages named, which are names or files, or all.
 func (c *comparison) packages(ctx context.Context, components, named []string) ([]subject, error) {
-	if len(components) != 1 || components[0] != "main" {
-		return nil, errors.New("-components: only main is read")
-	}
-	wanted := func(name string) bool {
-		if len(named) > 0 {
-			return slices.Contains(named, name)
-		}
-		return strings.HasSuffix(name, "-dkms") && name != "dh-dkms" // which helps to make such packages
-	}
-	found, err := c.dkms.Packages(ctx, suite, wanted)
-	if err != nil {
-		return nil, err
-	}
 	var out []subject
+	missing := map[string]bool{}
 	for _, n := range named {
 		if strings.HasSuffix(n, ".deb") {
 			out = append(out, c.open(ctx, n))
-		} else if !slices.ContainsFunc(found, func(p kernels.Package) bool { return p.Name == n }) {
-			return nil, fmt.Errorf("%s has no package %q", suite, n)
+		} else {
+			missing[n] = true
 		}
 	}
-	for _, p := range found {
-		file, err := c.dkms.Fetch(ctx, p)
+	if len(named) > 0 && len(missing) == 0 {
+		return out, nil
+	}
+	for _, component := range components {
+		found, err := c.dkms.Packages(ctx, suite, component, func(name string) bool {
+			if len(named) > 0 {
+				return missing[name]
+			}
+			return strings.HasSuffix(name, "-dkms") && name != "dh-dkms" // which helps to make such packages
+		})
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, c.open(ctx, file))
+		for _, p := range found {
+			delete(missing, p.Name)
+			file, err := c.dkms.Fetch(ctx, p)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, c.open(ctx, file))
+		}
+	}
+	if len(missing) > 0 {
+		return nil, fmt.Errorf("%s has no packages %q in %s", suite, slices.Sorted(maps.Keys(missing)), strings.Join(components, ", "))
 	}
 	return out, nil
 }
@@ -102,8 +108,8 @@ func (c *comparison) open(ctx context.Context, file string) subject {
 	return s
 }
 
-// depends gives the names of packages that satisfy a Depends field, of alternatives the first that there is. Dkms itself is on its
-// side's root, and of no use on the other.
+// depends gives the names of packages that satisfy a Depends field, of alternatives the first that main has. Those that it has not,
+// of packages outside of it, are left out. Dkms itself is on its side's root, and of no use on the other.
 func (c *comparison) depends(ctx context.Context, field string) ([]string, error) {
 	var out []string
 	for group := range strings.SplitSeq(field, ",") {
@@ -117,17 +123,16 @@ func (c *comparison) depends(ctx context.Context, field string) ([]string, error
 		if len(names) == 0 || slices.Contains(names, "dkms") {
 			continue
 		}
-		found, err := c.dkms.Packages(ctx, suite, func(name string) bool { return slices.Contains(names, name) })
+		found, err := c.dkms.Packages(ctx, suite, "main", func(name string) bool { return slices.Contains(names, name) })
 		if err != nil {
 			return nil, err
 		}
 		i := slices.IndexFunc(names, func(n string) bool {
 			return slices.ContainsFunc(found, func(p kernels.Package) bool { return p.Name == n })
 		})
-		if i < 0 {
-			return nil, fmt.Errorf("the package depends on %q, which %s has not", strings.TrimSpace(group), suite)
+		if i >= 0 {
+			out = append(out, names[i])
 		}
-		out = append(out, names[i])
 	}
 	return out, nil
 }

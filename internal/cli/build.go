@@ -287,7 +287,7 @@ func (r *buildRun) one(ctx context.Context, source *builder.Source, t target, li
 		return fail(t.err, lockCode(t.err))
 	}
 	line.Phase("locking")
-	lock, err := r.distros[t.kernel.Distro].Lock(ctx, t.kernel, r.options.with)
+	lock, err := r.distros[t.kernel.Distro].Lock(ctx, t.kernel, kernels.Extra{Packages: r.options.with})
 	if err != nil {
 		return fail(r.advise(err), lockCode(err))
 	}

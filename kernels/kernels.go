@@ -96,6 +96,8 @@ type Provider interface {
 	Lock(ctx context.Context, k Kernel, extra Extra) (Lock, error)
 	// Payload turns a package file into the tar stream of the files that it installs. The caller closes it.
 	Payload(pkg io.Reader) (io.ReadCloser, error)
+	// Open is Payload with what the package file says that it depends on, for Extra.
+	Open(pkg io.Reader) (payload io.ReadCloser, depends []string, err error)
 }
 
 func withoutURLs(in []Package) []Package {

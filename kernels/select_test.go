@@ -91,6 +91,10 @@ func (f *fixed) Lock(context.Context, Kernel, Extra) (Lock, error) {
 }
 func (f *fixed) Payload(io.Reader) (io.ReadCloser, error) { return nil, errors.New("not asked for") }
 
+func (f *fixed) Open(io.Reader) (io.ReadCloser, []string, error) {
+	return nil, nil, errors.New("not asked for")
+}
+
 func newFixed() *fixed {
 	return &fixed{suites: []string{"sid", "trixie", "bookworm"}, lists: map[string][]string{
 		"sid":      {"old"},

@@ -140,7 +140,7 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, src string) error {
 	if err != nil {
 		return fmt.Errorf("the cache folder can't be used: %w; choose another with --cache-dir", err)
 	}
-	source, err := builder.OpenSource(ctx, src, builder.SourceOptions{Temp: temp, Exclude: exclude, Payload: distros["debian"].Payload})
+	source, err := builder.OpenSource(ctx, src, builder.SourceOptions{Temp: temp, Exclude: exclude, Open: distros["debian"].Open})
 	if err != nil {
 		return err
 	}

@@ -392,8 +392,44 @@ func TestDependsLeftOut(t *testing.T) {
 				said = append(said, w)
 			}
 		}
-		if len(said) != 3 || !b.warned(`debian/bookworm has nothing in its component main for "nvidia-kernel-common (>= 1) | nvidia"`) {
+		if len(said) != 3 || !b.warned(`debian/bookworm: of what the package depends on, "nvidia-kernel-common (>= 1) | nvidia" is left out`) {
 			t.Errorf("warnings are %q", said)
 		}
+	}
+}
+
+// Of what a package depends on, what this program stands in for is passed over in silence, and what brings a desktop is not
+// for building.
+func TestDependsOfNoUse(t *testing.T) {
+	text := extraPackages + "desktop 1; Depends: d1\ngcc 12; Depends: gcc-12\ndkms 3; Depends: gcc\nudev 1\n"
+	for i := range maxBrought {
+		text += fmt.Sprintf("d%d 1; Depends: d%d\n", i+1, i+2)
+	}
+	text += fmt.Sprintf("d%d 1\n", maxBrought+1)
+	b := newBench(t)
+	b.publish(published{pocket: "bookworm", packages: stanzas(text)})
+	lock := func(e kernels.Extra) string {
+		t.Helper()
+		l, err := b.client(Options{}).Lock(t.Context(), kernel("6.1.0-1-amd64"), e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return names(l.Headers)
+	}
+	none := lock(kernels.Extra{})
+	if got := lock(kernels.Extra{Depends: []string{"dkms (>= 3.0)", "linux-headers-amd64 | linux-headers-generic", "gcc | c-compiler", "udev", "gcc-12"}}); got != none {
+		t.Errorf("Headers = %s; want %s", got, none)
+	}
+	if b.warned("of what the package depends on") {
+		t.Errorf("warnings are %q", b.warnings)
+	}
+	if got := lock(kernels.Extra{Depends: []string{"desktop", "pkg-config"}}); got != none+" pkg-config" {
+		t.Errorf("Headers = %s; want %s and pkg-config", got, none)
+	}
+	if !b.warned(`"desktop" is left out of the build root: it brings`) {
+		t.Errorf("warnings are %q", b.warnings)
+	}
+	if got := lock(kernels.Extra{Packages: []string{"desktop", "udev"}}); !strings.Contains(got, "desktop") || !strings.Contains(got, "udev") {
+		t.Errorf("Headers = %s; want what was asked for", got)
 	}
 }

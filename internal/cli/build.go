@@ -146,7 +146,7 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, sources []string) er
 	if err != nil {
 		return fmt.Errorf("the cache folder can't be used: %w; choose another with --cache-dir", err)
 	}
-	us, err := openUnits(ctx, sources, o.depends, builder.SourceOptions{Temp: temp, Exclude: exclude, Payload: distros["debian"].Payload})
+	us, err := openUnits(ctx, sources, o.depends, builder.SourceOptions{Temp: temp, Exclude: exclude, Open: distros["debian"].Open})
 	if err != nil {
 		return err
 	}
@@ -336,7 +336,7 @@ func (r *buildRun) one(ctx context.Context, c *cell, row []*cell, built func()) 
 		return
 	}
 	line.Phase("locking")
-	lock, err := r.distros[c.kernel.Distro].Lock(ctx, c.kernel, r.options.with)
+	lock, err := r.distros[c.kernel.Distro].Lock(ctx, c.kernel, kernels.Extra{Packages: r.options.with})
 	if err != nil {
 		fail(r.advise(err), lockCode(err))
 		c.result.Reason = report.Reason

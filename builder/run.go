@@ -11,6 +11,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -61,6 +62,7 @@ type output struct {
 	compiler string  // CONFIG_CC_VERSION_TEXT of the kernel
 	symvers  v1.Hash // of the kernel's Module.symvers
 	files    []artifact.File
+	extras   []artifact.Extra
 	spool    *os.File
 }
 
@@ -72,42 +74,58 @@ func (o *output) Close() {
 
 // session is one job in its sandbox.
 type session struct {
-	sandbox Sandbox
-	target  dkms.Target
-	input   dkms.Input
-	env     []string
-	log     *logBuffer
+	sandbox   Sandbox
+	target    dkms.Target
+	input     dkms.Input
+	installed installed
+	env       []string
+	log       *logBuffer
 }
 
-// enter starts a sandbox for a job. The caller closes its sandbox.
-func (b *Builder) enter(ctx context.Context, engine Engine, root Root, j Job, log *logBuffer) (*session, error) {
+// enter starts a sandbox for a job and puts the sources into it. The caller closes its sandbox.
+func (b *Builder) enter(ctx context.Context, engine Engine, root Root, j Job, log *logBuffer) (_ *session, headers memFS, err error) {
 	k := j.Lock.Kernel
 	t := target(j, b.Jobs)
-	if err := uncovered(root, t.Source()); err != nil {
-		return nil, err
-	}
-	sandbox, err := engine.Start(ctx, Spec{Root: root, Kernel: k, Scratch: []string{"/tmp", dkms.Tree, t.Source()}, Memory: b.Memory})
+	installed, err := install(j, t)
 	if err != nil {
-		return nil, fmt.Errorf("start the sandbox: %w", err)
+		return nil, nil, err
 	}
+	sources := append([]string{t.Source()}, installed.sources...)
+	for _, dir := range sources {
+		if err := uncovered(root, dir); err != nil {
+			return nil, nil, err
+		}
+	}
+	scratch := slices.Concat([]string{"/tmp", dkms.Tree}, sources, installed.modules)
+	sandbox, err := engine.Start(ctx, Spec{Root: root, Kernel: k, Scratch: scratch, Memory: b.Memory})
+	if err != nil {
+		return nil, nil, fmt.Errorf("start the sandbox: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			sandbox.Close()
+		}
+	}()
+	s := &session{sandbox: sandbox, target: t, input: j.input(), installed: installed, env: environment(t), log: log}
 	fmt.Fprintf(log, "# %s %s for %s with %s\n", t.Module, t.Version, k, j.Lock.Compiler)
-	return &session{sandbox: sandbox, target: t, input: j.input(), env: environment(t), log: log}, nil
+	if headers, err = s.unpack(ctx, j.Source.Tar()); err != nil {
+		return nil, nil, err
+	}
+	if err = s.install(ctx, installed); err != nil {
+		return nil, nil, err
+	}
+	return s, headers, nil
 }
 
 // run builds a job in a new sandbox and checks what came out.
 func (b *Builder) run(ctx context.Context, engine Engine, root Root, j Job, w Watch, log *logBuffer) (*output, error) {
 	k := j.Lock.Kernel
 	w.phase("building")
-	s, err := b.enter(ctx, engine, root, j, log)
+	s, headers, err := b.enter(ctx, engine, root, j, log)
 	if err != nil {
 		return nil, err
 	}
 	defer s.sandbox.Close()
-
-	headers, err := s.unpack(ctx, j.Source.Tar())
-	if err != nil {
-		return nil, err
-	}
 	known := make(chan facts, 1)
 	go func() { known <- readFacts(headers, k) }() // some twenty milliseconds, beside the compiler
 	compiler, err := s.configure(headers, j.Lock)
@@ -128,6 +146,13 @@ func (b *Builder) run(ctx context.Context, engine Engine, root Root, j Job, w Wa
 	for _, warning := range plan.Warnings {
 		w.warn(warning)
 	}
+	if err := s.installed.satisfy(plan.Depends); err != nil {
+		return nil, err
+	}
+	scripts, err := hostScripts(j.Source, plan.Scripts)
+	if err != nil {
+		return nil, err
+	}
 	for _, step := range plan.Steps {
 		fmt.Fprintf(log, "\n# %s\n", step.Name)
 		if step.Script != "" && s.run(ctx, Command{Args: []string{"test", "-x", step.Script}, Dir: s.target.Build()}) != nil && ctx.Err() == nil {
@@ -145,10 +170,12 @@ func (b *Builder) run(ctx context.Context, engine Engine, root Root, j Job, w Wa
 	if f.err != nil {
 		return nil, f.err
 	}
+	f.kernel.Others = s.installed.exports
 	o, err := s.collect(ctx, plan.Modules, f.kernel, b.Temp)
 	if err != nil {
 		return nil, err
 	}
+	o.extras = append(o.extras, scripts...)
 	o.compiler, o.symvers = compiler, f.symvers
 	return o, nil
 }
@@ -296,6 +323,7 @@ func (s *session) collect(ctx context.Context, modules []dkms.Module, kernel kmo
 		}
 	}
 	exported := kmod.Symvers{} // what the modules of this build offer to each other
+	var names []string
 	for _, m := range modules {
 		f := files[path.Join(path.Base(s.target.Output()), m.Name)]
 		if f == nil {
@@ -308,6 +336,7 @@ func (s *session) collect(ctx context.Context, modules []dkms.Module, kernel kmo
 		for _, name := range k.Exports {
 			if symbol, ok := symvers[name]; ok {
 				exported[strings.Clone(name)] = symbol
+				names = append(names, strings.Clone(name))
 			}
 		}
 		o.files = append(o.files, artifact.File{
@@ -315,7 +344,15 @@ func (s *session) collect(ctx context.Context, modules []dkms.Module, kernel kmo
 			Open: func() (io.ReadCloser, error) { return io.NopCloser(io.NewSectionReader(f, 0, f.Size())), nil },
 		})
 	}
-	kernel.Others = []kmod.Symvers{exported}
+	if len(names) > 0 {
+		f := files[path.Base(s.target.Symvers())]
+		text, err := kmod.SelectSymvers(io.NewSectionReader(f, 0, f.Size()), names)
+		if err != nil {
+			return nil, fmt.Errorf("the Module.symvers of the build: %w", err)
+		}
+		o.extras = append(o.extras, artifact.Extra{Name: artifact.ModuleSymvers, Size: int64(len(text)), Open: opener(text)})
+	}
+	kernel.Others = append([]kmod.Symvers{exported}, kernel.Others...)
 	var problems []string
 	for _, m := range modules { // read again: one at a time is in memory
 		k, err := readModule(files[path.Join(path.Base(s.target.Output()), m.Name)])

@@ -164,7 +164,7 @@ func (a *app) runConf(ctx context.Context, o confOptions, src string) error {
 	if err := os.MkdirAll(temp, 0o755); err != nil {
 		return fmt.Errorf("the cache folder can't be used: %w; choose another with --cache-dir", err)
 	}
-	source, err := builder.OpenSource(ctx, src, builder.SourceOptions{Temp: temp, Exclude: []string{filepath.Dir(temp)}, Payload: distros["debian"].Payload})
+	source, err := builder.OpenSource(ctx, src, builder.SourceOptions{Temp: temp, Exclude: []string{filepath.Dir(temp)}, Open: distros["debian"].Open})
 	if err != nil {
 		return err
 	}
@@ -229,7 +229,7 @@ func (r *buildRun) conf(ctx context.Context, o confOptions, source *builder.Sour
 		return fail(t.err, lockCode(t.err))
 	}
 	line.Phase("locking")
-	lock, err := r.distros[t.kernel.Distro].Lock(ctx, t.kernel, nil)
+	lock, err := r.distros[t.kernel.Distro].Lock(ctx, t.kernel, kernels.Extra{})
 	if err != nil {
 		return fail(r.advise(err), lockCode(err))
 	}

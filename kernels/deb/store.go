@@ -132,7 +132,7 @@ func (v *view) offers(arch string) error {
 func (v *view) key(what, arch string, more ...string) string {
 	h := sha256.New()
 	e := json.NewEncoder(h)
-	e.Encode([]any{recipe, indexMagic, v.distro.name, v.distro.tools, v.distro.prefer, v.suite, what, arch, more})
+	e.Encode([]any{recipe, indexMagic, v.distro.name, v.distro.tools, v.distro.prefer, v.distro.moot, v.suite, what, arch, more})
 	for i, pk := range v.pockets {
 		e.Encode([]string{pk.name, v.bases[i], v.states[i].Indexes[arch].SHA256})
 	}
@@ -348,7 +348,7 @@ func (p *Provider) ask(ctx context.Context, pk pocket, held *state, base, url st
 	if err != nil {
 		return nil, fmt.Errorf("read the keys of %s: %w", p.distro.name, err)
 	}
-	r, err := readRelease(got.body, keys, p.opts.Now)
+	r, err := readRelease(got.body, p.opts.Component, keys, p.opts.Now)
 	if err != nil {
 		return nil, fmt.Errorf("refused %s: %w: use another mirror", url, err)
 	}

@@ -70,7 +70,9 @@ type Job struct {
 }
 
 // MayDepend is every module that the job may find in BUILD_DEPENDS.
-func (j Job) MayDepend() []string { return slices.Concat(j.Source.MayDepend, dkms.MayDepend(j.Overrides, j.Directives)) }
+func (j Job) MayDepend() []string {
+	return slices.Concat(j.Source.MayDepend, dkms.MayDepend(j.Overrides, j.Directives))
+}
 
 // Dependency is a module that another one may need, and how its build for the same kernel ended.
 type Dependency struct {

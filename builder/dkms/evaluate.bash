@@ -42,8 +42,8 @@ for __godkms_file in "${__godkms_files[@]}"; do
 	# The values go through a file: a pipe would be open for as long as any process that the conf left behind. dkms prints
 	# them unquoted, so that each run of white space, line breaks too, becomes one space. Unlike dkms, a value with a * is not
 	# taken for a file name pattern.
-	(__godkms_source)
-	__godkms_status=$?
+	__godkms_status=0
+	(__godkms_source) || __godkms_status=$? # as in dkms, set -e does nothing on this side of a ||
 	__godkms_read=
 	. "$__godkms_spool" >/dev/null
 	if [[ ! $__godkms_read ]]; then

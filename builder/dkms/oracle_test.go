@@ -416,4 +416,3 @@ func FuzzConf(f *testing.F) {
 		}
 	})
 }
-

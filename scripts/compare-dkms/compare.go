@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -103,7 +104,7 @@ type comparison struct {
 	version string // of the tool
 	work    string
 	dkms    *dkmstest.DKMS
-	count   int
+	count   atomic.Int64
 }
 
 func newComparison(ctx context.Context, o options, work string) (c *comparison, err error) {
@@ -268,8 +269,7 @@ func (c *comparison) build(ctx context.Context, args []string) (outcome, error) 
 
 // folder is a path that nothing has been at.
 func (c *comparison) folder(name string) string {
-	c.count++
-	return filepath.Join(c.work, fmt.Sprintf("%s-%d", name, c.count))
+	return filepath.Join(c.work, fmt.Sprintf("%s-%d", name, c.count.Add(1)))
 }
 
 // command is a program that ends when ctx does: it is asked to first. Ctrl-C on the terminal is for this program alone.

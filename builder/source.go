@@ -43,9 +43,14 @@ var vcsFolders = []string{".git", ".hg", ".svn", ".bzr", "CVS", "_darcs"}
 // Source is a DKMS source tree, read once: what was hashed is what is built, whatever happens to the files later. It is held
 // in a file without a name, so that nothing is left behind however the process ends. Safe for concurrent use.
 type Source struct {
-	Module  string  // PACKAGE_NAME
-	Version string  // PACKAGE_VERSION
-	Digest  v1.Hash // SHA-256 of the tree in its canonical form: names, exec bits, links, contents
+	Module  string // PACKAGE_NAME
+	Version string // PACKAGE_VERSION
+	// MayDepend is every module that the dkms.conf may name in BUILD_DEPENDS, for one kernel or another.
+	MayDepend []string
+	Digest    v1.Hash // SHA-256 of the tree in its canonical form: names, exec bits, links, contents
+
+	Packages []Wish   // what its godkms.toml asks for in the build root
+	Depends  []string // what the package file that it came in depends on
 
 	tar  *os.File
 	size int64
@@ -53,12 +58,14 @@ type Source struct {
 
 // SourceOptions says how to read a source.
 type SourceOptions struct {
-	Temp    string                                     // folder for the unnamed file; default: os.TempDir()
-	Exclude []string                                   // files and folders of this machine that are not part of the tree
-	Payload func(pkg io.Reader) (io.ReadCloser, error) // opens a .deb; see kernels.Provider
+	Temp    string   // folder for the unnamed file; default: os.TempDir()
+	Exclude []string // files and folders of this machine that are not part of the tree
+
+	// Open opens a .deb; see kernels.Provider. Without it a .deb is no source.
+	Open func(pkg io.Reader) (payload io.ReadCloser, depends []string, err error)
 }
 
-// OpenSource reads a source tree from a folder with a dkms.conf, from the dkms.conf itself, from a tarball (plain, gzip, xz,
+// OpenSource reads a source tree, and the godkms.toml beside its dkms.conf, from a folder with a dkms.conf, from the dkms.conf itself, from a tarball (plain, gzip, xz,
 // zstd), or from a .deb with usr/src/*/dkms.conf. Links that leave the tree, devices, sockets and pipes are errors.
 func OpenSource(ctx context.Context, src string, o SourceOptions) (*Source, error) {
 	t := &tree{entries: map[string]*entry{}}
@@ -96,6 +103,39 @@ func (s *Source) Tar() io.Reader {
 	return bufio.NewReaderSize(io.NewSectionReader(s.tar, 0, s.size), 256<<10)
 }
 
+// ReadFile gives a file of the tree and whether it is executable, for names below its root with slashes. It follows links. An absent
+// one wraps fs.ErrNotExist.
+func (s *Source) ReadFile(name string, limit int64) (text []byte, executable bool, err error) {
+	for range 8 {
+		link := ""
+		tr := tar.NewReader(io.NewSectionReader(s.tar, 0, s.size)) // it seeks over what is not read
+		for {
+			h, err := tr.Next()
+			if err == io.EOF {
+				return nil, false, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
+			}
+			if err != nil {
+				return nil, false, err
+			}
+			if h.Name != name {
+				continue
+			}
+			switch {
+			case h.Typeflag == tar.TypeSymlink:
+				link = h.Linkname
+			case h.Size > limit:
+				return nil, false, fmt.Errorf("%q has %d bytes, more than %d", name, h.Size, limit)
+			default:
+				text, err = io.ReadAll(tr)
+				return text, h.Mode&0o111 != 0, err
+			}
+			break
+		}
+		name = path.Join(path.Dir(name), link)
+	}
+	return nil, false, fmt.Errorf("%q is a link to a link, and so on", name)
+}
+
 // Close frees the tree. Readers that Tar gave fail from then on.
 func (s *Source) Close() error { return s.tar.Close() }
 
@@ -106,6 +146,7 @@ type tree struct {
 	names   int
 	root    *os.Root // of a folder
 	spool   *os.File // of an archive
+	depends []string // of a package file
 }
 
 type entry struct {
@@ -208,8 +249,8 @@ func (t *tree) readArchive(ctx context.Context, file string, o SourceOptions) er
 	magic, _ := br.Peek(8)
 	isDeb := bytes.Equal(magic, []byte("!<arch>\n"))
 	var stream io.ReadCloser
-	if isDeb && o.Payload != nil {
-		stream, err = o.Payload(br)
+	if isDeb && o.Open != nil {
+		stream, t.depends, err = o.Open(br)
 	} else {
 		stream, err = decompress.NewReader(br)
 	}
@@ -348,10 +389,14 @@ func (t *tree) canonical(ctx context.Context, temp string) (_ *Source, err error
 	if e := t.entries[confName]; e != nil && e.size > dkms.MaxConf {
 		return nil, fmt.Errorf("dkms.conf has %d bytes; at most %d are read", e.size, dkms.MaxConf)
 	}
+	settingsName := t.follow(settingsFile)
+	if e := t.entries[settingsName]; e != nil && e.size > maxSettings {
+		return nil, fmt.Errorf("%s has %d bytes; at most %d are read", settingsFile, e.size, maxSettings)
+	}
 	hash := sha256.New()
 	buffer := bufio.NewWriterSize(io.MultiWriter(out, hash), 256<<10)
 	w := tar.NewWriter(buffer)
-	var conf bytes.Buffer
+	var conf, settings bytes.Buffer
 	for _, name := range slices.Sorted(maps.Keys(t.entries)) {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
@@ -380,8 +425,11 @@ func (t *tree) canonical(ctx context.Context, temp string) (_ *Source, err error
 			continue
 		}
 		to := io.Writer(w)
-		if name == confName {
+		switch name {
+		case confName:
 			to = io.MultiWriter(w, &conf)
+		case settingsName:
+			to = io.MultiWriter(w, &settings)
 		}
 		if err := t.copy(to, name, e); err != nil {
 			return nil, err
@@ -393,11 +441,16 @@ func (t *tree) canonical(ctx context.Context, temp string) (_ *Source, err error
 	if err := buffer.Flush(); err != nil {
 		return nil, err
 	}
-	s := &Source{tar: out, Digest: v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(hash.Sum(nil))}}
+	s := &Source{tar: out, Depends: t.depends, Digest: v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(hash.Sum(nil))}}
 	if s.size, err = out.Seek(0, io.SeekCurrent); err != nil {
 		return nil, err
 	}
-	if s.Module, s.Version, err = dkms.Name(conf.Bytes()); err != nil {
+	h, err := dkms.Read(conf.Bytes())
+	if err != nil {
+		return nil, err
+	}
+	s.Module, s.Version, s.MayDepend = h.Name, h.Version, h.BuildDepends
+	if s.Packages, err = readSettings(settings.Bytes()); err != nil {
 		return nil, err
 	}
 	return s, nil

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -59,6 +60,18 @@ func (b *bench) rows() []row {
 			},
 			ours:  b.cached,
 			asked: limit{Total: 0.05},
+		},
+		{
+			name:    "evaluating dkms.conf, sandbox",
+			prepare: func(context.Context) error { return nil },
+			ours:    func(ctx context.Context) (sample, error) { return b.evaluated(ctx, newest, "sandbox") },
+			asked:   limit{Total: 0.03},
+		},
+		{
+			name:    "evaluating dkms.conf, Docker",
+			prepare: func(ctx context.Context) error { return b.warmDocker(ctx, newest) },
+			ours:    func(ctx context.Context) (sample, error) { return b.evaluated(ctx, newest, "docker") },
+			asked:   limit{Total: 0.15},
 		},
 		{
 			name: "first header image, packages there", against: "dpkg-deb -x",
@@ -163,6 +176,27 @@ func (b *bench) cached(ctx context.Context) (sample, error) {
 	}
 	s, _, err := b.build(ctx, b.releases)
 	return s, err
+}
+
+// evaluated is what evaluating the module's dkms.conf adds to a build: the program itself says how long its bash took.
+func (b *bench) evaluated(ctx context.Context, release, engine string) (sample, error) {
+	cmd := command(ctx, b.tool, "--cache-dir", b.cache, "--quiet", "conf", b.source, "--kernel", list(release), "--engine", engine,
+		"--offline", "--format", "json")
+	if b.docker != nil {
+		cmd.Env = append(os.Environ(), "DOCKER_HOST="+b.docker.host)
+	}
+	text, err := cmd.Output()
+	if err != nil {
+		return sample{}, fmt.Errorf("%s conf: %w", filepath.Base(b.tool), err)
+	}
+	var result struct{ Kernels []struct{ Seconds float64 } }
+	if err := json.Unmarshal(text, &result); err != nil {
+		return sample{}, err
+	}
+	if len(result.Kernels) != 1 || result.Kernels[0].Seconds <= 0 {
+		return sample{}, fmt.Errorf("conf says %q", text)
+	}
+	return sample{Seconds: result.Kernels[0].Seconds}, nil
 }
 
 // timed runs a shell script on a root, in bubblewrap, and times the part of it that follows "ready": it prints that line when all

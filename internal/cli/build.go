@@ -319,7 +319,7 @@ func (r *buildRun) one(ctx context.Context, source *builder.Source, t target, li
 			return fail(r.advise(b.Err), code)
 		}
 		line.End(ui.Failed, b.Err.Error())
-		report.Reason = r.explain(source, t, b)
+		report.Reason, report.Why = r.explain(source, t, b)
 		return report, code
 	case builder.Skipped:
 		line.End(ui.Skipped, b.Reason)
@@ -336,25 +336,39 @@ func (r *buildRun) one(ctx context.Context, source *builder.Source, t target, li
 
 var errInterrupted = errors.New("interrupted")
 
-// explain shows why a build failed, from its log, and gives the reason in one line.
-func (r *buildRun) explain(source *builder.Source, t target, b builder.Result) string {
+// explain shows why a build failed, from its log, and gives the reason and what is behind it in one line each.
+func (r *buildRun) explain(source *builder.Source, t target, b builder.Result) (reason, why string) {
 	f, err := ui.ReadFailure(bytes.NewReader(b.Log))
 	if err != nil {
-		return b.Reason
+		return b.Reason, ""
 	}
-	reason := b.Reason
+	all := f.Tail
+	f, reason = ui.Failure{First: b.Reason}, b.Reason
 	step := (*builder.StepError)(nil)
-	_, made, _ := bytes.Cut(b.Log, []byte("\n# make\n")) // what the dkms.conf said before is not why
-	if g, err := ui.ReadFailure(bytes.NewReader(made)); errors.As(b.Err, &step) && err == nil && g.First != "" {
-		f.First = strings.ReplaceAll(g.First, dkms.Target{Module: source.Module, Version: source.Version}.Build()+"/", "")
-		if step.Output == "" {
-			reason += ": " + f.First
+	switch {
+	case errors.As(b.Err, new(*builder.MemoryError)):
+		f.Why = "out of memory"
+	case errors.As(b.Err, new(*builder.TimeoutError)):
+		f.Why = "the time limit of --timeout was reached"
+	case errors.As(b.Err, &step):
+		_, log, _ := bytes.Cut(b.Log, []byte("\n# "+step.Step+"\n")) // what other steps and the dkms.conf said is not why
+		if f, err = ui.ReadFailure(bytes.NewReader(log)); err != nil || f.First == "" {
+			f = ui.Failure{First: b.Reason}
+			break
 		}
-	} else {
-		f.First = reason
+		f.First = strings.ReplaceAll(f.First, dkms.Target{Module: source.Module, Version: source.Version}.Build()+"/", "")
+		if step.Output != "" { // the reason has the step's own words
+			f.First = b.Reason
+			break
+		}
+		if f.Why != "" {
+			reason += ": " + f.Why
+		}
+		reason += ": " + f.First
 	}
+	f.Tail = all
 	r.board.Fail(t.label, f, b.LogPath)
-	return reason
+	return reason, f.Why
 }
 
 // handOut writes the modules and the log to their folder below out. None is put in its place before all are written; files that

@@ -98,6 +98,39 @@ func (s *Source) Tar() io.Reader {
 	return bufio.NewReaderSize(io.NewSectionReader(s.tar, 0, s.size), 256<<10)
 }
 
+// ReadFile gives a file of the tree and whether it is executable, for names below its root with slashes. It follows links. An absent
+// one wraps fs.ErrNotExist.
+func (s *Source) ReadFile(name string, limit int64) (text []byte, executable bool, err error) {
+	for range 8 {
+		link := ""
+		tr := tar.NewReader(io.NewSectionReader(s.tar, 0, s.size)) // it seeks over what is not read
+		for {
+			h, err := tr.Next()
+			if err == io.EOF {
+				return nil, false, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
+			}
+			if err != nil {
+				return nil, false, err
+			}
+			if h.Name != name {
+				continue
+			}
+			switch {
+			case h.Typeflag == tar.TypeSymlink:
+				link = h.Linkname
+			case h.Size > limit:
+				return nil, false, fmt.Errorf("%q has %d bytes, more than %d", name, h.Size, limit)
+			default:
+				text, err = io.ReadAll(tr)
+				return text, h.Mode&0o111 != 0, err
+			}
+			break
+		}
+		name = path.Join(path.Dir(name), link)
+	}
+	return nil, false, fmt.Errorf("%q is a link to a link, and so on", name)
+}
+
 // Close frees the tree. Readers that Tar gave fail from then on.
 func (s *Source) Close() error { return s.tar.Close() }
 

@@ -21,7 +21,7 @@ type release struct {
 	codename   string
 	date       time.Time
 	validUntil time.Time           // zero: for ever
-	indexes    map[string]indexRef // of the component main, by architecture
+	indexes    map[string]indexRef // of one component, by architecture
 }
 
 // An indexRef pins a compressed Packages index.
@@ -32,8 +32,9 @@ type indexRef struct {
 	ByHash bool   `json:"by_hash"`
 }
 
-// readRelease checks the signature of an InRelease file and reads what was signed. There may be nothing else in the file.
-func readRelease(text []byte, keys openpgp.EntityList, now func() time.Time) (*release, error) {
+// readRelease checks the signature of an InRelease file and reads what was signed, of the indexes those of a component. There may be
+// nothing else in the file.
+func readRelease(text []byte, component string, keys openpgp.EntityList, now func() time.Time) (*release, error) {
 	block, rest := clearsign.Decode(text)
 	if block == nil {
 		return nil, errors.New("it is not signed")
@@ -48,11 +49,11 @@ func readRelease(text []byte, keys openpgp.EntityList, now func() time.Time) (*r
 	case err != nil:
 		return nil, fmt.Errorf("its signature does not hold: %w", err)
 	}
-	return parseRelease(block.Bytes)
+	return parseRelease(block.Bytes, component)
 }
 
 // parseRelease reads the text of a Release file (https://wiki.debian.org/DebianRepository/Format).
-func parseRelease(text []byte) (*release, error) {
+func parseRelease(text []byte, component string) (*release, error) {
 	var (
 		fields = map[string]string{}
 		files  = map[string]indexRef{}
@@ -101,7 +102,7 @@ func parseRelease(text []byte) (*release, error) {
 		}
 	}
 	for path, ref := range files {
-		rest, ok := strings.CutPrefix(path, "main/binary-")
+		rest, ok := strings.CutPrefix(path, component+"/binary-")
 		if !ok {
 			continue
 		}

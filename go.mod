@@ -4,7 +4,7 @@ go 1.26.0
 
 // Why each: a well-kept library where the matter is not this project's own.
 require (
-	github.com/BurntSushi/toml v1.6.0 // the configuration file; MIT, no dependencies
+	github.com/BurntSushi/toml v1.6.0 // the configuration file, and the one in a source tree; MIT, no dependencies
 	github.com/ProtonMail/go-crypto v1.5.2 // OpenPGP signatures of archives; BSD, the kept-up successor of x/crypto/openpgp
 	github.com/containerd/errdefs v1.0.0 // the Docker client's kinds of errors; Apache-2.0, no dependencies
 	github.com/creack/pty v1.1.24 // terminals for tests and for the README's picture; MIT, no dependencies

@@ -49,18 +49,24 @@ type Source struct {
 	MayDepend []string
 	Digest    v1.Hash // SHA-256 of the tree in its canonical form: names, exec bits, links, contents
 
+	Packages []Wish   // what its godkms.toml asks for in the build root
+	Depends  []string // what the package file that it came in depends on
+
 	tar  *os.File
 	size int64
+	conf []byte // the dkms.conf
 }
 
 // SourceOptions says how to read a source.
 type SourceOptions struct {
-	Temp    string                                     // folder for the unnamed file; default: os.TempDir()
-	Exclude []string                                   // files and folders of this machine that are not part of the tree
-	Payload func(pkg io.Reader) (io.ReadCloser, error) // opens a .deb; see kernels.Provider
+	Temp    string   // folder for the unnamed file; default: os.TempDir()
+	Exclude []string // files and folders of this machine that are not part of the tree
+
+	// Open opens a .deb; see kernels.Provider. Without it a .deb is no source.
+	Open func(pkg io.Reader) (payload io.ReadCloser, depends []string, err error)
 }
 
-// OpenSource reads a source tree from a folder with a dkms.conf, from the dkms.conf itself, from a tarball (plain, gzip, xz,
+// OpenSource reads a source tree, and the godkms.toml beside its dkms.conf, from a folder with a dkms.conf, from the dkms.conf itself, from a tarball (plain, gzip, xz,
 // zstd), or from a .deb with usr/src/*/dkms.conf. Links that leave the tree, devices, sockets and pipes are errors.
 func OpenSource(ctx context.Context, src string, o SourceOptions) (*Source, error) {
 	t := &tree{entries: map[string]*entry{}}
@@ -141,6 +147,7 @@ type tree struct {
 	names   int
 	root    *os.Root // of a folder
 	spool   *os.File // of an archive
+	depends []string // of a package file
 }
 
 type entry struct {
@@ -243,8 +250,8 @@ func (t *tree) readArchive(ctx context.Context, file string, o SourceOptions) er
 	magic, _ := br.Peek(8)
 	isDeb := bytes.Equal(magic, []byte("!<arch>\n"))
 	var stream io.ReadCloser
-	if isDeb && o.Payload != nil {
-		stream, err = o.Payload(br)
+	if isDeb && o.Open != nil {
+		stream, t.depends, err = o.Open(br)
 	} else {
 		stream, err = decompress.NewReader(br)
 	}
@@ -383,10 +390,14 @@ func (t *tree) canonical(ctx context.Context, temp string) (_ *Source, err error
 	if e := t.entries[confName]; e != nil && e.size > dkms.MaxConf {
 		return nil, fmt.Errorf("dkms.conf has %d bytes; at most %d are read", e.size, dkms.MaxConf)
 	}
+	settingsName := t.follow(settingsFile)
+	if e := t.entries[settingsName]; e != nil && e.size > maxSettings {
+		return nil, fmt.Errorf("%s has %d bytes; at most %d are read", settingsFile, e.size, maxSettings)
+	}
 	hash := sha256.New()
 	buffer := bufio.NewWriterSize(io.MultiWriter(out, hash), 256<<10)
 	w := tar.NewWriter(buffer)
-	var conf bytes.Buffer
+	var conf, settings bytes.Buffer
 	for _, name := range slices.Sorted(maps.Keys(t.entries)) {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
@@ -415,8 +426,11 @@ func (t *tree) canonical(ctx context.Context, temp string) (_ *Source, err error
 			continue
 		}
 		to := io.Writer(w)
-		if name == confName {
+		switch name {
+		case confName:
 			to = io.MultiWriter(w, &conf)
+		case settingsName:
+			to = io.MultiWriter(w, &settings)
 		}
 		if err := t.copy(to, name, e); err != nil {
 			return nil, err
@@ -428,7 +442,7 @@ func (t *tree) canonical(ctx context.Context, temp string) (_ *Source, err error
 	if err := buffer.Flush(); err != nil {
 		return nil, err
 	}
-	s := &Source{tar: out, Digest: v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(hash.Sum(nil))}}
+	s := &Source{tar: out, Depends: t.depends, Digest: v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(hash.Sum(nil))}}
 	if s.size, err = out.Seek(0, io.SeekCurrent); err != nil {
 		return nil, err
 	}
@@ -436,7 +450,10 @@ func (t *tree) canonical(ctx context.Context, temp string) (_ *Source, err error
 	if err != nil {
 		return nil, err
 	}
-	s.Module, s.Version, s.MayDepend = h.Name, h.Version, h.BuildDepends
+	s.Module, s.Version, s.MayDepend, s.conf = h.Name, h.Version, h.BuildDepends, conf.Bytes()
+	if s.Packages, err = readSettings(settings.Bytes()); err != nil {
+		return nil, err
+	}
 	return s, nil
 }
 

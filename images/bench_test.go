@@ -51,7 +51,7 @@ func BenchmarkRoot(b *testing.B) {
 	var locks []kernels.Lock
 	for _, k := range list {
 		if strings.HasPrefix(k.Release, "6.1.") && strings.Count(k.Release, "-") == 2 && len(locks) < 2 {
-			l, err := p.Lock(ctx, k.Kernel, nil)
+			l, err := p.Lock(ctx, k.Kernel, kernels.Extra{})
 			if err != nil {
 				b.Fatal(err)
 			}

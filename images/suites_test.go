@@ -84,7 +84,7 @@ func TestRealKernelsCompile(t *testing.T) {
 			if i < 0 {
 				need.Skip(t, "the mirror has no such kernel")
 			}
-			lock, err := p.Lock(ctx, list[i].Kernel, nil)
+			lock, err := p.Lock(ctx, list[i].Kernel, kernels.Extra{})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -68,6 +68,22 @@ func (l Lock) Digest() v1.Hash {
 // ToolchainDigest is the same for the toolchain alone: locks that share it share that layer of their header images.
 func (l Lock) ToolchainDigest() v1.Hash { return digest(withoutURLs(l.Toolchain)) }
 
+// Extra is what a build root has beside what every build needs. An entry is the name of a package, or a dependency as the
+// distribution writes it, with alternatives and versions: "libxtables-dev | iptables-dev (>= 1.4)".
+type Extra struct {
+	Packages []string // what the suite can't satisfy is an error
+	Depends  []string // of a package file; what the suite can't satisfy is left out, with a warning
+}
+
+// ExtraError says what is wrong with one of the extra packages.
+type ExtraError struct {
+	Entry string // as it was given
+	Err   error
+}
+
+func (e *ExtraError) Error() string { return fmt.Sprintf("extra package %q: %v", e.Entry, e.Err) }
+func (e *ExtraError) Unwrap() error { return e.Err }
+
 // Provider answers for one distribution. Implementations are safe for concurrent use.
 type Provider interface {
 	// Suites lists the suites that are known, newest first.
@@ -75,10 +91,13 @@ type Provider interface {
 	// Kernels lists what can be built for in a suite, newest first. An unknown suite wraps ErrNotFound, one whose
 	// index is too old ErrExpired.
 	Kernels(ctx context.Context, suite, arch string) ([]Candidate, error)
-	// Lock pins the build root of a kernel, with extra packages by name. An unknown kernel or package wraps ErrNotFound.
-	Lock(ctx context.Context, k Kernel, extra []string) (Lock, error)
+	// Lock pins the build root of a kernel, with extra packages. An unknown kernel or package wraps ErrNotFound, and what is wrong
+	// with one of the extra packages is an *ExtraError. In which order they are named, or how often, makes no difference.
+	Lock(ctx context.Context, k Kernel, extra Extra) (Lock, error)
 	// Payload turns a package file into the tar stream of the files that it installs. The caller closes it.
 	Payload(pkg io.Reader) (io.ReadCloser, error)
+	// Open is Payload with what the package file says that it depends on, for Extra.
+	Open(pkg io.Reader) (payload io.ReadCloser, depends []string, err error)
 }
 
 func withoutURLs(in []Package) []Package {

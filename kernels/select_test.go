@@ -86,10 +86,14 @@ func (f *fixed) Kernels(_ context.Context, suite, arch string) ([]Candidate, err
 	return out, nil
 }
 
-func (f *fixed) Lock(context.Context, Kernel, []string) (Lock, error) {
+func (f *fixed) Lock(context.Context, Kernel, Extra) (Lock, error) {
 	return Lock{}, errors.New("not asked for")
 }
 func (f *fixed) Payload(io.Reader) (io.ReadCloser, error) { return nil, errors.New("not asked for") }
+
+func (f *fixed) Open(io.Reader) (io.ReadCloser, []string, error) {
+	return nil, nil, errors.New("not asked for")
+}
 
 func newFixed() *fixed {
 	return &fixed{suites: []string{"sid", "trixie", "bookworm"}, lists: map[string][]string{

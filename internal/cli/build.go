@@ -37,6 +37,7 @@ type buildOptions struct {
 	timeout time.Duration
 	memory  string
 	depends []string
+	input   confInput
 }
 
 func (a *app) buildCommand() *cobra.Command {
@@ -93,6 +94,7 @@ digest of the artifact; where the modules are. With --format json it has one obj
 	f.DurationVar(&o.timeout, "timeout", 0, "limit for each kernel's build, as in 10m (default none)")
 	f.StringVar(&o.memory, "memory", "", "limit for each kernel's build, as in 2G; 0 is none (default three quarters of this machine's memory)")
 	f.StringArrayVar(&o.depends, "depends", nil, "`DIR` with the sources of modules that BUILD_DEPENDS names; can be repeated")
+	o.input.flags(f)
 	cmd.RegisterFlagCompletionFunc("engine", cobra.FixedCompletions(engineNames, cobra.ShellCompDirectiveNoFileComp))
 	cmd.RegisterFlagCompletionFunc("kernels", a.completeKernels)
 	return cmd
@@ -123,6 +125,9 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, sources []string) er
 	if err := writable(o.out); err != nil {
 		return fmt.Errorf("--out: %w", err)
 	}
+	if err := o.input.read(); err != nil {
+		return err
+	}
 	distros, err := a.distros()
 	if err != nil {
 		return err
@@ -146,7 +151,7 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, sources []string) er
 	if err != nil {
 		return fmt.Errorf("the cache folder can't be used: %w; choose another with --cache-dir", err)
 	}
-	us, err := openUnits(ctx, sources, o.depends, builder.SourceOptions{Temp: temp, Exclude: exclude, Payload: distros["debian"].Payload})
+	us, err := openUnits(ctx, sources, o.depends, o.input, builder.SourceOptions{Temp: temp, Exclude: exclude, Open: distros["debian"].Open})
 	if err != nil {
 		return err
 	}
@@ -336,13 +341,16 @@ func (r *buildRun) one(ctx context.Context, c *cell, row []*cell, built func()) 
 		return
 	}
 	line.Phase("locking")
-	lock, err := r.distros[c.kernel.Distro].Lock(ctx, c.kernel, r.options.with)
+	lock, err := r.distros[c.kernel.Distro].Lock(ctx, c.kernel, kernels.Extra{Packages: r.options.with})
 	if err != nil {
 		fail(r.advise(err), lockCode(err))
 		c.result.Reason = report.Reason
 		return
 	}
-	job := builder.Job{Source: c.source, Lock: lock}
+	job := r.options.input.of(c.source, lock)
+	if !c.named {
+		job.Directives = nil
+	}
 	for _, i := range c.needs {
 		job.Depends = append(job.Depends, builder.Dependency{Source: row[i].source, Result: row[i].result})
 	}
@@ -360,7 +368,7 @@ func (r *buildRun) one(ctx context.Context, c *cell, row []*cell, built func()) 
 	report.Status, report.Seconds = ui.Status(b.Status), b.Seconds
 	switch b.Status {
 	case builder.Failed:
-		report.Log = b.LogPath
+		report.Log, report.DKMSCode = b.LogPath, builder.DKMSCode(b.Err)
 		if ctx.Err() != nil {
 			fail(b.Err, exitBuild)
 			return
@@ -385,6 +393,7 @@ func (r *buildRun) one(ctx context.Context, c *cell, row []*cell, built func()) 
 		c.code, c.result.Reason = code, report.Reason
 		return
 	case builder.Skipped:
+		report.DKMSCode = exitSkipped
 		line.End(ui.Skipped, b.Reason)
 		return
 	}

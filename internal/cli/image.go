@@ -285,7 +285,7 @@ func (a *app) withImage(ctx context.Context, distros map[string]kernels.Provider
 		return &exitError{code: code, err: err}
 	}
 	line.Phase("locking")
-	lock, err := distros[t.kernel.Distro].Lock(ctx, t.kernel, with)
+	lock, err := distros[t.kernel.Distro].Lock(ctx, t.kernel, kernels.Extra{Packages: with})
 	if err != nil {
 		return fail(err, lockCode(err))
 	}

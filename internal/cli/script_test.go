@@ -273,7 +273,7 @@ func lock(cache string, packages ...string) (kernels.Lock, error) {
 	if err != nil {
 		return kernels.Lock{}, err
 	}
-	return p.Lock(context.Background(), list[0].Kernel, packages)
+	return p.Lock(context.Background(), list[0].Kernel, kernels.Extra{Packages: packages})
 }
 
 func fetch(cache, name, to string) error {

@@ -48,11 +48,11 @@ func (d *DKMS) Root(ctx context.Context, k kernels.Kernel, extra []string) (_ *R
 		r.held = append(r.held, root)
 		return root.Layers(), nil
 	}
-	plain, err := d.index.Lock(ctx, k, nil)
+	plain, err := d.index.Lock(ctx, k, kernels.Extra{})
 	if err != nil {
 		return nil, err
 	}
-	full, err := d.index.Lock(ctx, k, append([]string{"dkms"}, extra...))
+	full, err := d.index.Lock(ctx, k, kernels.Extra{Packages: append([]string{"dkms"}, extra...)})
 	if err != nil {
 		return nil, err
 	}

@@ -101,7 +101,7 @@ func (d *DKMS) unpacked(ctx context.Context) (*images.Root, error) {
 	if i < 0 {
 		return nil, errors.New(suite + " has no kernel") // without one there is no lock
 	}
-	lock, err := d.index.Lock(ctx, list[i].Kernel, []string{"dkms"})
+	lock, err := d.index.Lock(ctx, list[i].Kernel, kernels.Extra{Packages: []string{"dkms"}})
 	if err != nil {
 		return nil, err
 	}
@@ -143,7 +143,7 @@ func (d *DKMS) Packages(ctx context.Context, suite, component string, wanted fun
 // written to.
 func (d *DKMS) Image(ctx context.Context, k kernels.Kernel) (string, error) {
 	name := "linux-image-" + k.Release
-	lock, err := d.index.Lock(ctx, k, []string{name})
+	lock, err := d.index.Lock(ctx, k, kernels.Extra{Packages: []string{name}})
 	if err != nil {
 		return "", err
 	}

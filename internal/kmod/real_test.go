@@ -76,7 +76,7 @@ func download() (root, release string, err error) {
 		return root, release, nil
 	}
 	wanted := []string{"linux-image-" + release, "linux-headers-" + release}
-	lock, err := p.Lock(context.Background(), list[i].Kernel, wanted[:1])
+	lock, err := p.Lock(context.Background(), list[i].Kernel, kernels.Extra{Packages: wanted[:1]})
 	if err != nil {
 		return "", "", err
 	}

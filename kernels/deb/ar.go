@@ -1,10 +1,12 @@
 package deb
 
 import (
+	"archive/tar"
 	"bufio"
 	"errors"
 	"fmt"
 	"io"
+	"path"
 	"strconv"
 	"strings"
 
@@ -14,14 +16,92 @@ import (
 // Payload streams the data.tar of a .deb file (deb(5), format 2.x; uncompressed, gzip, xz or zstd). Before it reports io.EOF it has
 // read pkg to its end, so that a pkg which checks its own digest gets to do so. It uses nothing of the provider.
 func (*Provider) Payload(pkg io.Reader) (io.ReadCloser, error) {
-	r, err := openPayload(bufio.NewReaderSize(pkg, 64<<10))
+	r, err := openPayload(bufio.NewReaderSize(pkg, 64<<10), nil)
 	if err != nil {
 		return nil, fmt.Errorf("read deb package: %w", err)
 	}
 	return r, nil
 }
 
-func openPayload(in *bufio.Reader) (io.ReadCloser, error) {
+// Open is Payload, with the Pre-Depends and Depends that the package's control file lists.
+func (*Provider) Open(pkg io.Reader) (io.ReadCloser, []string, error) {
+	var depends []string
+	seen := false
+	r, err := openPayload(bufio.NewReaderSize(pkg, 64<<10), func(member io.Reader) (err error) {
+		seen = true
+		depends, err = readControl(member)
+		return err
+	})
+	if err == nil && !seen {
+		r.Close()
+		err = errors.New("no control.tar before its data.tar")
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("read deb package: %w", err)
+	}
+	return r, depends, nil
+}
+
+// The bounds of a control.tar: of the texts in it that come before the control file, and of that file.
+const (
+	maxControlTar = 64 << 20
+	maxControl    = 1 << 20
+)
+
+// readControl reads the dependencies of a control.tar.
+func readControl(member io.Reader) ([]string, error) {
+	z, err := decompress.NewReader(member)
+	if err != nil {
+		return nil, noEOF(err)
+	}
+	defer z.Close()
+	in := tar.NewReader(&capped{z, maxControlTar})
+	for {
+		h, err := in.Next()
+		if err == io.EOF {
+			return nil, errors.New("no control file in it")
+		}
+		if err != nil {
+			return nil, noEOF(err)
+		}
+		if path.Clean("/"+h.Name) != "/control" || h.Typeflag != tar.TypeReg {
+			continue
+		}
+		if h.Size > maxControl {
+			return nil, fmt.Errorf("the control file has %d bytes; at most %d are read", h.Size, maxControl)
+		}
+		return parseControl(in)
+	}
+}
+
+// parseControl reads the dependencies of a binary package's control file, each as Depends would have it.
+func parseControl(text io.Reader) ([]string, error) {
+	var field string
+	n := 0
+	err := readStanzas(text, func(s *stanza) error {
+		n++
+		field = string(s.preDepends) + "," + string(s.depends)
+		return nil
+	})
+	if err == nil && n != 1 {
+		err = fmt.Errorf("%d stanzas instead of one", n)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("control file: %w", noEOF(err))
+	}
+	groups, err := parseDepends(field)
+	if err != nil {
+		return nil, fmt.Errorf("control file: %w", err)
+	}
+	var out []string
+	for _, g := range groups {
+		out = append(out, g.String())
+	}
+	return out, nil
+}
+
+// openPayload opens the data.tar of a package; control, if any, is handed the control.tar on the way.
+func openPayload(in *bufio.Reader, control func(member io.Reader) error) (io.ReadCloser, error) {
 	magic := make([]byte, 8)
 	if _, err := io.ReadFull(in, magic); err != nil {
 		return nil, noEOF(err)
@@ -51,6 +131,7 @@ func openPayload(in *bufio.Reader) (io.ReadCloser, error) {
 		if err != nil {
 			return nil, err
 		}
+		padding := size & 1
 		if ext, ok := strings.CutPrefix(name, "data.tar"); ok {
 			switch ext {
 			case "", ".gz", ".xz", ".zst":
@@ -64,7 +145,15 @@ func openPayload(in *bufio.Reader) (io.ReadCloser, error) {
 			}
 			return &payload{ReadCloser: z, name: name, member: m}, nil
 		}
-		if n, err := io.CopyN(io.Discard, in, size+size&1); err != nil && !(err == io.EOF && n == size) {
+		if strings.HasPrefix(name, "control.tar") && control != nil {
+			m := &member{in: in, left: size}
+			if err := control(m); err != nil {
+				return nil, fmt.Errorf("%s: %w", name, err)
+			}
+			control = func(io.Reader) error { return errors.New("it is there twice") }
+			size = m.left
+		}
+		if n, err := io.CopyN(io.Discard, in, size+padding); err != nil && !(err == io.EOF && n == size) {
 			return nil, noEOF(err)
 		}
 	}

@@ -18,12 +18,13 @@ import (
 )
 
 // buildDeb makes a package with dpkg-deb.
-func buildDeb(t testing.TB, compression string) []byte {
+func buildDeb(t testing.TB, compression string, fields ...string) []byte {
 	t.Helper()
 	need.Program(t, "dpkg-deb")
 	dir := t.TempDir()
 	for name, text := range map[string]string{
-		"DEBIAN/control":    "Package: x\nVersion: 1\nArchitecture: all\nMaintainer: x <x@example.org>\nDescription: x\n",
+		"DEBIAN/control": "Package: x\nVersion: 1\nArchitecture: all\nMaintainer: x <x@example.org>\n" +
+			strings.Join(append(fields, "Description: x\n"), "\n"),
 		"usr/share/x/hello": strings.Repeat("hello\n", 30000),
 	} {
 		path := filepath.Join(dir, "root", name)
@@ -205,4 +206,112 @@ func TestPayloadOfRealPackages(t *testing.T) {
 			t.Errorf("%s: payload differs from dpkg-deb's: %v", k.Name, err)
 		}
 	}
+}
+
+// Open gives what dpkg-deb says of the dependencies, and the same payload as Payload.
+func TestOpen(t *testing.T) {
+	for _, compression := range []string{"none", "gzip", "xz", "zstd"} {
+		t.Run(compression, func(t *testing.T) {
+			deb := buildDeb(t, compression, "Pre-Depends: init-system-helpers (>= 1.54~)", "Depends: dkms (>= 2.1), libc6-dev|libc-dev,", " perl:any")
+			r, depends, err := (*Provider)(nil).Open(iotest.OneByteReader(bytes.NewReader(deb)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Close()
+			if got, want := strings.Join(depends, ", "), "init-system-helpers (>= 1.54~), dkms (>= 2.1), libc6-dev | libc-dev, perl:any"; got != want {
+				t.Errorf("depends = %s; want %s", got, want)
+			}
+			got, err := io.ReadAll(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			plain, err := (*Provider)(nil).Payload(bytes.NewReader(deb))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer plain.Close()
+			if want, err := io.ReadAll(plain); err != nil || !bytes.Equal(got, want) {
+				t.Errorf("payload of %d bytes differs from Payload's of %d (%v)", len(got), len(want), err)
+			}
+		})
+	}
+}
+
+func tarOf(t testing.TB, files ...string) string {
+	t.Helper()
+	var out strings.Builder
+	w := tar.NewWriter(&out)
+	for i := 0; i < len(files); i += 2 {
+		if err := w.WriteHeader(&tar.Header{Name: files[i], Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(files[i+1]))}); err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(w, files[i+1])
+	}
+	w.Close()
+	return out.String()
+}
+
+func TestOpenRefuses(t *testing.T) {
+	data := arMember("data.tar", tarOf(t))
+	debOf := func(members ...string) []byte {
+		return []byte("!<arch>\n" + arMember("debian-binary", "2.0\n") + strings.Join(members, ""))
+	}
+	control := func(text string) string { return arMember("control.tar", tarOf(t, "./control", text)) }
+	if _, d, err := (*Provider)(nil).Open(bytes.NewReader(debOf(control("Package: x\nDepends: a\n"), data))); err != nil || len(d) != 1 {
+		t.Fatalf("Open: %q, %v", d, err)
+	}
+	for _, c := range []struct {
+		name, err string
+		deb       []byte
+	}{
+		{"no control.tar", "no control.tar before its data.tar", debOf(data)},
+		{"control.tar after it", "no control.tar before its data.tar", debOf(data, control("Depends: a\n"))},
+		{"two of them", "twice", debOf(control("Depends: a\n"), control("Depends: b\n"), data)},
+		{"no control file", "no control file", debOf(arMember("control.tar", tarOf(t, "md5sums", "x")), data)},
+		{"an empty one", "0 stanzas", debOf(control(""), data)},
+		{"two stanzas", "2 stanzas", debOf(control("Depends: a\n\nDepends: b\n"), data)},
+		{"no dependency", `"a b" is no package name`, debOf(control("Depends: a b\n"), data)},
+		{"two fields", "comes twice", debOf(control("Depends: a\nDepends: b\n"), data)},
+		{"large", "at most 1048576 are read", debOf(control(strings.Repeat("X: y\n", maxControl)), data)},
+		{"large before it", "too large", debOf(arMember("control.tar", tarOf(t, "md5sums", strings.Repeat("0", maxControlTar), "control", "Depends: a\n")), data)},
+		{"cut", "unexpected EOF", debOf(arMember("control.tar", tarOf(t, "./control", strings.Repeat("X: y\n", 500))[:700]), data)},
+		{"not a tar", "control.tar: ", debOf(arMember("control.tar", strings.Repeat("nonsense", 200)), data)},
+	} {
+		_, _, err := (*Provider)(nil).Open(bytes.NewReader(c.deb))
+		if err == nil || !strings.Contains(err.Error(), c.err) {
+			t.Errorf("%s: %v; want %q", c.name, err, c.err)
+		}
+	}
+}
+
+func FuzzControl(f *testing.F) {
+	f.Add([]byte("Package: x\nDepends: a | b (>= 1), c:any\nPre-Depends: d,\n e\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		depends, err := parseControl(bytes.NewReader(text))
+		if err != nil {
+			return
+		}
+		list, err := parseExtra(depends)
+		if err != nil {
+			t.Fatalf("%q of %q: %v", depends, text, err)
+		}
+		if len(list) > len(depends) {
+			t.Fatalf("%q became %d dependencies", depends, len(list))
+		}
+		if _, err := parseExtra([]string{asField(list)}); len(list) == 1 && err != nil {
+			t.Fatalf("%q is not read again: %v", asField(list), err)
+		}
+	})
+}
+
+func FuzzOpen(f *testing.F) {
+	f.Add([]byte("!<arch>\n" + arMember("debian-binary", "2.0\n") + arMember("control.tar", tarOf(f, "./control", "Package: x\nDepends: a\n")) +
+		arMember("data.tar", tarOf(f))))
+	f.Fuzz(func(t *testing.T, deb []byte) {
+		r, _, err := (*Provider)(nil).Open(bytes.NewReader(deb))
+		if err == nil {
+			io.Copy(io.Discard, io.LimitReader(r, 1<<20))
+			r.Close()
+		}
+	})
 }

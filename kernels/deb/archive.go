@@ -1,5 +1,10 @@
 package deb
 
+import (
+	"path"
+	"slices"
+)
+
 // A distro describes the archives of one distribution that are kept in the form of APT repositories.
 type distro struct {
 	name     string
@@ -8,6 +13,7 @@ type distro struct {
 	suites   []suite   // newest first
 	tools    []string  // what a module's build needs beside essential packages and the compiler
 	prefer   []string  // packages that are chosen first of all where they exist, as an answer to alternatives
+	moot     []string  // patterns (path.Match) of names that a package file's dependency is passed over for
 }
 
 // An archive is a tree with dists/ and pool/ on a mirror.
@@ -43,4 +49,14 @@ func (d *distro) suiteNames() []string {
 		out[i] = s.name
 	}
 	return out
+}
+
+// isMoot tells whether one of a dependency's alternatives is not for the tool to install, which settles the dependency.
+func (d *distro) isMoot(g group) bool {
+	return slices.ContainsFunc(g, func(r relation) bool {
+		return slices.ContainsFunc(d.moot, func(pattern string) bool {
+			ok, err := path.Match(pattern, r.name)
+			return err == nil && ok
+		})
+	})
 }

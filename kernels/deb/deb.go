@@ -70,6 +70,8 @@ type Provider struct {
 	views map[string]*slot[*view]  // by suite
 	pools map[string]*slot[*pool]  // by view key and architecture
 	index map[string]*slot[*index] // by path
+
+	warned map[string]bool // what warnOnce has said
 }
 
 var _ kernels.Provider = (*Provider)(nil)
@@ -104,7 +106,7 @@ func newProvider(d *distro, o Options) (*Provider, error) {
 		bases[m.Archive] = m.URL
 	}
 	p := &Provider{distro: d, opts: o, from: from, bases: bases, net: fetcher{o.Client, firstWait, stallTime},
-		views: map[string]*slot[*view]{}, pools: map[string]*slot[*pool]{}, index: map[string]*slot[*index]{}}
+		views: map[string]*slot[*view]{}, pools: map[string]*slot[*pool]{}, index: map[string]*slot[*index]{}, warned: map[string]bool{}}
 	p.keys = sync.OnceValues(func() (openpgp.EntityList, error) {
 		if o.Keyring != nil {
 			return o.Keyring, nil
@@ -147,7 +149,7 @@ func (p *Provider) kernels(ctx context.Context, suite, arch string) ([]kernels.C
 
 // Lock implements kernels.Provider. Toolchain is the closure of the suite's essential packages, the tools that kbuild and dkms run,
 // and the kernel's compiler; Headers is what the closure of the kernel's headers and the extra packages adds to it.
-func (p *Provider) Lock(ctx context.Context, k kernels.Kernel, extra []string) (kernels.Lock, error) {
+func (p *Provider) Lock(ctx context.Context, k kernels.Kernel, extra kernels.Extra) (kernels.Lock, error) {
 	if k.Distro != p.distro.name {
 		return kernels.Lock{}, fmt.Errorf("lock %s: distribution %q is not %q", k, k.Distro, p.distro.name)
 	}
@@ -158,7 +160,21 @@ func (p *Provider) Lock(ctx context.Context, k kernels.Kernel, extra []string) (
 	return l, nil
 }
 
-func (p *Provider) lock(ctx context.Context, k kernels.Kernel, extra []string) (kernels.Lock, error) {
+// locked is a lock with what it lacks of the dependencies that were wished for.
+type locked struct {
+	Lock    kernels.Lock `json:"lock"`
+	LeftOut []string     `json:"left_out"` // each with why, for a warning
+}
+
+func (p *Provider) lock(ctx context.Context, k kernels.Kernel, extra kernels.Extra) (kernels.Lock, error) {
+	packages, err := parseExtra(extra.Packages)
+	if err != nil {
+		return kernels.Lock{}, err
+	}
+	depends, err := parseExtra(extra.Depends)
+	if err != nil {
+		return kernels.Lock{}, err
+	}
 	v, err := p.view(ctx, k.Suite)
 	if err != nil {
 		return kernels.Lock{}, err
@@ -166,16 +182,33 @@ func (p *Provider) lock(ctx context.Context, k kernels.Kernel, extra []string) (
 	if err := v.offers(k.Arch); err != nil {
 		return kernels.Lock{}, err
 	}
-	extra = slices.Compact(slices.Sorted(slices.Values(extra)))
-	return memo(p, v.key("lock", k.Arch, append([]string{k.Release}, extra...)...), func() (kernels.Lock, error) {
+	l, err := memo(p, v.key("lock", k.Arch, k.Release, asField(packages), asField(depends)), func() (locked, error) {
 		pool, err := p.pool(ctx, v, k.Arch)
 		if err != nil {
-			return kernels.Lock{}, err
+			return locked{}, err
 		}
 		pool.Lock()
 		defer pool.Unlock()
-		return pool.lock(k, p.distro, extra)
+		return pool.lock(k, p.distro, packages, depends)
 	})
+	if err != nil {
+		return kernels.Lock{}, err
+	}
+	for _, why := range l.LeftOut {
+		p.warnOnce(fmt.Sprintf("%s/%s: of what the package depends on, %s", k.Distro, k.Suite, why))
+	}
+	return l.Lock, nil
+}
+
+// warnOnce says a thing once, for however many kernels it holds.
+func (p *Provider) warnOnce(text string) {
+	p.mu.Lock()
+	said := p.warned[text]
+	p.warned[text] = true
+	p.mu.Unlock()
+	if !said {
+		p.opts.Warn(text)
+	}
 }
 
 const headersPrefix = "linux-headers-"
@@ -316,24 +349,24 @@ func (p *pool) kernels(distro, suite string) ([]kernels.Candidate, error) {
 	return out, nil
 }
 
-func (p *pool) lock(k kernels.Kernel, d *distro, extra []string) (kernels.Lock, error) {
+func (p *pool) lock(k kernels.Kernel, d *distro, packages, depends []extra) (locked, error) {
 	name := headersPrefix + k.Release
 	versions, err := p.named(name)
 	if err != nil {
-		return kernels.Lock{}, err
+		return locked{}, err
 	}
 	if i := slices.IndexFunc(versions, func(c *candidate) bool { _, ok := headers(c); return ok }); i < 0 {
-		return kernels.Lock{}, p.noKernel(k)
+		return locked{}, p.noKernel(k)
 	} else if i > 0 {
 		versions = versions[i:]
 	}
 	root := versions[0]
 	gcc, err := p.compiler(root)
 	if err != nil {
-		return kernels.Lock{}, err
+		return locked{}, err
 	}
 	if gcc == "" {
-		return kernels.Lock{}, fmt.Errorf("package %q names no compiler among its dependencies", root.name)
+		return locked{}, fmt.Errorf("package %q names no compiler among its dependencies", root.name)
 	}
 
 	c := newClosure(p)
@@ -344,11 +377,11 @@ func (p *pool) lock(k kernels.Kernel, d *distro, extra []string) (kernels.Lock, 
 		}
 		ess, err := s.essentials()
 		if err != nil {
-			return kernels.Lock{}, err
+			return locked{}, err
 		}
 		for _, e := range ess {
 			if now, err := p.current(e.name); err != nil {
-				return kernels.Lock{}, err
+				return locked{}, err
 			} else if now.essential {
 				start = append(start, e.name)
 			}
@@ -358,14 +391,14 @@ func (p *pool) lock(k kernels.Kernel, d *distro, extra []string) (kernels.Lock, 
 	start = slices.Concat(slices.Compact(start), d.tools, withCompiler(gcc))
 	for _, name := range slices.Backward(d.prefer) {
 		if k, err := p.current(name); err != nil {
-			return kernels.Lock{}, err
+			return locked{}, err
 		} else if k != nil {
 			start = slices.Insert(start, 0, name)
 		}
 	}
 	for _, name := range start {
 		if err := c.satisfy(group{{name: name}}); err != nil {
-			return kernels.Lock{}, fmt.Errorf("toolchain: %w", err)
+			return locked{}, fmt.Errorf("toolchain: %w", err)
 		}
 	}
 	mark := len(c.order)
@@ -376,18 +409,40 @@ func (p *pool) lock(k kernels.Kernel, d *distro, extra []string) (kernels.Lock, 
 		return k == root && !slices.ContainsFunc(g, func(r relation) bool { return !strings.HasPrefix(r.name, "linux-image-") })
 	}
 	if err := c.install(root); err != nil {
-		return kernels.Lock{}, err
+		return locked{}, err
 	}
-	for _, name := range extra {
-		if err := p.known(name); err != nil {
-			return kernels.Lock{}, err
+	for _, e := range packages {
+		if err := p.known(e.group); err != nil {
+			return locked{}, &kernels.ExtraError{Entry: e.given, Err: err}
 		}
-		if err := c.satisfy(group{{name: name}}); err != nil {
-			return kernels.Lock{}, fmt.Errorf("extra package %q: %w", name, err)
+		if err := c.satisfy(e.group); err != nil {
+			return locked{}, &kernels.ExtraError{Entry: e.given, Err: err}
 		}
 	}
-	return kernels.Lock{Kernel: k, Compiler: gcc, Toolchain: pin(c.order[:mark], p.arch), Headers: pin(c.order[mark:], p.arch)}, nil
+	leftOut := []string{}
+	for _, e := range depends {
+		if d.isMoot(e.group) {
+			continue
+		}
+		before := len(c.order)
+		switch err := c.satisfy(e.group); {
+		case errors.Is(err, errDamagedIndex):
+			return locked{}, err
+		case err != nil:
+			leftOut = append(leftOut, fmt.Sprintf("%q is left out of the build root: it's not to be had in the component main", e))
+		case len(c.order)-before > maxBrought:
+			leftOut = append(leftOut, fmt.Sprintf("%q is left out of the build root: it brings %d packages, so it's there to run something; "+
+				"--with adds it all the same", e, len(c.order)-before))
+			c.rollback(before)
+		}
+	}
+	return locked{LeftOut: leftOut,
+		Lock: kernels.Lock{Kernel: k, Compiler: gcc, Toolchain: pin(c.order[:mark], p.arch), Headers: pin(c.order[mark:], p.arch)}}, nil
 }
+
+// maxBrought is how many packages one dependency of a package file may bring. Of the 40 -dkms packages of Debian 12 those that serve
+// a build bring at most 18 (libelf-dev); the one that brings an X server brings 81.
+const maxBrought = 40
 
 func (p *pool) noKernel(k kernels.Kernel) error {
 	list, err := p.kernels(k.Distro, k.Suite)
@@ -401,24 +456,26 @@ func (p *pool) noKernel(k kernels.Kernel) error {
 	return fmt.Errorf("no kernel %q%s: %w", k.Release, kernels.DidYouMean(k.Release, have), kernels.ErrNotFound)
 }
 
-// known tells whether some package has or provides a name.
-func (p *pool) known(name string) error {
-	real, err := p.named(name)
-	if err != nil {
-		return err
-	}
-	virtual, err := p.offering(name)
-	if err != nil {
-		return err
-	}
-	if len(real) > 0 || len(virtual) > 0 {
-		return nil
+// known tells whether some package has or provides one of a dependency's names.
+func (p *pool) known(g group) error {
+	for _, r := range g {
+		real, err := p.named(r.name)
+		if err != nil {
+			return err
+		}
+		virtual, err := p.offering(r.name)
+		if err != nil {
+			return err
+		}
+		if len(real) > 0 || len(virtual) > 0 {
+			return nil
+		}
 	}
 	var have []string
 	for _, s := range p.sources {
 		have = append(have, s.names()...)
 	}
-	return fmt.Errorf("no package %q%s: %w", name, kernels.DidYouMean(name, have), kernels.ErrNotFound)
+	return fmt.Errorf("no package %q%s: %w", g[0].name, kernels.DidYouMean(g[0].name, have), kernels.ErrNotFound)
 }
 
 func (k *candidate) digest() v1.Hash {

@@ -31,7 +31,7 @@ func lockOf(t *testing.T, pockets map[string]string, release string, extra ...st
 		}
 		b.publish(published{archive: archive, pocket: name, packages: stanzas(text)})
 	}
-	return b.client(Options{}).Lock(t.Context(), kernel(release), extra)
+	return b.client(Options{}).Lock(t.Context(), kernel(release), kernels.Extra{Packages: extra})
 }
 
 const baseToolchain = "base-files bc binutils dash gcc-12 init kmod libc6 libgcc-s1 make mawk patch usr-is-merged xz-utils"
@@ -200,7 +200,7 @@ func TestLockedPackage(t *testing.T) {
 	b := newBench(t)
 	b.publish(published{pocket: "bookworm", packages: stanzas(basePackages)})
 	b.publish(published{archive: "debian-security", pocket: "bookworm-security", packages: strings.ReplaceAll(stanzas("bc 1.1"), "bc_1.1", "bc_1%3a1.1")})
-	l, err := b.client(Options{}).Lock(t.Context(), kernel("6.1.0-1-amd64"), nil)
+	l, err := b.client(Options{}).Lock(t.Context(), kernel("6.1.0-1-amd64"), kernels.Extra{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -213,7 +213,7 @@ func TestLockedPackage(t *testing.T) {
 			t.Errorf("%s\nhas no %s", text, want)
 		}
 	}
-	again, err := b.client(Options{}).Lock(t.Context(), kernel("6.1.0-1-amd64"), []string{})
+	again, err := b.client(Options{}).Lock(t.Context(), kernel("6.1.0-1-amd64"), kernels.Extra{Packages: []string{}, Depends: []string{}})
 	if err != nil || !reflect.DeepEqual(again, l) {
 		t.Errorf("the second lock differs: %v", err)
 	}
@@ -227,7 +227,7 @@ func TestLocksOfOneCache(t *testing.T) {
 	for range 2 {
 		for _, release := range []string{"6.1.0-1-amd64", "6.1.0-1-cloud-amd64"} {
 			for _, extra := range [][]string{nil, {"perl"}, {"perl", "libc6-dev"}, {"libc6-dev", "perl"}} {
-				l, err := b.client(Options{}).Lock(t.Context(), kernel(release), extra)
+				l, err := b.client(Options{}).Lock(t.Context(), kernel(release), kernels.Extra{Packages: extra})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -247,7 +247,7 @@ func TestLocksOfOneCache(t *testing.T) {
 	}
 	// Another mirror means other URLs.
 	b.publish(published{archive: "copy/debian", pocket: "bookworm", packages: stanzas(basePackages)})
-	l, err := b.client(Options{Mirrors: map[string]string{"debian": b.url + "/copy/debian"}}).Lock(t.Context(), kernel("6.1.0-1-amd64"), nil)
+	l, err := b.client(Options{Mirrors: map[string]string{"debian": b.url + "/copy/debian"}}).Lock(t.Context(), kernel("6.1.0-1-amd64"), kernels.Extra{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -344,5 +344,126 @@ func TestSuites(t *testing.T) {
 	}
 	if got := strings.Join(p.Suites(), " "); got != "sid forky trixie bookworm bullseye" {
 		t.Errorf("Suites = %s", got)
+	}
+}
+
+const extraPackages = basePackages + `
+libxtables-dev 1.8; Depends: libxtables12 (= 1.8)
+libxtables12 1.8
+pkg-config 1
+companion 1; Depends: libxtables12, firmware-of-contrib
+`
+
+// Extra packages make the same lock in any order, however often and with whatever spaces they are named.
+func TestExtraOrder(t *testing.T) {
+	b := newBench(t)
+	b.publish(published{pocket: "bookworm", packages: stanzas(extraPackages)})
+	digest := func(e kernels.Extra) string {
+		t.Helper()
+		l, err := b.client(Options{}).Lock(t.Context(), kernel("6.1.0-1-amd64"), e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l.Digest().String()
+	}
+	want := digest(kernels.Extra{Packages: []string{"libxtables-dev|iptables-dev", "pkg-config", "perl | gawk"}})
+	for _, e := range []kernels.Extra{
+		{Packages: []string{"perl | gawk", "pkg-config", " libxtables-dev  | iptables-dev "}},
+		{Packages: []string{"pkg-config", "pkg-config", "perl | gawk", "libxtables-dev | iptables-dev", "libxtables12"}},
+		{Packages: []string{"iptables-dev | libxtables-dev (>= 1)", "pkg-config", "perl", "gawk | perl"}}, // perl is there before
+		{Depends: []string{"perl | gawk", "pkg-config", "libxtables-dev (>= 1.4) | iptables-dev"}},
+	} {
+		if got := digest(e); got != want {
+			t.Errorf("%+v: lock %s; want %s", e, got, want)
+		}
+	}
+	if digest(kernels.Extra{Packages: []string{"perl"}}) == want || digest(kernels.Extra{}) == want {
+		t.Error("other extra packages have the same lock")
+	}
+}
+
+func TestExtraErrors(t *testing.T) {
+	for _, c := range []struct{ entry, err string }{
+		{"libxtables-dve", `extra package "libxtables-dve": no package "libxtables-dve"; near are "libxtables-dev", `},
+		{"a-dev | b-dev", `extra package "a-dev | b-dev": no package "a-dev"; near are `},
+		{"libxtables-dev (>= 2)", `nothing satisfies "libxtables-dev (>= 2)"`},
+		{"companion", `extra package "companion": companion 1: nothing satisfies "firmware-of-contrib"`},
+		{"perl, gawk", `extra package "perl, gawk": it must be one package`},
+		{"perl gawk", `extra package "perl gawk": dependency "perl gawk": "perl gawk" is no package name`},
+		{"", `it must be one package`},
+	} {
+		_, err := lockOf(t, map[string]string{"bookworm": extraPackages}, "6.1.0-1-amd64", c.entry)
+		if err == nil || !strings.Contains(err.Error(), c.err) {
+			t.Errorf("%q: %v; want %q", c.entry, err, c.err)
+			continue
+		}
+		if e := (*kernels.ExtraError)(nil); !errors.As(err, &e) || e.Entry != c.entry {
+			t.Errorf("%q: the error does not carry it: %v", c.entry, err)
+		}
+	}
+}
+
+// What a package depends on and the suite can't give is left out with a warning, said at every run and once for all kernels.
+func TestDependsLeftOut(t *testing.T) {
+	b := newBench(t)
+	b.publish(published{pocket: "bookworm", packages: stanzas(extraPackages)})
+	extra := kernels.Extra{Depends: []string{"companion", "nvidia-kernel-common (>= 1) | nvidia", "pkg-config", "libxtables12 (>> 9)"}}
+	for range 2 {
+		p := b.client(Options{})
+		b.warnings = slices.DeleteFunc(b.warnings, func(s string) bool { return strings.Contains(s, "left out of the build root") })
+		for _, release := range []string{"6.1.0-1-amd64", "6.1.0-1-cloud-amd64"} {
+			l, err := p.Lock(t.Context(), kernel(release), extra)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := names(l.Headers); !strings.Contains(got, "pkg-config") || strings.Contains(got, "companion") || strings.Contains(got, "libxtables") {
+				t.Errorf("Headers = %s", got)
+			}
+		}
+		var said []string
+		for _, w := range b.warnings {
+			if strings.Contains(w, "left out of the build root") {
+				said = append(said, w)
+			}
+		}
+		if len(said) != 3 || !b.warned(`debian/bookworm: of what the package depends on, "nvidia-kernel-common (>= 1) | nvidia" is left out`) {
+			t.Errorf("warnings are %q", said)
+		}
+	}
+}
+
+// Of what a package depends on, what this program stands in for is passed over in silence, and what brings a desktop is not
+// for building.
+func TestDependsOfNoUse(t *testing.T) {
+	text := extraPackages + "desktop 1; Depends: d1\ngcc 12; Depends: gcc-12\ndkms 3; Depends: gcc\nudev 1\n"
+	for i := range maxBrought {
+		text += fmt.Sprintf("d%d 1; Depends: d%d\n", i+1, i+2)
+	}
+	text += fmt.Sprintf("d%d 1\n", maxBrought+1)
+	b := newBench(t)
+	b.publish(published{pocket: "bookworm", packages: stanzas(text)})
+	lock := func(e kernels.Extra) string {
+		t.Helper()
+		l, err := b.client(Options{}).Lock(t.Context(), kernel("6.1.0-1-amd64"), e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return names(l.Headers)
+	}
+	none := lock(kernels.Extra{})
+	if got := lock(kernels.Extra{Depends: []string{"dkms (>= 3.0)", "linux-headers-amd64 | linux-headers-generic", "gcc | c-compiler", "udev", "gcc-12"}}); got != none {
+		t.Errorf("Headers = %s; want %s", got, none)
+	}
+	if b.warned("of what the package depends on") {
+		t.Errorf("warnings are %q", b.warnings)
+	}
+	if got := lock(kernels.Extra{Depends: []string{"desktop", "pkg-config"}}); got != none+" pkg-config" {
+		t.Errorf("Headers = %s; want %s and pkg-config", got, none)
+	}
+	if !b.warned(`"desktop" is left out of the build root: it brings`) {
+		t.Errorf("warnings are %q", b.warnings)
+	}
+	if got := lock(kernels.Extra{Packages: []string{"desktop", "udev"}}); !strings.Contains(got, "desktop") || !strings.Contains(got, "udev") {
+		t.Errorf("Headers = %s; want what was asked for", got)
 	}
 }

@@ -24,6 +24,10 @@ func debian() *distro {
 		tools: []string{"make", "patch", "kmod", "bc", "xz-utils", "binutils"},
 		// Roots are made with a merged /usr. Without this marker init-system-helpers asks for the converter, which brings perl.
 		prefer: []string{"usr-is-merged"},
+		// What a -dkms package depends on and a root has or has no use for: dkms and the headers, which this program stands in for; the
+		// kernel; the compiler, which is to be the kernel's own and no other; what asks or serves a running system.
+		moot: []string{"dkms", "dh-dkms", "linux-headers-*", "linux-image-*", "gcc", "gcc-[0-9]*", "c-compiler", "debconf", "debconf-2.0",
+			"udev", "systemd"},
 	}
 	d.suites = append(d.suites, suite{"sid", []pocket{{"sid", "debian", false}}})
 	for _, name := range []string{"forky", "trixie", "bookworm", "bullseye"} {

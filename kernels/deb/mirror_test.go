@@ -61,7 +61,7 @@ func newestLock(t testing.TB, p *Provider, suite, arch, line string) kernels.Loc
 	if i < 0 {
 		t.Fatalf("%s has no such kernel among %v", suite, list)
 	}
-	l, err := p.Lock(t.Context(), list[i].Kernel, nil)
+	l, err := p.Lock(t.Context(), list[i].Kernel, kernels.Extra{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,7 +103,7 @@ func TestMirrorSuites(t *testing.T) {
 				if strings.Contains(k.Release, "common") || !strings.Contains(k.Release, ".") || strings.Count(k.Release, "-") < 1 {
 					t.Errorf("%q is no kernel", k.Release)
 				}
-				l, err := p.Lock(t.Context(), k.Kernel, nil)
+				l, err := p.Lock(t.Context(), k.Kernel, kernels.Extra{})
 				if err != nil {
 					t.Error(err)
 					continue
@@ -179,15 +179,15 @@ func TestMirrorSidIsExpired(t *testing.T) {
 
 func TestMirrorUnknown(t *testing.T) {
 	p := mirrorProvider(t, Options{})
-	_, err := p.Lock(t.Context(), kernels.Kernel{Distro: "debian", Suite: "bookworm", Arch: "amd64", Release: "6.1.0-999-amd64"}, nil)
+	_, err := p.Lock(t.Context(), kernels.Kernel{Distro: "debian", Suite: "bookworm", Arch: "amd64", Release: "6.1.0-999-amd64"}, kernels.Extra{})
 	if !errors.Is(err, kernels.ErrNotFound) || strings.Count(err.Error(), "-amd64\"") != 4 {
 		t.Errorf("unknown release: %v", err)
 	}
 	l := newestLock(t, p, "bookworm", "amd64", "")
-	if _, err = p.Lock(t.Context(), l.Kernel, []string{"libelf-dve"}); !errors.Is(err, kernels.ErrNotFound) || !strings.Contains(err.Error(), `"libelf-dev"`) {
+	if _, err = p.Lock(t.Context(), l.Kernel, kernels.Extra{Packages: []string{"libelf-dve"}}); !errors.Is(err, kernels.ErrNotFound) || !strings.Contains(err.Error(), `"libelf-dev"`) {
 		t.Errorf("unknown extra: %v", err)
 	}
-	with, err := p.Lock(t.Context(), l.Kernel, []string{"libelf-dev"})
+	with, err := p.Lock(t.Context(), l.Kernel, kernels.Extra{Packages: []string{"libelf-dev"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -299,7 +299,7 @@ func BenchmarkMirror(b *testing.B) {
 	})
 	b.Run("lock", func(b *testing.B) {
 		for b.Loop() {
-			if _, err := mirrorProvider(b, Options{}).Lock(b.Context(), l.Kernel, nil); err != nil {
+			if _, err := mirrorProvider(b, Options{}).Lock(b.Context(), l.Kernel, kernels.Extra{}); err != nil {
 				b.Fatal(err)
 			}
 		}
@@ -319,7 +319,7 @@ func BenchmarkMirror(b *testing.B) {
 			}
 			n = len(list)
 			for _, k := range list {
-				if _, err := p.Lock(b.Context(), k, nil); err != nil {
+				if _, err := p.Lock(b.Context(), k, kernels.Extra{}); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -336,7 +336,7 @@ func BenchmarkMirror(b *testing.B) {
 			p := mirrorProvider(b, Options{})
 			os.RemoveAll(p.dir("memo"))
 			b.StartTimer()
-			if _, err := p.Lock(b.Context(), l.Kernel, nil); err != nil {
+			if _, err := p.Lock(b.Context(), l.Kernel, kernels.Extra{}); err != nil {
 				b.Fatal(err)
 			}
 		}
@@ -345,7 +345,7 @@ func BenchmarkMirror(b *testing.B) {
 		for b.Loop() {
 			p := mirrorProvider(b, Options{})
 			p.opts.CacheDir = b.TempDir()
-			if _, err := p.Lock(b.Context(), l.Kernel, nil); err != nil {
+			if _, err := p.Lock(b.Context(), l.Kernel, kernels.Extra{}); err != nil {
 				b.Fatal(err)
 			}
 		}

@@ -132,7 +132,7 @@ func (v *view) offers(arch string) error {
 func (v *view) key(what, arch string, more ...string) string {
 	h := sha256.New()
 	e := json.NewEncoder(h)
-	e.Encode([]any{recipe, indexMagic, v.distro.name, v.distro.tools, v.distro.prefer, v.suite, what, arch, more})
+	e.Encode([]any{recipe, indexMagic, v.distro.name, v.distro.tools, v.distro.prefer, v.distro.moot, v.suite, what, arch, more})
 	for i, pk := range v.pockets {
 		e.Encode([]string{pk.name, v.bases[i], v.states[i].Indexes[arch].SHA256})
 	}

@@ -22,7 +22,7 @@ func kernel(release string) kernels.Kernel {
 }
 
 func use(p *Provider) error {
-	_, err := p.Lock(context.Background(), kernel("6.1.0-1-amd64"), nil)
+	_, err := p.Lock(context.Background(), kernel("6.1.0-1-amd64"), kernels.Extra{})
 	return err
 }
 
@@ -312,7 +312,7 @@ func TestOlderIndexIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.publish(published{pocket: "bookworm", date: epoch.AddDate(0, 0, -1), packages: stanzas(strings.Replace(basePackages, "bc 1\n", "bc 0\n", 1))})
-	l, err := b.client(Options{Refresh: true}).Lock(t.Context(), kernel("6.1.0-1-amd64"), nil)
+	l, err := b.client(Options{Refresh: true}).Lock(t.Context(), kernel("6.1.0-1-amd64"), kernels.Extra{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -333,7 +333,7 @@ func TestOlderIndexIsRefused(t *testing.T) {
 func TestDamagedCacheIsMadeAnew(t *testing.T) {
 	b := newBench(t)
 	b.publish(published{pocket: "bookworm", packages: stanzas(basePackages)})
-	want, err := b.client(Options{}).Lock(t.Context(), kernel("6.1.0-1-amd64"), nil)
+	want, err := b.client(Options{}).Lock(t.Context(), kernel("6.1.0-1-amd64"), kernels.Extra{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -358,7 +358,7 @@ func TestDamagedCacheIsMadeAnew(t *testing.T) {
 			if err := os.WriteFile(path, damaged, 0o644); err != nil {
 				t.Fatal(err)
 			}
-			got, err := b.client(Options{}).Lock(t.Context(), kernel("6.1.0-1-amd64"), nil)
+			got, err := b.client(Options{}).Lock(t.Context(), kernel("6.1.0-1-amd64"), kernels.Extra{})
 			if err != nil {
 				t.Errorf("%s %s: %v", path, what, err)
 			} else if got.Digest() != want.Digest() {
@@ -484,7 +484,7 @@ func TestVanishedPocket(t *testing.T) {
 	b.publish(security)
 	version := func() string {
 		t.Helper()
-		l, err := b.client(Options{}).Lock(t.Context(), kernel("6.1.0-1-amd64"), nil)
+		l, err := b.client(Options{}).Lock(t.Context(), kernel("6.1.0-1-amd64"), kernels.Extra{})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -102,7 +102,8 @@ func (c *comparison) open(ctx context.Context, file string) subject {
 		if err != nil {
 			return err
 		}
-		s.module, s.version, err = dkms.Name(text)
+		h, err := dkms.Read(text)
+		s.module, s.version = h.Name, h.Version
 		return err
 	}()
 	return s

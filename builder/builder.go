@@ -80,6 +80,13 @@ type Dependency struct {
 	Result Result
 }
 
+// TimeoutError says that a build was ended because it took longer than Builder.Timeout allows.
+type TimeoutError struct{ Limit time.Duration }
+
+func (e *TimeoutError) Error() string {
+	return fmt.Sprintf("the build took longer than %s; --timeout sets the limit", e.Limit)
+}
+
 // Watch follows a job. Every field may be nil.
 type Watch struct {
 	Phase    func(name string)
@@ -172,9 +179,8 @@ func (b *Builder) build(ctx context.Context, j Job, w Watch) (r Result) {
 
 	log := &logBuffer{stream: w.Log}
 	if b.Timeout > 0 {
-		limit := fmt.Errorf("the build took longer than %s; --timeout sets the limit", b.Timeout)
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, b.Timeout, limit)
+		ctx, cancel = context.WithTimeoutCause(ctx, b.Timeout, &TimeoutError{b.Timeout})
 		defer cancel()
 	}
 	o, err := b.run(ctx, engine, root, j, w, log)

@@ -11,7 +11,7 @@ PICTURE := \
 
 export CGO_ENABLED := 0
 
-.PHONY: build demo test test-packages bench bench-packages benchmarks lint picture clean help
+.PHONY: build demo test test-packages bench bench-packages benchmarks compare-dkms lint picture clean help
 
 build: ## the program: bin/godkms-hermetic, static; the version comes from git
 	go build -trimpath -buildvcs=auto -o bin/godkms-hermetic ./cmd/godkms-hermetic
@@ -53,6 +53,9 @@ lint: ## gofmt, go vet, staticcheck
 bench: build bench-packages ## compares with bare make, dkms and dpkg-deb: a table, and out/bench.json; takes some minutes and 8 GB in .cache
 	go run ./scripts/bench -cache .cache/bench -json out/bench.json $(BENCH_FLAGS)
 
+compare-dkms: build test-packages ## runs dkms and this over every *-dkms package of Debian 12: a table, and out/compare-dkms.json; takes an hour
+	go run ./scripts/compare-dkms -json out/compare-dkms.json $(COMPARE_FLAGS)
+
 benchmarks: ## Go's benchmarks of the packages
 	go test -run '^$$' -bench . -benchmem ./...
 
@@ -65,4 +68,4 @@ clean: ## what build and demo made; the cache of built modules stays
 	rm -rf bin out
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

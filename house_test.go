@@ -47,8 +47,10 @@ var mayImport = map[string][]string{
 	"internal/decompress":      {},
 	"internal/durable":         {},
 	"internal/dockertest":      {"internal/need"},
+	"internal/dkmstest":        {"images", "internal/need", "kernels", "kernels/deb"},
 	"internal/need":            {},
 	"scripts":                  {},
+	"scripts/compare-dkms":     {"builder/dkms", "internal/dkmstest", "kernels"},
 }
 
 // onlyIn says in which one package an outside module is used.

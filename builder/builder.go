@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,7 +20,7 @@ import (
 )
 
 // recipe is the version of what a build does. A change that can alter a byte of the output must raise it.
-const recipe = 2
+const recipe = 3
 
 // Status is how a job ended.
 type Status string
@@ -60,6 +61,18 @@ type Builder struct {
 type Job struct {
 	Source *Source
 	Lock   kernels.Lock
+	// Depends are the modules of MayDepend that there are, and what those were built on, in any order. They are in the job's
+	// root as dkms would have them there.
+	Depends []Dependency
+}
+
+// MayDepend is every module that the job may find in BUILD_DEPENDS.
+func (j Job) MayDepend() []string { return j.Source.MayDepend }
+
+// Dependency is a module that another one may need, and how its build for the same kernel ended.
+type Dependency struct {
+	Source *Source
+	Result Result
 }
 
 // Watch follows a job. Every field may be nil.
@@ -88,12 +101,18 @@ type Result struct {
 // Key is the hash of everything that the result depends on, and of nothing else: not the engine, not -j, no path, no
 // variable, no time.
 func (b *Builder) Key(j Job) v1.Hash {
+	var depends []string
+	for _, d := range j.Depends {
+		depends = append(depends, d.Source.Module+" "+d.Source.Version+" "+d.Result.Key.String())
+	}
+	slices.Sort(depends)
 	inputs, err := json.Marshal(struct {
-		Recipe      int     `json:"recipe"`
-		RootVersion string  `json:"root_version"`
-		Source      v1.Hash `json:"source"`
-		Lock        v1.Hash `json:"lock"`
-	}{recipe, b.RootVersion, j.Source.Digest, j.Lock.Digest()})
+		Recipe      int      `json:"recipe"`
+		RootVersion string   `json:"root_version"`
+		Source      v1.Hash  `json:"source"`
+		Lock        v1.Hash  `json:"lock"`
+		Depends     []string `json:"depends,omitempty"`
+	}{recipe, b.RootVersion, j.Source.Digest, j.Lock.Digest(), depends})
 	if err != nil {
 		return v1.Hash{} // numbers and strings: cannot fail
 	}
@@ -209,6 +228,7 @@ func (b *Builder) store(ctx context.Context, r *Result, j Job, o *output) error 
 			meta.Headers = p.Version
 		}
 	}
+	meta.Extras = o.extras
 	img, err := artifact.New(meta, o.files)
 	if err != nil {
 		return fmt.Errorf("pack: %w", err)

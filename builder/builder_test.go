@@ -46,8 +46,22 @@ func TestKey(t *testing.T) {
 	newer := pkg
 	newer.Digest = hash("b")
 	toolchain.Lock.Toolchain = []kernels.Package{newer}
+	needs := func(keys ...string) v1.Hash {
+		j := base
+		for _, k := range keys {
+			j.Depends = append(j.Depends, Dependency{&Source{Module: "on" + k, Version: "1"}, Result{Key: hash(k), Seconds: 1}})
+		}
+		return b.Key(j)
+	}
+	if needs("a", "b") != needs("b", "a") {
+		t.Error("the order of the dependencies changes the key")
+	}
+	if needs("a") == needs("b") || needs("a") == needs("a", "b") {
+		t.Error("another dependency has the same key")
+	}
 	for name, got := range map[string]v1.Hash{
-		"source": b.Key(source), "suite": b.Key(suite), "toolchain": b.Key(toolchain),
+		"dependency": needs("a"),
+		"source":     b.Key(source), "suite": b.Key(suite), "toolchain": b.Key(toolchain),
 		"root": (&Builder{RootVersion: "2"}).Key(base),
 	} {
 		if got == want {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -57,6 +58,7 @@ type output struct {
 	compiler string  // CONFIG_CC_VERSION_TEXT of the kernel
 	symvers  v1.Hash // of the kernel's Module.symvers
 	files    []artifact.File
+	extras   []artifact.Extra
 	spool    *os.File
 }
 
@@ -81,11 +83,19 @@ func (b *Builder) run(ctx context.Context, engine Engine, root Root, j Job, w Wa
 		Module: j.Source.Module, Version: j.Source.Version,
 		Distro: k.Distro, Release: k.Release, Machine: k.Machine(), Jobs: max(1, b.Jobs),
 	}
-	if err := uncovered(root, t.Source()); err != nil {
+	installed, err := install(j, t)
+	if err != nil {
 		return nil, err
 	}
+	sources := append([]string{t.Source()}, installed.sources...)
+	for _, dir := range sources {
+		if err := uncovered(root, dir); err != nil {
+			return nil, err
+		}
+	}
+	scratch := slices.Concat([]string{"/tmp", dkms.Tree}, sources, installed.modules)
 	w.phase("building")
-	sandbox, err := engine.Start(ctx, Spec{Root: root, Kernel: k, Scratch: []string{"/tmp", dkms.Tree, t.Source()}, Memory: b.Memory})
+	sandbox, err := engine.Start(ctx, Spec{Root: root, Kernel: k, Scratch: scratch, Memory: b.Memory})
 	if err != nil {
 		return nil, fmt.Errorf("start the sandbox: %w", err)
 	}
@@ -95,6 +105,9 @@ func (b *Builder) run(ctx context.Context, engine Engine, root Root, j Job, w Wa
 
 	headers, err := s.unpack(ctx, j.Source.Tar())
 	if err != nil {
+		return nil, err
+	}
+	if err := s.install(ctx, installed); err != nil {
 		return nil, err
 	}
 	known := make(chan facts, 1)
@@ -117,6 +130,13 @@ func (b *Builder) run(ctx context.Context, engine Engine, root Root, j Job, w Wa
 	for _, warning := range plan.Warnings {
 		w.warn(warning)
 	}
+	if err := installed.satisfy(plan.Depends); err != nil {
+		return nil, err
+	}
+	scripts, err := hostScripts(j.Source, plan.Scripts)
+	if err != nil {
+		return nil, err
+	}
 	for _, step := range plan.Steps {
 		fmt.Fprintf(log, "\n# %s\n", step.Name)
 		if step.Script != "" && s.run(ctx, Command{Args: []string{"test", "-x", step.Script}, Dir: s.target.Build()}) != nil && ctx.Err() == nil {
@@ -134,10 +154,12 @@ func (b *Builder) run(ctx context.Context, engine Engine, root Root, j Job, w Wa
 	if f.err != nil {
 		return nil, f.err
 	}
+	f.kernel.Others = installed.exports
 	o, err := s.collect(ctx, plan.Modules, f.kernel, b.Temp)
 	if err != nil {
 		return nil, err
 	}
+	o.extras = append(o.extras, scripts...)
 	o.compiler, o.symvers = compiler, f.symvers
 	return o, nil
 }
@@ -305,6 +327,7 @@ func (s *session) collect(ctx context.Context, modules []dkms.Module, kernel kmo
 		}
 	}
 	exported := kmod.Symvers{} // what the modules of this build offer to each other
+	var names []string
 	for _, m := range modules {
 		f := files[path.Join(path.Base(s.target.Output()), m.Name)]
 		if f == nil {
@@ -317,6 +340,7 @@ func (s *session) collect(ctx context.Context, modules []dkms.Module, kernel kmo
 		for _, name := range k.Exports {
 			if symbol, ok := symvers[name]; ok {
 				exported[strings.Clone(name)] = symbol
+				names = append(names, strings.Clone(name))
 			}
 		}
 		o.files = append(o.files, artifact.File{
@@ -324,7 +348,15 @@ func (s *session) collect(ctx context.Context, modules []dkms.Module, kernel kmo
 			Open: func() (io.ReadCloser, error) { return io.NopCloser(io.NewSectionReader(f, 0, f.Size())), nil },
 		})
 	}
-	kernel.Others = []kmod.Symvers{exported}
+	if len(names) > 0 {
+		f := files[path.Base(s.target.Symvers())]
+		text, err := kmod.SelectSymvers(io.NewSectionReader(f, 0, f.Size()), names)
+		if err != nil {
+			return nil, fmt.Errorf("the Module.symvers of the build: %w", err)
+		}
+		o.extras = append(o.extras, artifact.Extra{Name: artifact.ModuleSymvers, Size: int64(len(text)), Open: opener(text)})
+	}
+	kernel.Others = append([]kmod.Symvers{exported}, kernel.Others...)
 	var problems []string
 	for _, m := range modules { // read again: one at a time is in memory
 		k, err := readModule(files[path.Join(path.Base(s.target.Output()), m.Name)])

@@ -43,9 +43,11 @@ var vcsFolders = []string{".git", ".hg", ".svn", ".bzr", "CVS", "_darcs"}
 // Source is a DKMS source tree, read once: what was hashed is what is built, whatever happens to the files later. It is held
 // in a file without a name, so that nothing is left behind however the process ends. Safe for concurrent use.
 type Source struct {
-	Module  string  // PACKAGE_NAME
-	Version string  // PACKAGE_VERSION
-	Digest  v1.Hash // SHA-256 of the tree in its canonical form: names, exec bits, links, contents
+	Module  string // PACKAGE_NAME
+	Version string // PACKAGE_VERSION
+	// MayDepend is every module that the dkms.conf may name in BUILD_DEPENDS, for one kernel or another.
+	MayDepend []string
+	Digest    v1.Hash // SHA-256 of the tree in its canonical form: names, exec bits, links, contents
 
 	Packages []Wish   // what its godkms.toml asks for in the build root
 	Depends  []string // what the package file that it came in depends on
@@ -99,6 +101,39 @@ func OpenSource(ctx context.Context, src string, o SourceOptions) (*Source, erro
 // Tar is the tree as a tar stream in canonical form: sorted, owned by UID and GID, every file as old as Epoch.
 func (s *Source) Tar() io.Reader {
 	return bufio.NewReaderSize(io.NewSectionReader(s.tar, 0, s.size), 256<<10)
+}
+
+// ReadFile gives a file of the tree and whether it is executable, for names below its root with slashes. It follows links. An absent
+// one wraps fs.ErrNotExist.
+func (s *Source) ReadFile(name string, limit int64) (text []byte, executable bool, err error) {
+	for range 8 {
+		link := ""
+		tr := tar.NewReader(io.NewSectionReader(s.tar, 0, s.size)) // it seeks over what is not read
+		for {
+			h, err := tr.Next()
+			if err == io.EOF {
+				return nil, false, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
+			}
+			if err != nil {
+				return nil, false, err
+			}
+			if h.Name != name {
+				continue
+			}
+			switch {
+			case h.Typeflag == tar.TypeSymlink:
+				link = h.Linkname
+			case h.Size > limit:
+				return nil, false, fmt.Errorf("%q has %d bytes, more than %d", name, h.Size, limit)
+			default:
+				text, err = io.ReadAll(tr)
+				return text, h.Mode&0o111 != 0, err
+			}
+			break
+		}
+		name = path.Join(path.Dir(name), link)
+	}
+	return nil, false, fmt.Errorf("%q is a link to a link, and so on", name)
 }
 
 // Close frees the tree. Readers that Tar gave fail from then on.
@@ -410,9 +445,11 @@ func (t *tree) canonical(ctx context.Context, temp string) (_ *Source, err error
 	if s.size, err = out.Seek(0, io.SeekCurrent); err != nil {
 		return nil, err
 	}
-	if s.Module, s.Version, err = dkms.Name(conf.Bytes()); err != nil {
+	h, err := dkms.Read(conf.Bytes())
+	if err != nil {
 		return nil, err
 	}
+	s.Module, s.Version, s.MayDepend = h.Name, h.Version, h.BuildDepends
 	if s.Packages, err = readSettings(settings.Bytes()); err != nil {
 		return nil, err
 	}

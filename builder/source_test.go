@@ -259,3 +259,34 @@ func run(t *testing.T, dir, name string, args ...string) {
 		t.Fatalf("%s: %v\n%s", name, err, out)
 	}
 }
+
+// What the host is to run comes from the source as it was given.
+func TestReadFile(t *testing.T) {
+	dir := writeTree(t, map[string]string{"dkms.conf": conf, "a/run.sh": "#!/bin/sh\n", "a/data": "x",
+		"link": "->a/link", "a/link": "->run.sh", "loop": "->loop", "none": "->nowhere"})
+	if err := os.Chmod(filepath.Join(dir, "a/run.sh"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s, err := OpenSource(t.Context(), dir, SourceOptions{Temp: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	for _, tt := range []struct {
+		name, text string
+		executable bool
+		err        string
+	}{
+		{"a/data", "x", false, ""},
+		{"a/run.sh", "#!/bin/sh\n", true, ""},
+		{"link", "#!/bin/sh\n", true, ""},
+		{"loop", "", false, "link to a link"},
+		{"none", "", false, "does not exist"},
+		{"dkms.conf", "", false, "more than 20"},
+	} {
+		text, executable, err := s.ReadFile(tt.name, 20)
+		if string(text) != tt.text || executable != tt.executable || (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
+			t.Errorf("ReadFile(%q) = %q, %v, %v; want %q, %v, %q", tt.name, text, executable, err, tt.text, tt.executable, tt.err)
+		}
+	}
+}

@@ -132,7 +132,15 @@ type Plan struct {
 	Skip     string
 	Steps    []Step
 	Modules  []Module
-	Warnings []string // what dkms would do and this plan does not
+	Depends  []string     // BUILD_DEPENDS: modules that must have been built for the kernel
+	Scripts  []HostScript // for the host that installs the modules; no build runs them
+	Warnings []string     // what dkms would do and this plan does not
+}
+
+// HostScript is a script that dkms runs on the host.
+type HostScript struct {
+	Directive string // "POST_ADD", "PRE_INSTALL", "POST_INSTALL" or "POST_REMOVE"
+	Command   string // its path below the source tree, and arguments
 }
 
 // Step is one command of a plan, to be run in the build folder.
@@ -177,7 +185,12 @@ func (c Conf) Plan(t Target) (Plan, error) {
 	}
 	for i := range c.size("BUILD_DEPENDS") {
 		if on := c.get("BUILD_DEPENDS", i); on != "" {
-			p.Warnings = append(p.Warnings, fmt.Sprintf("BUILD_DEPENDS names %q, which is not built or waited for", on))
+			p.Depends = append(p.Depends, on)
+		}
+	}
+	for _, d := range []string{"POST_ADD", "PRE_INSTALL", "POST_INSTALL", "POST_REMOVE"} {
+		if command := c.get(d, 0); command != "" {
+			p.Scripts = append(p.Scripts, HostScript{d, command})
 		}
 	}
 	for _, name := range c.patches() {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"regexp"
+	"slices"
 
 	"mvdan.cc/sh/v3/expand"
 	"mvdan.cc/sh/v3/syntax"
@@ -19,16 +20,20 @@ const (
 	maxValue = 4 << 10  // bytes of a variable
 )
 
-// Name reads PACKAGE_NAME and PACKAGE_VERSION from a dkms.conf without running anything: it follows the plain assignments, in
-// order, and passes over all else. Inside the sandbox bash evaluates the whole file, and Conf.Plan holds the two against it.
-func Name(conf []byte) (name, version string, err error) {
-	if len(conf) > MaxConf {
-		return "", "", fmt.Errorf("dkms.conf has %d bytes; at most %d are read", len(conf), MaxConf)
-	}
-	conf = bytes.ReplaceAll(conf, []byte("\r\n"), []byte("\n"))
-	file, err := syntax.NewParser(syntax.Variant(syntax.LangBash)).Parse(bytes.NewReader(conf), "dkms.conf")
+// Header is what is known of a dkms.conf before any kernel is.
+type Header struct {
+	Name, Version string // PACKAGE_NAME and PACKAGE_VERSION
+	// BuildDepends is every name that the file may give to BUILD_DEPENDS, for one kernel or another, in the order of their
+	// first places. Those that hold for a kernel are Plan.Depends.
+	BuildDepends []string
+}
+
+// Read reads the header of a dkms.conf without running anything: it follows the plain assignments, in order, and passes over all
+// else. Inside the sandbox bash evaluates the whole file, and Conf.Plan holds the header against it.
+func Read(conf []byte) (Header, error) {
+	file, err := parse(conf)
 	if err != nil {
-		return "", "", fmt.Errorf("dkms.conf is not valid bash: %w", err)
+		return Header{}, err
 	}
 	vars := variables{}
 	for _, s := range file.Stmts {
@@ -41,16 +46,63 @@ func Name(conf []byte) (name, version string, err error) {
 			vars.assign(cmd.Args)
 		}
 	}
-	name, version = vars["PACKAGE_NAME"], vars["PACKAGE_VERSION"]
-	for _, v := range []struct{ directive, value string }{{"PACKAGE_NAME", name}, {"PACKAGE_VERSION", version}} {
+	h := Header{Name: vars["PACKAGE_NAME"], Version: vars["PACKAGE_VERSION"], BuildDepends: buildDepends(file, vars)}
+	for _, v := range []struct{ directive, value string }{{"PACKAGE_NAME", h.Name}, {"PACKAGE_VERSION", h.Version}} {
 		switch {
 		case v.value == "":
-			return "", "", fmt.Errorf("dkms.conf has no %s that can be read without running it: give it as a plain value", v.directive)
+			return Header{}, fmt.Errorf("dkms.conf has no %s that can be read without running it: give it as a plain value", v.directive)
 		case !validName.MatchString(v.value):
-			return "", "", fmt.Errorf("dkms.conf: %s is %q: only letters, digits and . _ + ~ @ = , - may stand in it", v.directive, v.value)
+			return Header{}, fmt.Errorf("dkms.conf: %s is %q: only letters, digits and . _ + ~ @ = , - may stand in it", v.directive, v.value)
 		}
 	}
-	return name, version, nil
+	return h, nil
+}
+
+// BuildDepends is Header.BuildDepends of a file that overrides directives of a dkms.conf and need not have a name or version.
+func BuildDepends(conf []byte) ([]string, error) {
+	file, err := parse(conf)
+	if err != nil {
+		return nil, err
+	}
+	return buildDepends(file, variables{}), nil
+}
+
+func parse(conf []byte) (*syntax.File, error) {
+	if len(conf) > MaxConf {
+		return nil, fmt.Errorf("dkms.conf has %d bytes; at most %d are read", len(conf), MaxConf)
+	}
+	conf = bytes.ReplaceAll(conf, []byte("\r\n"), []byte("\n"))
+	file, err := syntax.NewParser(syntax.Variant(syntax.LangBash)).Parse(bytes.NewReader(conf), "dkms.conf")
+	if err != nil {
+		return nil, fmt.Errorf("dkms.conf is not valid bash: %w", err)
+	}
+	return file, nil
+}
+
+// buildDepends looks at all assignments, whatever they depend on: which of them are made is known in the sandbox only.
+func buildDepends(file *syntax.File, vars variables) []string {
+	var names []string
+	add := func(w *syntax.Word) {
+		if w == nil {
+			return
+		}
+		name, err := expand.Literal(&expand.Config{Env: vars}, w)
+		if err == nil && validName.MatchString(name) && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	syntax.Walk(file, func(n syntax.Node) bool {
+		if a, ok := n.(*syntax.Assign); ok && a.Name != nil && a.Name.Value == "BUILD_DEPENDS" {
+			add(a.Value)
+			if a.Array != nil {
+				for _, e := range a.Array.Elems {
+					add(e.Value)
+				}
+			}
+		}
+		return true
+	})
+	return names
 }
 
 // variables is the environment of the assignments that Name follows. It serves package expand.

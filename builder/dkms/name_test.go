@@ -1,11 +1,12 @@
 package dkms
 
 import (
+	"slices"
 	"strings"
 	"testing"
 )
 
-func TestName(t *testing.T) {
+func TestRead(t *testing.T) {
 	for _, tt := range []struct{ conf, name, version, err string }{
 		{conf: "PACKAGE_NAME=a\nPACKAGE_VERSION=1\n", name: "a", version: "1"},
 		{conf: "PACKAGE_NAME=\"a-b\"\r\nPACKAGE_VERSION='1.2~rc1'\r\n", name: "a-b", version: "1.2~rc1"},
@@ -19,25 +20,53 @@ func TestName(t *testing.T) {
 		{conf: "x=aaaaaaaa\n" + strings.Repeat("x=$x$x\n", 60) + "PACKAGE_NAME=$x\nPACKAGE_VERSION=1", err: "no PACKAGE_NAME"},
 		{conf: strings.Repeat("#", MaxConf+1), err: "at most"},
 	} {
-		name, version, err := Name([]byte(tt.conf))
+		h, err := Read([]byte(tt.conf))
 		if tt.err != "" {
 			if err == nil || !strings.Contains(err.Error(), tt.err) {
-				t.Errorf("Name(%.60q) = %v; want an error with %q", tt.conf, err, tt.err)
+				t.Errorf("Read(%.60q) = %v; want an error with %q", tt.conf, err, tt.err)
 			}
 			continue
 		}
-		if err != nil || name != tt.name || version != tt.version {
-			t.Errorf("Name(%.60q) = %q, %q, %v; want %q, %q", tt.conf, name, version, err, tt.name, tt.version)
+		if err != nil || h.Name != tt.name || h.Version != tt.version {
+			t.Errorf("Read(%.60q) = %q, %q, %v; want %q, %q", tt.conf, h.Name, h.Version, err, tt.name, tt.version)
 		}
 	}
 }
 
-func FuzzName(f *testing.F) {
+// Whatever a name of BUILD_DEPENDS depends on, it is known before the sandbox is, unless it takes a program to make it.
+func TestBuildDepends(t *testing.T) {
+	const head = "PACKAGE_NAME=a\nPACKAGE_VERSION=1\n"
+	for _, tt := range []struct {
+		conf string
+		want []string
+	}{
+		{"", nil},
+		{"BUILD_DEPENDS=spl", []string{"spl"}},
+		{"BUILD_DEPENDS[0]=\"b\"\r\nBUILD_DEPENDS[1]='c'\r\n", []string{"b", "c"}},
+		{"BUILD_DEPENDS=(b c)\nBUILD_DEPENDS+=(d b)", []string{"b", "c", "d"}},
+		{"if [[ $kernelver == 6.* ]]; then BUILD_DEPENDS=\"$PACKAGE_NAME-common\"; fi", []string{"a-common"}},
+		{"f() { declare -ga BUILD_DEPENDS[2]=e; }\ncase x in x) BUILD_DEPENDS=g;; esac", []string{"e", "g"}},
+		{"BUILD_DEPENDS=$(ls)\nBUILD_DEPENDS[1]=../x\nBUILD_DEPENDS[2]=", nil},
+	} {
+		h, err := Read([]byte(head + tt.conf))
+		if err != nil || !slices.Equal(h.BuildDepends, tt.want) {
+			t.Errorf("Read(%q) = %q, %v; want %q", tt.conf, h.BuildDepends, err, tt.want)
+		}
+	}
+}
+
+func FuzzRead(f *testing.F) {
 	f.Add([]byte("PACKAGE_NAME=a\nPACKAGE_VERSION=${x:=1}\n"))
 	f.Add([]byte("PACKAGE_NAME=${a/$b/{1..9}}\nPACKAGE_VERSION=$((1<<3))\ndeclare -a q=(1 2)\n"))
 	f.Fuzz(func(t *testing.T, conf []byte) {
-		if name, version, err := Name(conf); err == nil && (!validName.MatchString(name) || !validName.MatchString(version)) {
-			t.Errorf("Name(%q) = %q, %q", conf, name, version)
+		h, err := Read(conf)
+		if err != nil {
+			return
+		}
+		for _, name := range append(h.BuildDepends, h.Name, h.Version) {
+			if !validName.MatchString(name) {
+				t.Errorf("Read(%q) = %q", conf, h)
+			}
 		}
 	})
 }

@@ -45,6 +45,7 @@ const (
 	AnnotationStatus   = prefix + "status"   // "built" or "skipped"
 	AnnotationReason   = prefix + "reason"   // why it was skipped
 	AnnotationModules  = prefix + "modules"  // JSON: [{"name","dest","size","digest","vermagic"}], sorted by name
+	AnnotationExtras   = prefix + "extras"   // JSON: [{"name","size","digest","command","executable"}], sorted by name
 )
 
 // Status is how a build ended that has a result.
@@ -72,6 +73,25 @@ type Meta struct {
 	Lock            v1.Hash
 	Status          Status
 	Reason          string
+	Extras          []Extra
+}
+
+// ModuleSymvers is the name of the Extra that has the symbols which the modules export, in the form of a Module.symvers
+// (Documentation/kbuild/modules.rst), sorted by symbol: modules that depend on these are built against it.
+const ModuleSymvers = "Module.symvers"
+
+// ScriptNames are the names of the Extras that are scripts: directives of a dkms.conf whose script a host runs, where it
+// installs or removes the modules.
+var ScriptNames = []string{"POST_ADD", "PRE_INSTALL", "POST_INSTALL", "POST_REMOVE"}
+
+// Extra is what an artifact has beside its modules: ModuleSymvers, or one of ScriptNames. A name is there once at most.
+type Extra struct {
+	Name       string
+	Command    string // of a script: its path below the source tree, and its arguments, as the dkms.conf gives them
+	Executable bool   // whether the script is; DKMS runs no other
+	Size       int64
+	Digest     v1.Hash // as File.Digest
+	Open       func() (io.ReadCloser, error)
 }
 
 // File is one module. Open may be called more than once and gives the same Size bytes each time.
@@ -95,12 +115,14 @@ func invalid(format string, a ...any) error {
 const (
 	maxFiles = 1024
 	maxFile  = 1 << 30 // bytes of one module
+	maxExtra = 32 << 20
 	maxMeta  = 4 << 20 // bytes of the manifest and of the config
 	maxText  = 4096    // bytes of an annotation, other than the list of modules
 )
 
 var (
 	nameForm      = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+-]*\.ko$`)
+	folderForm    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+~@=,-]{0,127}$`) // as package dkms takes names and versions
 	componentForm = regexp.MustCompile(`^[A-Za-z0-9_+~][A-Za-z0-9._+~-]*$`)
 )
 
@@ -165,14 +187,39 @@ func (m Meta) check() error {
 	case m.Status == Built && m.Reason != "":
 		return invalid("it was built, but has a reason to skip it: %.80q", m.Reason)
 	}
+	return checkExtras(m)
+}
+
+// checkExtras wants extras sorted by name.
+func checkExtras(m Meta) error {
+	if m.Status == Skipped && len(m.Extras) != 0 {
+		return invalid("it was skipped, but has %q", m.Extras[0].Name)
+	}
+	if len(m.Extras) > 0 && (!folderForm.MatchString(m.Module) || !folderForm.MatchString(m.Version)) {
+		return invalid("module %q, version %q", m.Module, m.Version)
+	}
+	for i, e := range m.Extras {
+		script := slices.Contains(ScriptNames, e.Name)
+		switch {
+		case !script && e.Name != ModuleSymvers:
+			return invalid("an extra file named %q", e.Name)
+		case i > 0 && e.Name <= m.Extras[i-1].Name:
+			return invalid("extra files are not sorted, or %q is there twice", e.Name)
+		case script != (e.Command != ""), e.Executable && !script:
+			return invalid("%q has the command %.80q", e.Name, e.Command)
+		case e.Size < 0 || e.Size > maxExtra:
+			return invalid("%q has %d bytes", e.Name, e.Size)
+		}
+		if err := checkText("command", e.Command); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
 // checkFiles wants files sorted by name. Two of one name are refused even with different folders: depmod takes one of them only.
+// There may be none: a dkms.conf without modules is built, too.
 func checkFiles(m Meta, files []File) error {
-	if m.Status == Built && len(files) == 0 {
-		return invalid("it was built, but has no module")
-	}
 	if m.Status == Skipped && len(files) != 0 {
 		return invalid("it was skipped, but has modules")
 	}
@@ -214,6 +261,15 @@ type moduleJSON struct {
 	Vermagic string  `json:"vermagic,omitempty"`
 }
 
+// extraJSON is an element of AnnotationExtras.
+type extraJSON struct {
+	Name       string  `json:"name"`
+	Size       int64   `json:"size"`
+	Digest     v1.Hash `json:"digest"`
+	Command    string  `json:"command,omitempty"`
+	Executable bool    `json:"executable,omitempty"`
+}
+
 func annotations(m Meta, files []File) (map[string]string, error) {
 	list := make([]moduleJSON, len(files))
 	for i, f := range files {
@@ -241,6 +297,17 @@ func annotations(m Meta, files []File) (map[string]string, error) {
 		AnnotationReason:          m.Reason,
 		AnnotationModules:         string(b),
 	}
+	if len(m.Extras) > 0 {
+		list := make([]extraJSON, len(m.Extras))
+		for i, e := range m.Extras {
+			list[i] = extraJSON{e.Name, e.Size, e.Digest, e.Command, e.Executable}
+		}
+		b, err := json.Marshal(list)
+		if err != nil {
+			return nil, err
+		}
+		out[AnnotationExtras] = string(b)
+	}
 	if m.Symvers != (v1.Hash{}) {
 		out[AnnotationSymvers] = m.Symvers.String()
 	}
@@ -250,7 +317,7 @@ func annotations(m Meta, files []File) (map[string]string, error) {
 
 func parseAnnotations(a map[string]string) (Meta, []File, error) {
 	for k, v := range a {
-		if k != AnnotationModules && len(v) > maxText {
+		if k != AnnotationModules && k != AnnotationExtras && len(v) > maxText {
 			return Meta{}, nil, invalid("annotation %.80q has %d bytes", k, len(v))
 		}
 	}
@@ -275,6 +342,18 @@ func parseAnnotations(a map[string]string) (Meta, []File, error) {
 		var err error
 		if *h, err = v1.NewHash(v); err != nil {
 			return Meta{}, nil, invalid("annotation %q: %v", k, err)
+		}
+	}
+	if text, ok := a[AnnotationExtras]; ok {
+		var extras []extraJSON
+		if err := json.Unmarshal([]byte(text), &extras); err != nil {
+			return Meta{}, nil, invalid("annotation %q: %v", AnnotationExtras, err)
+		}
+		for _, j := range extras {
+			if j.Digest.Algorithm != "sha256" {
+				return Meta{}, nil, invalid("%q has digest %q", j.Name, j.Digest)
+			}
+			m.Extras = append(m.Extras, Extra{Name: j.Name, Size: j.Size, Digest: j.Digest, Command: j.Command, Executable: j.Executable})
 		}
 	}
 	if err := m.check(); err != nil {
@@ -327,6 +406,11 @@ func OptPath(release, name string) string { return path.Join("/opt/lib/modules",
 // InstallPath is where the same file is again, as a hard link: its place on a host.
 func InstallPath(release, dest, name string) string {
 	return path.Join("/usr/lib/modules", release, dest, name)
+}
+
+// ExtraPath is where an extra file is in the image's file system.
+func ExtraPath(m Meta, name string) string {
+	return path.Join("/usr/share/godkms-hermetic", m.Module, m.Version, m.Kernel.Release, name)
 }
 
 func sortFiles(files []File) []File {

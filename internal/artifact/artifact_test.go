@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"runtime"
 	"slices"
 	"strings"
@@ -55,6 +56,20 @@ func meta() artifact.Meta {
 func skipped() artifact.Meta {
 	m := meta()
 	m.Status, m.Reason = artifact.Skipped, "BUILD_EXCLUSIVE_KERNEL does not match"
+	return m
+}
+
+func extra(name, command, content string) artifact.Extra {
+	return artifact.Extra{
+		Name: name, Command: command, Executable: command != "", Size: int64(len(content)),
+		Open: func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(content)), nil },
+	}
+}
+
+// withExtras is an artifact for other modules to depend on, and with scripts for the host.
+func withExtras(extras ...artifact.Extra) artifact.Meta {
+	m := meta()
+	m.Extras = extras
 	return m
 }
 
@@ -103,6 +118,9 @@ func TestRoundTrip(t *testing.T) {
 		files map[string]string
 	}{
 		{"two", meta(), map[string]string{"a.ko": "aaaa", "b-c.ko": strings.Repeat("b", 100_000)}},
+		{"no module", meta(), nil},
+		{"extras", withExtras(extra("POST_INSTALL", "scripts/post.sh $kernelver", "#!/bin/sh\n"), extra("Module.symvers", "", "0x1\ta\tb\tEXPORT_SYMBOL\t\n"),
+			extra("POST_ADD", "add", "")), map[string]string{"a.ko": "aaaa"}},
 		{"empty file", meta(), map[string]string{"a.ko": ""}},
 		{"skipped", skipped(), nil},
 	} {
@@ -117,9 +135,7 @@ func TestRoundTrip(t *testing.T) {
 				if err != nil {
 					t.Fatalf("%s: %v", name, err)
 				}
-				if m != tt.m {
-					t.Errorf("%s: meta = %+v; want %+v", name, m, tt.m)
-				}
+				sameMeta(t, name, m, tt.m)
 				if len(files) != len(tt.files) {
 					t.Errorf("%s: %d files; want %d", name, len(files), len(tt.files))
 				}
@@ -136,6 +152,32 @@ func TestRoundTrip(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// sameMeta compares all, extras by what they hold and in the order of their names.
+func sameMeta(t *testing.T, name string, got, want artifact.Meta) {
+	t.Helper()
+	if !slices.IsSortedFunc(got.Extras, func(a, b artifact.Extra) int { return strings.Compare(a.Name, b.Name) }) {
+		t.Errorf("%s: the extras are not sorted", name)
+	}
+	hold := func(m *artifact.Meta) map[string]string {
+		all := map[string]string{}
+		for _, e := range m.Extras {
+			b, err := readAll(artifact.File{Open: e.Open})
+			if err != nil {
+				t.Errorf("%s: %q: %v", name, e.Name, err)
+			}
+			all[e.Name] = fmt.Sprintf("%s %v %d %s", e.Command, e.Executable, e.Size, b)
+		}
+		m.Extras = nil
+		return all
+	}
+	if g, w := hold(&got), hold(&want); !maps.Equal(g, w) {
+		t.Errorf("%s: extras %q; want %q", name, g, w)
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("%s: meta = %+v; want %+v", name, got, want)
 	}
 }
 
@@ -230,7 +272,17 @@ func TestNewRefuses(t *testing.T) {
 		want  string
 	}{
 		{"one name twice", meta(), []artifact.File{file("a.ko", "a"), other}, `two modules are named "a.ko", in "extra" and "updates/dkms"`},
-		{"no files", meta(), nil, "has no module"},
+		{"an extra file of a skipped one", func() artifact.Meta {
+			m := skipped()
+			m.Extras = withExtras(extra("Module.symvers", "", "")).Extras
+			return m
+		}(), nil, "skipped"},
+		{"extra file of another name", withExtras(extra("../x", "", "")), nil, "../x"},
+		{"extra file twice", withExtras(extra("POST_ADD", "a", ""), extra("POST_ADD", "a", "")), nil, "twice"},
+		{"script without command", withExtras(extra("POST_ADD", "", "")), nil, "command"},
+		{"symvers with command", withExtras(extra("Module.symvers", "rm", "")), nil, "command"},
+		{"extra file that is larger", withExtras(func() artifact.Extra { e := extra("POST_ADD", "a", "xx"); e.Size = 1; return e }()), nil, "size"},
+		{"module name that is a path", func() artifact.Meta { m := withExtras(extra("POST_ADD", "a", "")); m.Module = "../../etc"; return m }(), nil, "../../etc"},
 		{"files of a skipped one", skipped(), []artifact.File{other}, "has modules"},
 		{"no reason", noReason, nil, "without a reason"},
 		{"compiler that is no text", binary, []artifact.File{other}, "compiler"},

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -25,6 +26,7 @@ import (
 // image reads them again whenever its layer is read, and fails if their bytes have changed. The same meta and files, in any
 // order, give the same digest.
 func New(m Meta, files []File) (v1.Image, error) {
+	m.Extras = slices.SortedFunc(slices.Values(m.Extras), func(a, b Extra) int { return strings.Compare(a.Name, b.Name) })
 	if err := m.check(); err != nil {
 		return nil, err
 	}
@@ -32,18 +34,17 @@ func New(m Meta, files []File) (v1.Image, error) {
 	if err := checkFiles(m, files); err != nil {
 		return nil, err
 	}
-	for i := range files {
-		f := &files[i]
-		h, err := hashFile(*f)
+	l := &layer{meta: m, files: files}
+	for _, p := range l.parts() {
+		h, err := p.hash()
 		if err != nil {
-			return nil, fmt.Errorf("module %q: %w", f.Name, err)
+			return nil, fmt.Errorf("%s: %w", p.what, err)
 		}
-		if f.Digest != (v1.Hash{}) && f.Digest != h {
-			return nil, fmt.Errorf("module %q has digest %s, want %s", f.Name, h, f.Digest)
+		if *p.digest != (v1.Hash{}) && *p.digest != h {
+			return nil, fmt.Errorf("%s has digest %s, want %s", p.what, h, *p.digest)
 		}
-		f.Digest = h
+		*p.digest = h
 	}
-	l := &layer{release: m.Kernel.Release, files: files}
 	sum := sha256.New()
 	n, err := l.writeTo(sum)
 	if err != nil {
@@ -95,19 +96,41 @@ func layerTitle(m Meta) string {
 	return strings.ReplaceAll(m.Module+"-"+m.Version+"-"+m.Kernel.Release, "/", "_") + ".tar"
 }
 
-func hashFile(f File) (v1.Hash, error) {
-	r, err := f.Open()
+// A part is a file whose bytes are in the layer: a module or an extra file.
+type part struct {
+	what   string // for errors
+	size   int64
+	digest *v1.Hash
+	open   *func() (io.ReadCloser, error)
+}
+
+// parts are in the layer's order.
+func (l *layer) parts() []part {
+	var out []part
+	for i := range l.files {
+		f := &l.files[i]
+		out = append(out, part{fmt.Sprintf("module %q", f.Name), f.Size, &f.Digest, &f.Open})
+	}
+	for i := range l.meta.Extras {
+		e := &l.meta.Extras[i]
+		out = append(out, part{fmt.Sprintf("%q", e.Name), e.Size, &e.Digest, &e.Open})
+	}
+	return out
+}
+
+func (p part) hash() (v1.Hash, error) {
+	r, err := (*p.open)()
 	if err != nil {
 		return v1.Hash{}, err
 	}
 	defer r.Close()
 	sum := sha256.New()
-	n, err := io.Copy(sum, io.LimitReader(r, f.Size+1))
+	n, err := io.Copy(sum, io.LimitReader(r, p.size+1))
 	if err != nil {
 		return v1.Hash{}, err
 	}
-	if n != f.Size {
-		return v1.Hash{}, fmt.Errorf("its size is not %d bytes", f.Size)
+	if n != p.size {
+		return v1.Hash{}, fmt.Errorf("its size is not %d bytes", p.size)
 	}
 	return hashOf(sum), nil
 }
@@ -132,12 +155,12 @@ func (i *image) LayerByDigest(h v1.Hash) (partial.CompressedLayer, error) {
 	return i.layer, nil
 }
 
-// layer is a tar of the files, composed anew on every read; it holds none of their bytes.
+// layer is a tar of the files and extras, composed anew on every read; it holds none of their bytes.
 type layer struct {
-	release string
-	files   []File
-	digest  v1.Hash
-	size    int64
+	meta   Meta
+	files  []File
+	digest v1.Hash
+	size   int64
 }
 
 func (l *layer) Digest() (v1.Hash, error)             { return l.digest, nil }
@@ -159,39 +182,48 @@ func (l *layer) Compressed() (io.ReadCloser, error) {
 	return pr, nil
 }
 
-// entries are the headers of the layer's tar, in order, with the file that each holds the data of.
-func entries(release string, files []File) (headers []*tar.Header, data []*File) {
-	add := func(h tar.Header, f *File) {
+// entries are the headers of the layer's tar, in order, with the part that each holds the data of, or nil.
+func (l *layer) entries() (headers []*tar.Header, data []*part) {
+	add := func(h tar.Header, p *part) {
 		h.ModTime, h.Format = time.Unix(0, 0), tar.FormatUSTAR
 		if len(h.Name) > 100 || len(h.Linkname) > 100 {
 			h.Format = tar.FormatPAX
 		}
-		headers, data = append(headers, &h), append(data, f)
+		headers, data = append(headers, &h), append(data, p)
+	}
+	release := l.meta.Kernel.Release
+	var paths []string
+	for _, f := range l.files {
+		paths = append(paths, OptPath(release, f.Name), InstallPath(release, f.Dest, f.Name))
+	}
+	for _, e := range l.meta.Extras {
+		paths = append(paths, ExtraPath(l.meta, e.Name))
 	}
 	// Folders are entries of their own: Docker gives implied ones the mode 0600.
 	dirs := map[string]bool{}
-	var names []string
-	for i := range files {
-		for _, p := range []string{OptPath(release, files[i].Name), InstallPath(release, files[i].Dest, files[i].Name)} {
-			for d := path.Dir(p); d != "/"; d = path.Dir(d) {
-				if !dirs[d] {
-					dirs[d] = true
-					names = append(names, d)
-				}
-			}
+	for _, p := range paths {
+		for d := path.Dir(p); d != "/"; d = path.Dir(d) {
+			dirs[d] = true
 		}
 	}
-	slices.Sort(names)
-	for _, d := range names {
+	for _, d := range slices.Sorted(maps.Keys(dirs)) {
 		add(tar.Header{Typeflag: tar.TypeDir, Name: d[1:] + "/", Mode: 0o755}, nil)
 	}
-	for i := range files {
-		add(tar.Header{Typeflag: tar.TypeReg, Name: OptPath(release, files[i].Name)[1:], Mode: 0o644, Size: files[i].Size}, &files[i])
+	parts := l.parts()
+	for i, f := range l.files {
+		add(tar.Header{Typeflag: tar.TypeReg, Name: OptPath(release, f.Name)[1:], Mode: 0o644, Size: f.Size}, &parts[i])
 	}
-	for _, f := range files {
+	for _, f := range l.files {
 		add(tar.Header{
 			Typeflag: tar.TypeLink, Name: InstallPath(release, f.Dest, f.Name)[1:], Linkname: OptPath(release, f.Name)[1:], Mode: 0o644,
 		}, nil)
+	}
+	for i, e := range l.meta.Extras {
+		mode := int64(0o644)
+		if e.Executable {
+			mode = 0o755
+		}
+		add(tar.Header{Typeflag: tar.TypeReg, Name: ExtraPath(l.meta, e.Name)[1:], Mode: mode, Size: e.Size}, &parts[len(l.files)+i])
 	}
 	return headers, data
 }
@@ -199,7 +231,7 @@ func entries(release string, files []File) (headers []*tar.Header, data []*File)
 func (l *layer) writeTo(w io.Writer) (int64, error) {
 	cw := &countingWriter{w: w}
 	tw := tar.NewWriter(cw)
-	headers, data := entries(l.release, l.files)
+	headers, data := l.entries()
 	for i, h := range headers {
 		if err := tw.WriteHeader(h); err != nil {
 			return cw.n, fmt.Errorf("pack %q: %w", h.Name, err)
@@ -207,7 +239,7 @@ func (l *layer) writeTo(w io.Writer) (int64, error) {
 		if data[i] == nil {
 			continue
 		}
-		if err := copyFile(tw, data[i]); err != nil {
+		if err := data[i].copy(tw); err != nil {
 			return cw.n, fmt.Errorf("pack %q: %w", h.Name, err)
 		}
 	}
@@ -215,15 +247,15 @@ func (l *layer) writeTo(w io.Writer) (int64, error) {
 	return cw.n, err
 }
 
-func copyFile(w io.Writer, f *File) error {
-	r, err := f.Open()
+func (p part) copy(w io.Writer) error {
+	r, err := (*p.open)()
 	if err != nil {
 		return err
 	}
 	defer r.Close()
 	n, err := io.Copy(w, r)
-	if err == nil && n != f.Size {
-		err = fmt.Errorf("its size is not %d bytes", f.Size)
+	if err == nil && n != p.size {
+		err = fmt.Errorf("its size is not %d bytes", p.size)
 	}
 	return err
 }

@@ -30,28 +30,30 @@ func Read(img v1.Image) (Meta, []File, error) {
 	if err != nil {
 		return Meta{}, nil, err
 	}
+	as := &layer{meta: m, files: files}
 	sum := sha256.New()
-	err = walk(l, m.Kernel.Release, files, func(r io.Reader, f *File) error {
-		own := sha256.New()
-		if _, err := io.Copy(own, r); err != nil {
-			return err
-		}
-		if h := hashOf(own); h != f.Digest {
-			return invalid("module %q has digest %s, want %s", f.Name, h, f.Digest)
-		}
-		return nil
-	}, size, sum)
-	if err != nil {
+	if err := as.walk(l, func(r io.Reader, p *part) error { return p.check(r, io.Discard) }, size, sum); err != nil {
 		return Meta{}, nil, err
 	}
 	if h := hashOf(sum); h != digest {
 		return Meta{}, nil, invalid("its layer has digest %s, want %s", h, digest)
 	}
-	for i := range files {
-		f := files[i]
-		files[i].Open = func() (io.ReadCloser, error) { return open(l, size, m.Kernel.Release, files, f) }
+	for _, p := range as.parts() {
+		*p.open = func() (io.ReadCloser, error) { return as.open(l, size, p) }
 	}
 	return m, files, nil
+}
+
+// check reads a part, which goes to w too.
+func (p part) check(r io.Reader, w io.Writer) error {
+	own := sha256.New()
+	if _, err := io.Copy(io.MultiWriter(w, own), r); err != nil {
+		return err
+	}
+	if h := hashOf(own); h != *p.digest {
+		return invalid("%s has digest %s, want %s", p.what, h, *p.digest)
+	}
+	return nil
 }
 
 // ReadMeta returns what the annotations say, without reading the layer: enough to list an artifact or to decide whether it
@@ -133,9 +135,9 @@ func describe(l v1.Layer) (int64, v1.Hash, error) {
 // errStop ends a walk early.
 var errStop = errors.New("stop")
 
-// walk reads a layer and calls visit for every module in it, in order. Everything that was read goes to sum.
-func walk(l v1.Layer, release string, files []File, visit func(io.Reader, *File) error, size int64, sum hash.Hash) error {
-	rc, err := l.Compressed()
+// walk reads a layer that is to be as l, and calls visit for every part in it, in order. Everything that was read goes to sum.
+func (l *layer) walk(from v1.Layer, visit func(io.Reader, *part) error, size int64, sum hash.Hash) error {
+	rc, err := from.Compressed()
 	if err != nil {
 		return fmt.Errorf("read layer: %w", err)
 	}
@@ -143,7 +145,7 @@ func walk(l v1.Layer, release string, files []File, visit func(io.Reader, *File)
 	lr := &io.LimitedReader{R: rc, N: size}
 	src := io.TeeReader(lr, sum)
 	tr := tar.NewReader(src)
-	headers, data := entries(release, files)
+	headers, data := l.entries()
 	for i, want := range headers {
 		got, err := tr.Next()
 		if errors.Is(err, io.EOF) {
@@ -195,20 +197,16 @@ func layerError(err error) error {
 	return fmt.Errorf("read layer: %w", err)
 }
 
-// open streams one file out of the layer.
-func open(l v1.Layer, size int64, release string, files []File, f File) (io.ReadCloser, error) {
+// open streams one part out of the layer.
+func (l *layer) open(from v1.Layer, size int64, p part) (io.ReadCloser, error) {
 	pr, pw := io.Pipe()
 	go func() {
-		pw.CloseWithError(walk(l, release, files, func(r io.Reader, at *File) error {
-			if at.Name != f.Name {
+		pw.CloseWithError(l.walk(from, func(r io.Reader, at *part) error {
+			if at.digest != p.digest {
 				return nil
 			}
-			own := sha256.New()
-			if _, err := io.Copy(io.MultiWriter(pw, own), r); err != nil {
+			if err := p.check(r, pw); err != nil {
 				return err
-			}
-			if h := hashOf(own); h != f.Digest {
-				return invalid("module %q has digest %s, want %s", f.Name, h, f.Digest)
 			}
 			return errStop
 		}, size, sha256.New()))

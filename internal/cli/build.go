@@ -36,18 +36,23 @@ type buildOptions struct {
 	with    []string
 	timeout time.Duration
 	memory  string
+	depends []string
 }
 
 func (a *app) buildCommand() *cobra.Command {
 	var o buildOptions
 	cmd := &cobra.Command{
-		Use:   "build [SRC] --kernels KERNELS",
-		Short: "Build a DKMS source tree for kernels",
-		Long: `Builds a DKMS source tree for each of the kernels, and puts the modules and the build's log into
-DIR/<distro>-<suite>/<release>/.
+		Use:   "build [SRC...] --kernels KERNELS",
+		Short: "Build DKMS source trees for kernels",
+		Long: `Builds DKMS source trees for each of the kernels, and puts the modules and the build's log into
+DIR/<distro>-<suite>/<release>/; where there are several sources, into a folder <module>-<version> there for each.
 
 SRC is a folder with a dkms.conf, the dkms.conf itself, a tarball (plain, gzip, xz, zstd), or a Debian package that carries
 usr/src/*/dkms.conf. The default is the current folder.
+
+What a dkms.conf names in BUILD_DEPENDS is built first, and its modules, its Module.symvers and its source are where dkms has them
+when the dependent is built. It is taken from the other sources, else from the folders of --depends (as /usr/src, with a source in
+each folder below, or in a package or tarball), of which just what is needed is built.
 
 KERNELS is a list with commas of [DISTRO/SUITE:]SELECTOR. A SELECTOR is a kernel release, a shell pattern over releases
 ('6.1.0-*-cloud-amd64'), "latest" (the newest of the default flavour, backports aside), or "running". Without DISTRO/SUITE the
@@ -63,19 +68,19 @@ digest of the artifact; where the modules are. With --format json it has one obj
 			"  0  all were built or cached, or skipped beside others that are there",
 			"  1  the command line, the source or the configuration is wrong, this machine's disk or permissions are, or no engine works",
 			" 10  a build failed",
+			" 13  a module of BUILD_DEPENDS is missing, failed or was skipped, or they go in a circle",
 			" 21  a kernel's headers can't be found, fetched or trusted",
 			" 77  every kernel was skipped (BUILD_EXCLUSIVE in dkms.conf)",
 			"130  interrupted", "", "With several failures, the lowest of their codes."),
 		Example: `  godkms-hermetic build . --kernels debian/bookworm:6.1.0-56-amd64,debian/trixie:latest
   godkms-hermetic build v4l2loopback-dkms_0.12.7-2_all.deb --kernels 'debian/bookworm:6.1.*-amd64' --out modules
-  godkms-hermetic build . --kernels running --with libxtables-dev --format json`,
-		Args: cobra.MaximumNArgs(1),
+  godkms-hermetic build . --kernels running --with libxtables-dev --format json
+  godkms-hermetic build zfs --depends /usr/src --kernels debian/trixie:latest`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			src := "."
-			if len(args) > 0 {
-				src = args[0]
+			if len(args) == 0 {
+				args = []string{"."}
 			}
-			return a.runBuild(cmd.Context(), o, src)
+			return a.runBuild(cmd.Context(), o, args)
 		},
 	}
 	f := cmd.Flags()
@@ -87,6 +92,7 @@ digest of the artifact; where the modules are. With --format json it has one obj
 	f.StringSliceVar(&o.with, "with", nil, "extra `PACKAGES` for the build root, of the kernel's distribution")
 	f.DurationVar(&o.timeout, "timeout", 0, "limit for each kernel's build, as in 10m (default none)")
 	f.StringVar(&o.memory, "memory", "", "limit for each kernel's build, as in 2G; 0 is none (default three quarters of this machine's memory)")
+	f.StringArrayVar(&o.depends, "depends", nil, "`DIR` with the sources of modules that BUILD_DEPENDS names; can be repeated")
 	cmd.RegisterFlagCompletionFunc("engine", cobra.FixedCompletions(engineNames, cobra.ShellCompDirectiveNoFileComp))
 	cmd.RegisterFlagCompletionFunc("kernels", a.completeKernels)
 	return cmd
@@ -99,7 +105,7 @@ type target struct {
 	err    error
 }
 
-func (a *app) runBuild(ctx context.Context, o buildOptions, src string) error {
+func (a *app) runBuild(ctx context.Context, o buildOptions, sources []string) error {
 	switch {
 	case !slices.ContainsFunc(o.kernels, func(s string) bool { return strings.TrimSpace(s) != "" }):
 		return errors.New("no kernel given; use --kernels, as in --kernels debian/trixie:latest ('godkms-hermetic kernels debian/trixie' lists them)")
@@ -140,11 +146,11 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, src string) error {
 	if err != nil {
 		return fmt.Errorf("the cache folder can't be used: %w; choose another with --cache-dir", err)
 	}
-	source, err := builder.OpenSource(ctx, src, builder.SourceOptions{Temp: temp, Exclude: exclude, Open: distros["debian"].Open})
+	us, err := openUnits(ctx, sources, o.depends, builder.SourceOptions{Temp: temp, Exclude: exclude, Open: distros["debian"].Open})
 	if err != nil {
 		return err
 	}
-	defer source.Close()
+	defer us.close()
 	results, err := a.results()
 	if err != nil {
 		return err
@@ -154,7 +160,7 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, src string) error {
 		return err
 	}
 
-	r := &buildRun{app: a, options: o, distros: distros, jobs: min(o.jobs, len(targets))}
+	r := &buildRun{app: a, options: o, distros: distros, units: us, jobs: min(o.jobs, len(targets)*len(us))}
 	r.engine = engineOf{name: o.engine, note: a.board.Print}
 	r.builder = &builder.Builder{
 		Results: results, RootVersion: images.Version, Temp: temp,
@@ -163,7 +169,7 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, src string) error {
 		Root:   r.root,
 	}
 	defer r.engine.close()
-	return r.run(ctx, source, targets)
+	return r.run(ctx, targets)
 }
 
 // buildRun is one run of the build command.
@@ -171,7 +177,8 @@ type buildRun struct {
 	*app
 	options buildOptions
 	distros map[string]kernels.Provider
-	jobs    int // kernels at a time
+	units   units
+	jobs    int // builds at a time
 	builder *builder.Builder
 	engine  engineOf
 	partial partialDir
@@ -208,29 +215,65 @@ func progress(line *ui.Line) func(phase string, done, total int64) {
 	}
 }
 
-// run builds for every target and reports in the targets' order. One target's failure stops no other.
-func (r *buildRun) run(ctx context.Context, source *builder.Source, targets []target) error {
-	lines := make([]*ui.Line, len(targets))
-	for i, t := range targets {
-		lines[i] = r.board.Line(t.label)
-		if t.err != nil { // known before any work, and said so
-			lines[i].End(ui.Failed, t.err.Error())
+// cell is one source for one kernel.
+type cell struct {
+	unit
+	target
+	title  string // for people: the kernel, and the source if there are several
+	line   *ui.Line
+	report ui.Result
+	code   int            // exit code that a failure of it stands for
+	result builder.Result // to be read when done is closed
+	done   chan struct{}
+}
+
+// run builds every source for every target and reports kernel by kernel, in the request's order. One's failure stops no other,
+// but for those that depend on it.
+func (r *buildRun) run(ctx context.Context, targets []target) error {
+	n := len(r.units)
+	cells := make([]*cell, n*len(targets))
+	for i := range cells {
+		u, t := r.units[i%n], targets[i/n]
+		c := &cell{unit: u, target: t, title: t.label, done: make(chan struct{})}
+		if n > 1 {
+			c.title += " " + u.name()
 		}
+		c.line = r.board.Line(c.title)
+		if t.err != nil { // known before any work, and said so
+			c.line.End(ui.Failed, t.err.Error())
+		}
+		cells[i] = c
 	}
-	reports, codes := make([]ui.Result, len(targets)), make([]int, len(targets))
 	slots := make(chan struct{}, r.jobs)
+	order := r.units.order()
 	var all sync.WaitGroup
-	for i, t := range targets {
-		slots <- struct{}{} // in the request's order
-		release := sync.OnceFunc(func() { <-slots })
-		all.Go(func() {
-			defer release()
-			reports[i], codes[i] = r.one(ctx, source, t, lines[i], release)
-		})
+	for t := range targets {
+		row := cells[t*n : (t+1)*n]
+		for _, i := range order {
+			c := row[i]
+			release := sync.OnceFunc(func() { <-slots })
+			if len(c.needs) == 0 {
+				slots <- struct{}{} // in the request's order
+			}
+			all.Go(func() {
+				for _, need := range c.needs {
+					<-row[need].done
+				}
+				if len(c.needs) > 0 {
+					slots <- struct{}{}
+				}
+				defer release()
+				r.one(ctx, c, row, release)
+			})
+		}
 	}
 	all.Wait()
 	r.board.Close()
 
+	reports, codes := make([]ui.Result, len(cells)), make([]int, len(cells))
+	for i, c := range cells {
+		reports[i], codes[i] = c.report, c.code
+	}
 	print := ui.PrintText
 	if r.json() {
 		print = ui.PrintJSON
@@ -261,49 +304,66 @@ func outcome(reports []ui.Result, codes []int) error {
 	}
 	switch {
 	case failures > 0:
-		return &exitError{code: lowest, err: fmt.Errorf("%d of %d kernels failed", failures, len(reports)), silent: true}
+		return &exitError{code: lowest, err: fmt.Errorf("%d of %d builds failed", failures, len(reports)), silent: true}
 	case skips == len(reports):
 		return &exitError{code: exitSkipped, err: errors.New("every kernel was skipped"), silent: true}
 	}
 	return nil
 }
 
-// one builds for one target, and calls built once there is nothing left to compute. The code is the exit code that a failure of it
-// stands for.
-func (r *buildRun) one(ctx context.Context, source *builder.Source, t target, line *ui.Line, built func()) (ui.Result, int) {
+// one builds a cell, whose needs among the cells of its kernel are done, and calls built once there is nothing left to compute.
+func (r *buildRun) one(ctx context.Context, c *cell, row []*cell, built func()) {
 	start := time.Now()
-	report := ui.Result{Kernel: t.label, Distro: t.kernel.Distro, Suite: t.kernel.Suite, Release: t.kernel.Release}
-	fail := func(err error, code int) (ui.Result, int) {
+	finish := sync.OnceFunc(func() { close(c.done) })
+	defer finish()
+	c.report = ui.Result{Module: c.source.Module, Version: c.source.Version,
+		Kernel: c.label, Distro: c.kernel.Distro, Suite: c.kernel.Suite, Release: c.kernel.Release}
+	report, line := &c.report, c.line
+	fail := func(err error, code int) {
 		if ctx.Err() != nil {
 			err = errInterrupted
 		}
 		first, _, _ := strings.Cut(err.Error(), "\n")
 		report.Status, report.Reason, report.Seconds = ui.Failed, first, time.Since(start).Seconds()
 		line.End(ui.Failed, err.Error())
-		return report, code
+		c.code = code
 	}
-	if t.err != nil {
+	c.result.Status = builder.Failed
+	if c.err != nil {
 		line = nil // it has ended
-		return fail(t.err, lockCode(t.err))
+		fail(c.err, lockCode(c.err))
+		c.result.Reason = report.Reason
+		return
 	}
 	line.Phase("locking")
-	lock, err := r.distros[t.kernel.Distro].Lock(ctx, t.kernel, kernels.Extra{Packages: r.options.with})
+	lock, err := r.distros[c.kernel.Distro].Lock(ctx, c.kernel, kernels.Extra{Packages: r.options.with})
 	if err != nil {
-		return fail(r.advise(err), lockCode(err))
+		fail(r.advise(err), lockCode(err))
+		c.result.Reason = report.Reason
+		return
 	}
-	watch := builder.Watch{Phase: line.Phase, Progress: progress(line), Warn: func(text string) { r.board.Warn(t.label + ": " + text) }}
+	job := builder.Job{Source: c.source, Lock: lock}
+	for _, i := range c.needs {
+		job.Depends = append(job.Depends, builder.Dependency{Source: row[i].source, Result: row[i].result})
+	}
+	watch := builder.Watch{Phase: line.Phase, Progress: progress(line), Warn: func(text string) { r.board.Warn(c.title + ": " + text) }}
 	if r.verbose {
 		watch.Log = line.Log()
 	}
-	b := r.builder.Build(ctx, builder.Job{Source: source, Lock: lock}, watch)
+	b := r.builder.Build(ctx, job, watch)
 	built()
+	c.result = b
+	if b.Status != builder.Failed { // else the reason is not known yet as well as it will be
+		finish()
+	}
 	report.Key, report.Reason, report.Compiler = b.Key.String(), b.Reason, lock.Compiler
 	report.Status, report.Seconds = ui.Status(b.Status), b.Seconds
 	switch b.Status {
 	case builder.Failed:
 		report.Log = b.LogPath
 		if ctx.Err() != nil {
-			return fail(b.Err, exitBuild)
+			fail(b.Err, exitBuild)
+			return
 		}
 		if errors.As(b.Err, new(*builder.UnavailableError)) {
 			report.Reason, report.Log = causes(b.Err), ""
@@ -312,32 +372,35 @@ func (r *buildRun) one(ctx context.Context, source *builder.Source, t target, li
 			} else { // it went away since
 				line.End(ui.Failed, b.Err.Error())
 			}
-			return report, exitUsage
+			c.code = exitUsage
+			return
 		}
 		code := failureCode(b.Err)
 		if code != exitBuild || len(b.Log) == 0 {
-			return fail(r.advise(b.Err), code)
+			fail(r.advise(b.Err), code)
+			return
 		}
 		line.End(ui.Failed, b.Err.Error())
-		report.Reason = r.explain(source, t, b)
-		return report, code
+		report.Reason = r.explain(c, b)
+		c.code, c.result.Reason = code, report.Reason
+		return
 	case builder.Skipped:
 		line.End(ui.Skipped, b.Reason)
-		return report, 0
+		return
 	}
 	report.Digest = b.Digest.String()
-	if report.Modules, report.Log, err = r.handOut(ctx, t.kernel, b); err != nil {
+	if report.Modules, report.Log, err = r.handOut(ctx, c, b); err != nil {
 		report.Digest, report.Modules, report.Log = "", nil, ""
-		return fail(fmt.Errorf("write the modules: %w; see to it or choose another folder with --out", err), failureCode(err))
+		fail(fmt.Errorf("write the modules: %w; see to it or choose another folder with --out", err), failureCode(err))
+		return
 	}
 	line.End(report.Status, "")
-	return report, 0
 }
 
 var errInterrupted = errors.New("interrupted")
 
 // explain shows why a build failed, from its log, and gives the reason in one line.
-func (r *buildRun) explain(source *builder.Source, t target, b builder.Result) string {
+func (r *buildRun) explain(c *cell, b builder.Result) string {
 	f, err := ui.ReadFailure(bytes.NewReader(b.Log))
 	if err != nil {
 		return b.Reason
@@ -346,22 +409,25 @@ func (r *buildRun) explain(source *builder.Source, t target, b builder.Result) s
 	step := (*builder.StepError)(nil)
 	_, made, _ := bytes.Cut(b.Log, []byte("\n# make\n")) // what the dkms.conf said before is not why
 	if g, err := ui.ReadFailure(bytes.NewReader(made)); errors.As(b.Err, &step) && err == nil && g.First != "" {
-		f.First = strings.ReplaceAll(g.First, dkms.Target{Module: source.Module, Version: source.Version}.Build()+"/", "")
+		f.First = strings.ReplaceAll(g.First, dkms.Target{Module: c.source.Module, Version: c.source.Version}.Build()+"/", "")
 		if step.Output == "" {
 			reason += ": " + f.First
 		}
 	} else {
 		f.First = reason
 	}
-	r.board.Fail(t.label, f, b.LogPath)
+	r.board.Fail(c.title, f, b.LogPath)
 	return reason
 }
 
 // handOut writes the modules and the log to their folder below out. None is put in its place before all are written; files that
 // are there already and have other names stay.
-func (r *buildRun) handOut(ctx context.Context, k kernels.Kernel, b builder.Result) (modules []ui.Module, log string, err error) {
+func (r *buildRun) handOut(ctx context.Context, c *cell, b builder.Result) (modules []ui.Module, log string, err error) {
 	out := r.options.out
-	dir := filepath.Join(out, k.Distro+"-"+k.Suite, k.Release)
+	dir := filepath.Join(out, c.kernel.Distro+"-"+c.kernel.Suite, c.kernel.Release)
+	if len(r.units) > 1 {
+		dir = filepath.Join(dir, c.source.Module+"-"+c.source.Version)
+	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, "", err
 	}

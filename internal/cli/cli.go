@@ -29,6 +29,7 @@ import (
 const (
 	exitUsage    = 1   // the command line, the source or the configuration is wrong, or the tool itself failed
 	exitBuild    = 10  // a build failed
+	exitDepends  = 13  // a module of BUILD_DEPENDS is missing, failed or was skipped, or they go in a circle
 	exitNoKernel = 21  // a kernel whose headers can't be found, fetched or trusted
 	exitSkipped  = 77  // every kernel was skipped
 	exitSignal   = 130 // interrupted

@@ -51,6 +51,8 @@ func failureCode(err error) int {
 		return exitUsage
 	case errors.As(err, new(*images.PackageError)):
 		return exitNoKernel
+	case errors.As(err, new(*builder.DependsError)):
+		return exitDepends
 	}
 	return exitBuild
 }

@@ -5,19 +5,25 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/godkms-hermetic/godkms-hermetic/cache"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/dockertest"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/need"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
 )
 
-// Where there is no sandbox, auto builds with Docker, says so once, and the bytes are the same.
+// Where there is no sandbox, auto builds with Docker, says so once, and the bytes are the same, dependencies included.
 func TestAutoFallsToDocker(t *testing.T) {
 	need.Program(t, "unshare")
 	d := dockertest.Start(t, dockertest.Options{})
@@ -26,7 +32,7 @@ func TestAutoFallsToDocker(t *testing.T) {
 	vars := newestKernels(t, shared)
 	list := strings.TrimPrefix(vars[0], "K61=") + "," + strings.TrimPrefix(vars[2], "K612=") // of one toolchain
 	build := func(wrap ...string) (results []ui.Result, errs string) {
-		cmd := exec.Command(append(wrap, "godkms-hermetic")[0], append(wrap, "godkms-hermetic", "build", "../../testdata/hello",
+		cmd := exec.Command(append(wrap, "godkms-hermetic")[0], append(wrap, "godkms-hermetic", "build", "../../testdata/importer", "../../testdata/exporter",
 			"--kernels", list, "--cache-dir", shared, "--out", filepath.Join(t.TempDir(), "out"), "--format", "json", "--no-cache")[1:]...)
 		var e bytes.Buffer
 		cmd.Stderr = &e
@@ -164,5 +170,68 @@ func writeFile(t *testing.T, name, text string) {
 	}
 	if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// What a host and dependent modules need is in the artifact: the scripts as the source has them, and the exported symbols.
+func TestArtifactExtras(t *testing.T) {
+	shared := sharedCache(t)
+	kernel := strings.TrimPrefix(newestKernels(t, shared)[0], "K61=")
+	var out, errs bytes.Buffer
+	if code := Main(t.Context(), []string{"build", "../../testdata/exporter", "--kernels", kernel, "--cache-dir", shared,
+		"--out", filepath.Join(t.TempDir(), "out"), "--format", "json"}, &out, &errs); code != 0 {
+		t.Fatalf("exit code %d: %s", code, &errs)
+	}
+	var r struct{ Results []ui.Result }
+	if err := json.Unmarshal(out.Bytes(), &r); err != nil {
+		t.Fatal(err)
+	}
+	results, err := cache.Open(filepath.Join(shared, "results"), cache.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := v1.NewHash(r.Results[0].Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := results.Get(t.Context(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, _, err := artifact.Read(e.Image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	script, err := os.ReadFile("../../testdata/exporter/host/post-install")
+	if err != nil {
+		t.Fatal(err)
+	}
+	release := strings.TrimPrefix(kernel, "debian/bookworm:")
+	want := map[string]string{
+		"POST_INSTALL": "host/post-install " + release + " true " + string(script),
+		"POST_REMOVE":  "host/not-there false ",
+	}
+	for _, e := range m.Extras {
+		f, err := e.Open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.Name == artifact.ModuleSymvers {
+			if ok, err := regexp.Match("^0x[0-9a-f]{8}\\texporter_answer\\t[^\\t]*\\tEXPORT_SYMBOL_GPL\\t\\n$", text); !ok || err != nil {
+				t.Errorf("Module.symvers is %q", text)
+			}
+			continue
+		}
+		if got := fmt.Sprint(e.Command, " ", e.Executable, " ", string(text)); got != want[e.Name] {
+			t.Errorf("%s is %q; want %q", e.Name, got, want[e.Name])
+		}
+		delete(want, e.Name)
+	}
+	if len(want) > 0 || len(m.Extras) != 3 {
+		t.Errorf("%d extra files; these are not there: %q", len(m.Extras), want)
 	}
 }

@@ -457,3 +457,15 @@ func FuzzReadSymvers(f *testing.F) {
 	f.Add("0x00000004\tspaced\tvmlinux\tEXPORT_SYMBOL_GPL\tNS\n")
 	f.Fuzz(func(t *testing.T, s string) { ReadSymvers(strings.NewReader(s)) })
 }
+
+func TestSelectSymvers(t *testing.T) {
+	const all = "0x2\tb\tm/b\tEXPORT_SYMBOL_GPL\t\n0x1\ta\tm/a\tEXPORT_SYMBOL\tNS\n0x9\ta\tm/c\tEXPORT_SYMBOL\t\nnonsense\n0x3\tc\tm/a\tEXPORT_SYMBOL\t"
+	got, err := SelectSymvers(strings.NewReader(all), []string{"c", "a", "b", "absent", "a"})
+	want := "0x1\ta\tm/a\tEXPORT_SYMBOL\tNS\n0x2\tb\tm/b\tEXPORT_SYMBOL_GPL\t\n0x3\tc\tm/a\tEXPORT_SYMBOL\t\n"
+	if err != nil || string(got) != want {
+		t.Errorf("SelectSymvers = %q, %v; want %q", got, err, want)
+	}
+	if got, err := SelectSymvers(strings.NewReader(all), nil); err != nil || len(got) > 0 {
+		t.Errorf("SelectSymvers of nothing = %q, %v", got, err)
+	}
+}

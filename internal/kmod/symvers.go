@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -80,4 +81,31 @@ func parseCRC(s string) (uint32, bool) {
 	}
 	n, err := strconv.ParseUint(s, 16, 32)
 	return uint32(n), err == nil
+}
+
+// SelectSymvers gives the lines of a Module.symvers that are about some symbols, sorted by symbol. Of several about one, it is the
+// first. Lines stay as they are: their columns depend on the kernel's version.
+func SelectSymvers(r io.Reader, names []string) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(r, maxSymvers+1))
+	if err != nil {
+		return nil, fmt.Errorf("read Module.symvers: %w", err)
+	}
+	if len(b) > maxSymvers {
+		return nil, fmt.Errorf("read Module.symvers: more than %d bytes", maxSymvers)
+	}
+	lines := map[string][]byte{}
+	for line := range bytes.Lines(b) {
+		cols := bytes.SplitN(line, []byte("\t"), 3)
+		if len(cols) == 3 && lines[string(cols[1])] == nil {
+			lines[string(cols[1])] = bytes.TrimSuffix(line, []byte("\n"))
+		}
+	}
+	var out bytes.Buffer
+	for _, name := range slices.Compact(slices.Sorted(slices.Values(names))) {
+		if line := lines[name]; line != nil {
+			out.Write(line)
+			out.WriteByte('\n')
+		}
+	}
+	return out.Bytes(), nil
 }

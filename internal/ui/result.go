@@ -22,7 +22,9 @@ const (
 
 // Result is what came out for one kernel. Its JSON form is what --format json promises: fields are added, never renamed.
 type Result struct {
-	Kernel   string   `json:"kernel"` // as --kernels takes it: "debian/bookworm:6.1.0-56-amd64"
+	Module   string   `json:"module"`  // the DKMS package's name
+	Version  string   `json:"version"` // and its version
+	Kernel   string   `json:"kernel"`  // as --kernels takes it: "debian/bookworm:6.1.0-56-amd64"
 	Distro   string   `json:"distro"`
 	Suite    string   `json:"suite"`
 	Release  string   `json:"release"`
@@ -44,12 +46,18 @@ type Module struct {
 	Vermagic string `json:"vermagic"`
 }
 
-// PrintText writes one line per result, in the order given: kernel, status, then digest and folder of the modules, or why
-// there are none.
+// PrintText writes one line per result, in the order given: kernel, the source where there are several, status, then digest and
+// folder of the modules, or why there are none.
 func PrintText(w io.Writer, results []Result) error {
+	name := func(r Result) string { return r.Kernel }
+	for _, r := range results {
+		if r.Module != results[0].Module {
+			name = func(r Result) string { return r.Kernel + " " + r.Module + "/" + r.Version }
+		}
+	}
 	label := 0
 	for _, r := range results {
-		label = max(label, width(cleanLine(r.Kernel)))
+		label = max(label, width(cleanLine(name(r))))
 	}
 	var out strings.Builder
 	for _, r := range results {
@@ -57,7 +65,7 @@ func PrintText(w io.Writer, results []Result) error {
 		if r.Status == Built || r.Status == Cached {
 			rest = []string{r.Digest, folder(r.Modules)}
 		}
-		line := pad(cleanLine(r.Kernel), label) + "  " + fmt.Sprintf("%-*s", statusWidth, r.Status)
+		line := pad(cleanLine(name(r)), label) + "  " + fmt.Sprintf("%-*s", statusWidth, r.Status)
 		for _, s := range rest {
 			if s != "" {
 				line += "  " + cleanLine(s)

@@ -8,12 +8,12 @@ import (
 )
 
 var results = []Result{
-	{Kernel: label, Distro: "debian", Suite: "bookworm", Status: Built, Key: "sha256:aa", Digest: "sha256:" + strings.Repeat("0f", 32), Compiler: "gcc-12", Modules: []Module{
+	{Module: "hello", Version: "1.0", Kernel: label, Distro: "debian", Suite: "bookworm", Status: Built, Key: "sha256:aa", Digest: "sha256:" + strings.Repeat("0f", 32), Compiler: "gcc-12", Modules: []Module{
 		{Name: "b", Path: "out/debian-bookworm/6.1.0-56-amd64/sub/b.ko", SHA256: "bb", Vermagic: "6.1.0-56-amd64 SMP "},
 		{Name: "a", Path: "out/debian-bookworm/6.1.0-56-amd64/a.ko", SHA256: "aa", Vermagic: "<&>"},
 	}, Log: "out/debian-bookworm/6.1.0-56-amd64/build.log", Seconds: 1.23456},
-	{Kernel: "debian/trixie:6.12.115+deb13-amd64", Distro: "debian", Suite: "trixie", Status: Failed, Reason: "hello.c:3:2: error: \x1b[2Jgone\nnext"},
-	{Kernel: "debian/sid:7.0-amd64", Distro: "debian", Suite: "sid", Status: Skipped, Reason: "BUILD_EXCLUSIVE_KERNEL does not match", Key: "\u009b2J\u202e"},
+	{Module: "hello", Version: "1.0", Kernel: "debian/trixie:6.12.115+deb13-amd64", Distro: "debian", Suite: "trixie", Status: Failed, Reason: "hello.c:3:2: error: \x1b[2Jgone\nnext"},
+	{Module: "hello", Version: "1.0", Kernel: "debian/sid:7.0-amd64", Distro: "debian", Suite: "sid", Status: Skipped, Reason: "BUILD_EXCLUSIVE_KERNEL does not match", Key: "\u009b2J\u202e"},
 }
 
 func TestPrintText(t *testing.T) {
@@ -31,6 +31,21 @@ debian/sid:7.0-amd64                skipped  BUILD_EXCLUSIVE_KERNEL does not mat
 	}
 }
 
+// Where there are several sources, each line names its own.
+func TestPrintTextOfSeveral(t *testing.T) {
+	var out bytes.Buffer
+	if err := PrintText(&out, []Result{
+		{Module: "a", Version: "1", Kernel: label, Status: Skipped, Reason: "because"},
+		{Module: "long", Version: "2.0", Kernel: label, Status: Failed, Reason: "so"},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	want := label + " a/1       skipped  because\n" + label + " long/2.0  failed   so\n"
+	if out.String() != want {
+		t.Errorf("text:\n%s\nwant:\n%s", &out, want)
+	}
+}
+
 func TestPrintJSON(t *testing.T) {
 	var out bytes.Buffer
 	if err := PrintJSON(&out, results[:1]); err != nil {
@@ -40,6 +55,8 @@ func TestPrintJSON(t *testing.T) {
 {
   "results": [
     {
+      "module": "hello",
+      "version": "1.0",
       "kernel": "debian/bookworm:6.1.0-56-amd64",
       "distro": "debian",
       "suite": "bookworm",

@@ -30,6 +30,9 @@ type Options struct {
 	// Mirrors gives URLs by archive: "debian", "debian-security". When only "debian" is given and its path ends in /debian,
 	// its sibling /debian-security is used with it. An archive that is not given is taken from AptDir, else it is Debian's own.
 	Mirrors map[string]string
+	// Component is the part of the archive that is read. Another than main has packages, but neither kernels nor what they need; it
+	// wants a CacheDir of its own. Default: main.
+	Component string
 	// AptDir is the apt configuration to find mirrors in. Default: /etc/apt.
 	AptDir string
 	// AcceptExpired uses indexes past their Valid-Until. Their signature is still checked.
@@ -84,6 +87,7 @@ func newProvider(d *distro, o Options) (*Provider, error) {
 		return nil, errors.New("deb: no cache folder given")
 	}
 	o.AptDir = cmp.Or(o.AptDir, "/etc/apt")
+	o.Component = cmp.Or(o.Component, "main")
 	if o.Client == nil {
 		o.Client = newClient()
 	}

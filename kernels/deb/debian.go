@@ -8,7 +8,7 @@ import _ "embed"
 //go:embed keys/debian.asc
 var debianKeys string
 
-// debian describes Debian. Only the component main is read: kernels, their headers and their compilers are never anywhere else,
+// debian describes Debian. Without an option only the component main is read: kernels, their headers and their compilers are never anywhere else,
 // and main depends on nothing outside it (Debian Policy, section 2.2.1).
 func debian() *distro {
 	d := &distro{

@@ -42,7 +42,7 @@ func (p *Provider) Probe(ctx context.Context, archive string) error {
 			file := "dists/" + pk.name + "/InRelease"
 			var got *reply
 			if got, err = p.net.fetch(ctx, p.bases[archive]+"/"+file, nil, maxRelease); err == nil {
-				_, err = readRelease(got.body, keys, p.opts.Now)
+				_, err = readRelease(got.body, p.opts.Component, keys, p.opts.Now)
 			}
 			if err == nil {
 				return nil

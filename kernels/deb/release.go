@@ -21,7 +21,7 @@ type release struct {
 	codename   string
 	date       time.Time
 	validUntil time.Time           // zero: for ever
-	indexes    map[string]indexRef // of the component main, by architecture
+	indexes    map[string]indexRef // of one component, by architecture
 	contents   map[string]indexRef // the lists of files of its packages, the same; of those for all architectures under "all"
 }
 
@@ -33,8 +33,9 @@ type indexRef struct {
 	ByHash bool   `json:"by_hash"`
 }
 
-// readRelease checks the signature of an InRelease file and reads what was signed. There may be nothing else in the file.
-func readRelease(text []byte, keys openpgp.EntityList, now func() time.Time) (*release, error) {
+// readRelease checks the signature of an InRelease file and reads what was signed, of the indexes those of a component. There may be
+// nothing else in the file.
+func readRelease(text []byte, component string, keys openpgp.EntityList, now func() time.Time) (*release, error) {
 	block, rest := clearsign.Decode(text)
 	if block == nil {
 		return nil, errors.New("it is not signed")
@@ -49,11 +50,11 @@ func readRelease(text []byte, keys openpgp.EntityList, now func() time.Time) (*r
 	case err != nil:
 		return nil, fmt.Errorf("its signature does not hold: %w", err)
 	}
-	return parseRelease(block.Bytes)
+	return parseRelease(block.Bytes, component)
 }
 
 // parseRelease reads the text of a Release file (https://wiki.debian.org/DebianRepository/Format).
-func parseRelease(text []byte) (*release, error) {
+func parseRelease(text []byte, component string) (*release, error) {
 	var (
 		fields = map[string]string{}
 		files  = map[string]indexRef{}
@@ -102,13 +103,13 @@ func parseRelease(text []byte) (*release, error) {
 		}
 	}
 	for path, ref := range files {
-		if arch, ok := strings.CutPrefix(path, "main/Contents-"); ok {
+		if arch, ok := strings.CutPrefix(path, component+"/Contents-"); ok {
 			if arch, packed := strings.CutSuffix(arch, ".gz"); packed && validName(arch) {
 				r.contents[arch] = ref
 			}
 			continue
 		}
-		rest, ok := strings.CutPrefix(path, "main/binary-")
+		rest, ok := strings.CutPrefix(path, component+"/binary-")
 		if !ok {
 			continue
 		}

@@ -350,7 +350,7 @@ func (p *Provider) ask(ctx context.Context, pk pocket, held *state, base, url st
 	if err != nil {
 		return nil, fmt.Errorf("read the keys of %s: %w", p.distro.name, err)
 	}
-	r, err := readRelease(got.body, keys, p.opts.Now)
+	r, err := readRelease(got.body, p.opts.Component, keys, p.opts.Now)
 	if err != nil {
 		return nil, fmt.Errorf("refused %s: %w: use another mirror", url, err)
 	}

@@ -71,13 +71,20 @@ type Job struct {
 
 // MayDepend is every module that the job may find in BUILD_DEPENDS.
 func (j Job) MayDepend() []string {
-	return slices.Concat(j.Source.MayDepend, dkms.MayDepend(j.Overrides, j.Directives))
+	return dkms.MayDepend(j.Source.MayDepend, j.Overrides, j.Directives)
 }
 
 // Dependency is a module that another one may need, and how its build for the same kernel ended.
 type Dependency struct {
 	Source *Source
 	Result Result
+}
+
+// TimeoutError says that a build was ended because it took longer than Builder.Timeout allows.
+type TimeoutError struct{ Limit time.Duration }
+
+func (e *TimeoutError) Error() string {
+	return fmt.Sprintf("the build took longer than %s; --timeout sets the limit", e.Limit)
 }
 
 // Watch follows a job. Every field may be nil.
@@ -171,9 +178,8 @@ func (b *Builder) build(ctx context.Context, j Job, w Watch) (r Result) {
 
 	log := &logBuffer{stream: w.Log}
 	if b.Timeout > 0 {
-		limit := fmt.Errorf("the build took longer than %s; --timeout sets the limit", b.Timeout)
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, b.Timeout, limit)
+		ctx, cancel = context.WithTimeoutCause(ctx, b.Timeout, &TimeoutError{b.Timeout})
 		defer cancel()
 	}
 	o, err := b.run(ctx, engine, root, j, w, log)

@@ -111,7 +111,7 @@ func (b *Builder) enter(ctx context.Context, engine Engine, root Root, j Job, lo
 	if headers, err = s.unpack(ctx, j.Source.Tar()); err != nil {
 		return nil, nil, err
 	}
-	if err = s.install(ctx, installed); err != nil {
+	if err = s.install(ctx); err != nil {
 		return nil, nil, err
 	}
 	return s, headers, nil

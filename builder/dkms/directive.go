@@ -49,21 +49,6 @@ func CheckOverride(o Override) error {
 	return nil
 }
 
-// MayDepend is what overrides and directives of the command line may add to Header.BuildDepends.
-func MayDepend(overrides []Override, list []string) []string {
-	var names []string
-	for _, o := range overrides {
-		more, _ := BuildDepends(o.Text) // of one that is not valid bash, nothing is read in the sandbox either
-		names = append(names, more...)
-	}
-	for _, text := range list {
-		if d, err := parseDirective(text); err == nil && d.name == "BUILD_DEPENDS" {
-			names = append(names, d.value)
-		}
-	}
-	return names
-}
-
 // CheckDirective says what is wrong with a directive that the command line gives.
 func CheckDirective(text string) error {
 	_, err := parseDirective(text)

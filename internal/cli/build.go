@@ -151,7 +151,7 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, sources []string) er
 	if err != nil {
 		return fmt.Errorf("the cache folder can't be used: %w; choose another with --cache-dir", err)
 	}
-	us, err := openUnits(ctx, sources, o.depends, builder.SourceOptions{Temp: temp, Exclude: exclude, Open: distros["debian"].Open})
+	us, err := openUnits(ctx, sources, o.depends, o.input, builder.SourceOptions{Temp: temp, Exclude: exclude, Open: distros["debian"].Open})
 	if err != nil {
 		return err
 	}
@@ -348,6 +348,9 @@ func (r *buildRun) one(ctx context.Context, c *cell, row []*cell, built func()) 
 		return
 	}
 	job := r.options.input.of(c.source, lock)
+	if !c.named {
+		job.Directives = nil
+	}
 	for _, i := range c.needs {
 		job.Depends = append(job.Depends, builder.Dependency{Source: row[i].source, Result: row[i].result})
 	}
@@ -386,7 +389,7 @@ func (r *buildRun) one(ctx context.Context, c *cell, row []*cell, built func()) 
 			return
 		}
 		line.End(ui.Failed, b.Err.Error())
-		report.Reason = r.explain(c, b)
+		report.Reason, report.Why = r.explain(c, b)
 		c.code, c.result.Reason = code, report.Reason
 		return
 	case builder.Skipped:
@@ -405,25 +408,39 @@ func (r *buildRun) one(ctx context.Context, c *cell, row []*cell, built func()) 
 
 var errInterrupted = errors.New("interrupted")
 
-// explain shows why a build failed, from its log, and gives the reason in one line.
-func (r *buildRun) explain(c *cell, b builder.Result) string {
+// explain shows why a build failed, from its log, and gives the reason and what is behind it in one line each.
+func (r *buildRun) explain(c *cell, b builder.Result) (reason, why string) {
 	f, err := ui.ReadFailure(bytes.NewReader(b.Log))
 	if err != nil {
-		return b.Reason
+		return b.Reason, ""
 	}
-	reason := b.Reason
+	all := f.Tail
+	f, reason = ui.Failure{First: b.Reason}, b.Reason
 	step := (*builder.StepError)(nil)
-	_, made, _ := bytes.Cut(b.Log, []byte("\n# make\n")) // what the dkms.conf said before is not why
-	if g, err := ui.ReadFailure(bytes.NewReader(made)); errors.As(b.Err, &step) && err == nil && g.First != "" {
-		f.First = strings.ReplaceAll(g.First, dkms.Target{Module: c.source.Module, Version: c.source.Version}.Build()+"/", "")
-		if step.Output == "" {
-			reason += ": " + f.First
+	switch {
+	case errors.As(b.Err, new(*builder.MemoryError)):
+		f.Why = "out of memory"
+	case errors.As(b.Err, new(*builder.TimeoutError)):
+		f.Why = "the time limit of --timeout was reached"
+	case errors.As(b.Err, &step):
+		_, log, _ := bytes.Cut(b.Log, []byte("\n# "+step.Step+"\n")) // what other steps and the dkms.conf said is not why
+		if f, err = ui.ReadFailure(bytes.NewReader(log)); err != nil || f.First == "" {
+			f = ui.Failure{First: b.Reason}
+			break
 		}
-	} else {
-		f.First = reason
+		f.First = strings.ReplaceAll(f.First, dkms.Target{Module: c.source.Module, Version: c.source.Version}.Build()+"/", "")
+		if step.Output != "" { // the reason has the step's own words
+			f.First = b.Reason
+			break
+		}
+		if f.Why != "" {
+			reason += ": " + f.Why
+		}
+		reason += ": " + f.First
 	}
+	f.Tail = all
 	r.board.Fail(c.title, f, b.LogPath)
-	return reason
+	return reason, f.Why
 }
 
 // handOut writes the modules and the log to their folder below out. None is put in its place before all are written; files that

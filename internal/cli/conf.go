@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -77,6 +78,20 @@ func readAtMost(name string, n int64) ([]byte, error) {
 	}
 	defer f.Close()
 	return io.ReadAll(io.LimitReader(f, n))
+}
+
+// mayDepend is what a source may find in BUILD_DEPENDS, for one kernel or another. The directives are for sources that were named.
+func (c *confInput) mayDepend(s *builder.Source, named bool) []string {
+	var overrides []dkms.Override
+	for _, name := range slices.Sorted(maps.Keys(c.overrides)) {
+		if name == s.Module+".conf" || strings.HasPrefix(name, s.Module+"-") {
+			overrides = append(overrides, dkms.Override{Name: name, Text: c.overrides[name]})
+		}
+	}
+	if !named {
+		return dkms.MayDepend(s.MayDepend, overrides, nil)
+	}
+	return dkms.MayDepend(s.MayDepend, overrides, c.directives)
 }
 
 // of is a job with the overrides that hold for it.

@@ -30,6 +30,7 @@ type Result struct {
 	Release  string   `json:"release"`
 	Status   Status   `json:"status"`
 	Reason   string   `json:"reason"`   // why it was skipped or failed, one line
+	Why      string   `json:"why"`      // what made it fail, where that's one of the common causes, one line
 	Key      string   `json:"key"`      // of the cache
 	Digest   string   `json:"digest"`   // of the OCI image: "sha256:…"
 	Compiler string   `json:"compiler"` // "gcc-12"

@@ -209,7 +209,7 @@ func TestDirectives(t *testing.T) {
 	if err := CheckOverride(Override{"m.conf", []byte("x=1\nif\n")}); err == nil || !strings.HasPrefix(err.Error(), "m.conf is not valid bash: 2:") {
 		t.Errorf("an override that is not bash: %v", err)
 	}
-	got := MayDepend([]Override{{"m.conf", []byte("BUILD_DEPENDS+=(a)")}, {"m-1.conf", []byte("if")}}, []string{"BUILD_DEPENDS[1]=b", "MAKE=c"})
+	got := MayDepend(nil, []Override{{"m.conf", []byte("BUILD_DEPENDS+=(a)")}, {"m-1.conf", []byte("if")}}, []string{"BUILD_DEPENDS[1]=b", "MAKE=c"})
 	if !slices.Equal(got, []string{"a", "b"}) {
 		t.Errorf("MayDepend = %q; want a and b", got)
 	}

@@ -100,6 +100,29 @@ type Provider interface {
 	Open(pkg io.Reader) (payload io.ReadCloser, depends []string, err error)
 }
 
+// Finder is what a Provider can be that knows which files packages have that nobody has installed.
+type Finder interface {
+	// Holders gives, for each thing that is wanted, the packages of a suite that have it, the likeliest first; none if there is none.
+	// It may need to download a list of files, of which progress is told the bytes.
+	Holders(ctx context.Context, suite, arch string, wanted []Wanted, progress func(done, total int64)) ([][]string, error)
+}
+
+// Wanted is something that a build missed.
+type Wanted struct {
+	Kind Kind
+	Name string
+}
+
+// Kind is what a missing thing is.
+type Kind string
+
+const (
+	Program   Kind = "program"    // named as it's called: "flex"
+	Header    Kind = "header"     // as it's included: "libelf/gelf.h"
+	PkgConfig Kind = "pkg-config" // as pkg-config takes it: "xtables"
+	Library   Kind = "library"    // as the linker takes it behind -l: "elf"
+)
+
 func withoutURLs(in []Package) []Package {
 	out := make([]Package, len(in))
 	for i, p := range in {

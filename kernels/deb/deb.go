@@ -74,7 +74,10 @@ type Provider struct {
 	warned map[string]bool // what warnOnce has said
 }
 
-var _ kernels.Provider = (*Provider)(nil)
+var (
+	_ kernels.Provider = (*Provider)(nil)
+	_ kernels.Finder   = (*Provider)(nil)
+)
 
 // New makes the provider of Debian, "debian". It touches no network.
 func New(o Options) (*Provider, error) { return newProvider(debian(), o) }

@@ -22,6 +22,7 @@ type release struct {
 	date       time.Time
 	validUntil time.Time           // zero: for ever
 	indexes    map[string]indexRef // of one component, by architecture
+	contents   map[string]indexRef // the lists of files of its packages, the same; of those for all architectures under "all"
 }
 
 // An indexRef pins a compressed Packages index.
@@ -91,7 +92,7 @@ func parseRelease(text []byte, component string) (*release, error) {
 		}
 		files[part[2]] = indexRef{Path: part[2], SHA256: strings.ToLower(part[0]), Size: size, ByHash: fields["Acquire-By-Hash"] == "yes"}
 	}
-	r := &release{codename: fields["Codename"], indexes: map[string]indexRef{}}
+	r := &release{codename: fields["Codename"], indexes: map[string]indexRef{}, contents: map[string]indexRef{}}
 	var err error
 	if r.date, err = parseDate(fields["Date"]); err != nil {
 		return nil, fmt.Errorf("date: %w", err)
@@ -102,6 +103,12 @@ func parseRelease(text []byte, component string) (*release, error) {
 		}
 	}
 	for path, ref := range files {
+		if arch, ok := strings.CutPrefix(path, component+"/Contents-"); ok {
+			if arch, packed := strings.CutSuffix(arch, ".gz"); packed && validName(arch) {
+				r.contents[arch] = ref
+			}
+			continue
+		}
 		rest, ok := strings.CutPrefix(path, component+"/binary-")
 		if !ok {
 			continue
@@ -115,9 +122,11 @@ func parseRelease(text []byte, component string) (*release, error) {
 			r.indexes[arch] = ref
 		}
 	}
-	for arch, ref := range r.indexes { // fields come in any order
-		ref.ByHash = fields["Acquire-By-Hash"] == "yes"
-		r.indexes[arch] = ref
+	for _, refs := range []map[string]indexRef{r.indexes, r.contents} { // fields come in any order
+		for arch, ref := range refs {
+			ref.ByHash = fields["Acquire-By-Hash"] == "yes"
+			refs[arch] = ref
+		}
 	}
 	return r, nil
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -96,7 +97,8 @@ type published struct {
 	noByHash                            bool
 	noHashFiles                         bool // by-hash is promised, and not there
 	key                                 *openpgp.Entity
-	sums                                string // instead of the right SHA256 lines
+	sums                                string            // instead of the right SHA256 lines
+	contents                            map[string]string // lists of files by architecture
 }
 
 func (r *repo) publish(p published) {
@@ -113,13 +115,27 @@ func (r *repo) publish(p published) {
 	if p.key == nil {
 		p.key = signer()
 	}
-	var packed bytes.Buffer
-	z := gzip.NewWriter(&packed)
-	z.Write([]byte(p.packages))
-	z.Close()
-	sum := fmt.Sprintf("%x", sha256.Sum256(packed.Bytes()))
+	dir := "/" + p.archive + "/dists/" + p.pocket + "/"
+	files := map[string][]byte{}
+	sums := ""
+	pack := func(folder, name, text string) {
+		var packed bytes.Buffer
+		z := gzip.NewWriter(&packed)
+		z.Write([]byte(text))
+		z.Close()
+		sum := fmt.Sprintf("%x", sha256.Sum256(packed.Bytes()))
+		sums += fmt.Sprintf(" %s %d %s%s\n", sum, packed.Len(), folder, name)
+		files[dir+folder+name] = packed.Bytes()
+		if !p.noHashFiles {
+			files[dir+folder+"by-hash/SHA256/"+sum] = packed.Bytes()
+		}
+	}
+	pack("main/binary-amd64/", "Packages.gz", p.packages)
+	for arch, text := range p.contents {
+		pack("main/", "Contents-"+arch+".gz", text)
+	}
 	if p.sums == "" {
-		p.sums = fmt.Sprintf(" %s %d main/binary-amd64/Packages.gz\n", sum, packed.Len())
+		p.sums = sums
 	}
 	var text strings.Builder
 	fmt.Fprintf(&text, "Origin: Test\nSuite: whatever\nCodename: %s\nDate: %s\n", p.codename, p.date.Format(time.RFC1123))
@@ -130,14 +146,10 @@ func (r *repo) publish(p published) {
 		text.WriteString("Acquire-By-Hash: yes\n")
 	}
 	text.WriteString("Components: main\nSHA256:\n" + p.sums)
-	dir := "/" + p.archive + "/dists/" + p.pocket + "/"
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.files[dir+"InRelease"] = sign(r.t, p.key, text.String())
-	r.files[dir+"main/binary-amd64/Packages.gz"] = packed.Bytes()
-	if !p.noHashFiles {
-		r.files[dir+"main/binary-amd64/by-hash/SHA256/"+sum] = packed.Bytes()
-	}
+	maps.Copy(r.files, files)
 }
 
 func sign(t *testing.T, key *openpgp.Entity, text string) []byte {

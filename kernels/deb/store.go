@@ -27,6 +27,7 @@ import (
 //
 //	POCKET/state            what is known of a pocket's InRelease, as JSON after a line with its SHA-256
 //	POCKET/ARCH-HASH.idx    the compact form of the index with that SHA-256
+//	POCKET/ARCH-HASH.files  what is of use of the list of all packages' files with that SHA-256
 //	memo/HASH               answers, by everything that they were computed from; same form as state
 //	tmp/                    what is being written; who writes next removes what dead processes left there
 //
@@ -67,8 +68,9 @@ type state struct {
 	LastModified string              `json:"last_modified"`
 	Date         time.Time           `json:"date"`
 	ValidUntil   time.Time           `json:"valid_until"`
-	Expired      bool                `json:"expired"` // it was past that already when it came
-	Indexes      map[string]indexRef `json:"indexes"` // by architecture
+	Expired      bool                `json:"expired"`  // it was past that already when it came
+	Indexes      map[string]indexRef `json:"indexes"`  // by architecture
+	Contents     map[string]indexRef `json:"contents"` // the same of the lists of files; nil: not known
 }
 
 // A view is one suite's pockets as they are now.
@@ -220,7 +222,7 @@ func (p *Provider) pocket(ctx context.Context, pk pocket, main bool) (*state, er
 	}
 	fresh := func() bool {
 		age := start.Sub(held.Checked)
-		return held.Base == base && age >= 0 && age < maxAge && (held.Expired || !held.expired(start))
+		return held.Base == base && (held.Missing || held.Contents != nil) && age >= 0 && age < maxAge && (held.Expired || !held.expired(start))
 	}
 	if held != nil && !p.opts.Refresh && fresh() {
 		return held, p.valid(held, pk, url)
@@ -323,7 +325,7 @@ func (p *Provider) usable(s *state) bool {
 // ask fetches a pocket's InRelease unless it is the one that is held, and checks everything but its expiry.
 func (p *Provider) ask(ctx context.Context, pk pocket, held *state, base, url string) (*state, error) {
 	header := http.Header{"Cache-Control": {"max-age=0"}} // a proxy on the way is to ask the mirror
-	if held != nil && held.Base == base && !held.Missing {
+	if held != nil && held.Base == base && !held.Missing && held.Contents != nil {
 		if held.ETag != "" {
 			header.Set("If-None-Match", held.ETag)
 		}
@@ -362,7 +364,7 @@ func (p *Provider) ask(ctx context.Context, pk pocket, held *state, base, url st
 			url, day(r.date), day(held.Date))
 	}
 	return &state{Base: base, Checked: now, ETag: got.header.Get("ETag"), LastModified: got.header.Get("Last-Modified"),
-		Date: r.date, ValidUntil: r.validUntil, Indexes: r.indexes}, nil
+		Date: r.date, ValidUntil: r.validUntil, Indexes: r.indexes, Contents: r.contents}, nil
 }
 
 // pool opens the indexes of a view for one architecture.
@@ -426,7 +428,7 @@ func (p *Provider) openIndex(ctx context.Context, pk pocket, base, arch string, 
 		if x, err = readIndex(path); err != nil {
 			return nil, err
 		}
-		p.prune(path, arch)
+		p.prune(path, arch, ".idx")
 	}
 	slot.value, slot.ok = x, true
 	return x, nil
@@ -452,7 +454,7 @@ func readIndex(path string) (*index, error) {
 }
 
 // prune removes what newer indexes have replaced a day ago, and old answers.
-func (p *Provider) prune(keep, arch string) {
+func (p *Provider) prune(keep, arch, suffix string) {
 	old := func(dir, prefix, suffix string, age time.Duration) {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
@@ -468,13 +470,26 @@ func (p *Provider) prune(keep, arch string) {
 			}
 		}
 	}
-	old(filepath.Dir(keep), arch+"-", ".idx", 24*time.Hour)
+	old(filepath.Dir(keep), arch+"-", suffix, 24*time.Hour)
 	old(p.dir("memo"), "", "", maxMemoAge)
 }
 
-// download fetches an index, checks it against the signed release file, and keeps its compact form at path.
+// download fetches an index and keeps its compact form at path.
 func (p *Provider) download(ctx context.Context, path string, pk pocket, base, arch string, ref indexRef) error {
 	what := pk.name + " " + arch
+	return p.fetchIndex(ctx, what, pk, base, ref, func(done int64) { p.opts.Progress(what, done, ref.Size) }, func(url string, text io.Reader) error {
+		return p.write(path, func(w io.Writer) error {
+			if err := buildIndex(w, text, arch); err != nil {
+				return fmt.Errorf("make the compact index of %s: %w", url, err)
+			}
+			return nil
+		})
+	})
+}
+
+// fetchIndex fetches an index, checks it against the signed release file, and hands its text to use.
+func (p *Provider) fetchIndex(ctx context.Context, what string, pk pocket, base string, ref indexRef, progress func(done int64),
+	use func(url string, text io.Reader) error) error {
 	if ref.Size > maxPacked {
 		return fmt.Errorf("index of %s: %d bytes are too many", what, ref.Size)
 	}
@@ -503,7 +518,7 @@ func (p *Provider) download(ctx context.Context, path string, pk pocket, base, a
 	}
 	var url string
 	for _, url = range urls {
-		_, err = p.net.fetchTo(ctx, start, url, nil, ref.Size, func(done int64) { p.opts.Progress(what, done, ref.Size) })
+		_, err = p.net.fetchTo(ctx, start, url, nil, ref.Size, progress)
 		if err == nil || !isMissing(err) {
 			break
 		}
@@ -527,12 +542,7 @@ func (p *Provider) download(ctx context.Context, path string, pk pocket, base, a
 		return fmt.Errorf("read %s: %w", url, err)
 	}
 	defer text.Close()
-	return p.write(path, func(w io.Writer) error {
-		if err := buildIndex(w, &capped{text, maxText}, arch); err != nil {
-			return fmt.Errorf("make the compact index of %s: %w", url, err)
-		}
-		return nil
-	})
+	return use(url, &capped{text, maxText})
 }
 
 // capped fails, rather than ends, after n bytes.

@@ -60,13 +60,13 @@ type Builder struct {
 
 // Job is one source tree for one locked kernel.
 type Job struct {
-	Source     *Source
-	Lock       kernels.Lock
-	Overrides  []dkms.Override // those that hold for this kernel, in dkms's order; see dkms.Target.OverrideNames
-	Directives []string        // as "MAKE[1]=make all"; they come after the dkms.conf and its overrides
+	Source *Source
+	Lock   kernels.Lock
 	// Depends are the modules of MayDepend that there are, and what those were built on, in any order. They are in the job's
 	// root as dkms would have them there.
-	Depends []Dependency
+	Depends    []Dependency
+	Overrides  []dkms.Override // those that hold for this kernel, in dkms's order; see dkms.Target.OverrideNames
+	Directives []string        // as "MAKE[1]=make all"; they come after the dkms.conf and its overrides
 }
 
 // MayDepend is every module that the job may find in BUILD_DEPENDS.
@@ -119,15 +119,14 @@ func (b *Builder) Key(j Job) v1.Hash {
 	}
 	slices.Sort(depends)
 	inputs, err := json.Marshal(struct {
-		Recipe      int     `json:"recipe"`
-		RootVersion string  `json:"root_version"`
-		Source      v1.Hash `json:"source"`
-		Lock        v1.Hash `json:"lock"`
-
-		Overrides  []dkms.Override `json:"overrides,omitempty"`
-		Directives []string        `json:"directives,omitempty"`
-		Depends    []string        `json:"depends,omitempty"`
-	}{recipe, b.RootVersion, j.Source.Digest, j.Lock.Digest(), j.Overrides, j.Directives, depends})
+		Recipe      int             `json:"recipe"`
+		RootVersion string          `json:"root_version"`
+		Source      v1.Hash         `json:"source"`
+		Lock        v1.Hash         `json:"lock"`
+		Depends     []string        `json:"depends,omitempty"`
+		Overrides   []dkms.Override `json:"overrides,omitempty"`
+		Directives  []string        `json:"directives,omitempty"`
+	}{recipe, b.RootVersion, j.Source.Digest, j.Lock.Digest(), depends, j.Overrides, j.Directives})
 	if err != nil {
 		return v1.Hash{} // numbers and strings: cannot fail
 	}

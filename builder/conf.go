@@ -38,15 +38,11 @@ func (b *Builder) Evaluate(ctx context.Context, j Job, w Watch) (Evaluation, err
 	}
 	defer root.Close()
 	w.phase("evaluating")
-	s, err := b.enter(ctx, engine, root, j, &logBuffer{stream: w.Log})
+	s, headers, err := b.enter(ctx, engine, root, j, &logBuffer{stream: w.Log})
 	if err != nil {
 		return Evaluation{}, err
 	}
 	defer s.sandbox.Close()
-	headers, err := s.unpack(ctx, j.Source.Tar())
-	if err != nil {
-		return Evaluation{}, err
-	}
 	var e Evaluation
 	if e.Compiler, err = s.configure(headers, j.Lock); err != nil {
 		return Evaluation{}, err
@@ -138,7 +134,7 @@ func compilers(t dkms.Target, text string, l kernels.Lock) ([]string, error) {
 }
 
 // DKMSCode is the exit code that dkms ends with where a job fails with err: 8 for a bad dkms.conf, 5 and 6 for a patch, 7 for a module
-// that was not made, 10 for make, a script's own, 21 for a kernel without headers. It is 0 where dkms knows no such failure. A job
+// that was not made, 10 for make, a script's own, 13 for a module of BUILD_DEPENDS, 21 for a kernel without headers. It is 0 where dkms knows no such failure. A job
 // that was skipped has no error; dkms ends it with 77.
 func DKMSCode(err error) int {
 	if coded := (interface{ DKMSCode() int })(nil); errors.As(err, &coded) {

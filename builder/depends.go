@@ -108,7 +108,7 @@ func (in installed) satisfy(names []string) error {
 // install puts the dependencies where dkms has them: sources in /usr/src, what was built in dkms's tree, and the modules below
 // /lib/modules.
 func (s *session) install(ctx context.Context) error {
-	for _, d := range s.depends.built {
+	for _, d := range s.installed.built {
 		step := "installing " + d.Source.Module
 		unpack := func(dir string, stream io.Reader) error {
 			c := Command{Args: []string{"tar", "-xp", "-C", dir, "-f", "-"}, Stdin: stream, Stdout: s.log, Stderr: s.log}

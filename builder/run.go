@@ -74,54 +74,58 @@ func (o *output) Close() {
 
 // session is one job in its sandbox.
 type session struct {
-	sandbox Sandbox
-	target  dkms.Target
-	input   dkms.Input
-	depends installed
-	env     []string
-	log     *logBuffer
+	sandbox   Sandbox
+	target    dkms.Target
+	input     dkms.Input
+	installed installed
+	env       []string
+	log       *logBuffer
 }
 
-// enter starts a sandbox for a job. The caller closes its sandbox.
-func (b *Builder) enter(ctx context.Context, engine Engine, root Root, j Job, log *logBuffer) (*session, error) {
+// enter starts a sandbox for a job and puts the sources into it. The caller closes its sandbox.
+func (b *Builder) enter(ctx context.Context, engine Engine, root Root, j Job, log *logBuffer) (_ *session, headers memFS, err error) {
 	k := j.Lock.Kernel
 	t := target(j, b.Jobs)
-	depends, err := install(j, t)
+	installed, err := install(j, t)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	sources := append([]string{t.Source()}, depends.sources...)
+	sources := append([]string{t.Source()}, installed.sources...)
 	for _, dir := range sources {
 		if err := uncovered(root, dir); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
-	scratch := slices.Concat([]string{"/tmp", dkms.Tree}, sources, depends.modules)
+	scratch := slices.Concat([]string{"/tmp", dkms.Tree}, sources, installed.modules)
 	sandbox, err := engine.Start(ctx, Spec{Root: root, Kernel: k, Scratch: scratch, Memory: b.Memory})
 	if err != nil {
-		return nil, fmt.Errorf("start the sandbox: %w", err)
+		return nil, nil, fmt.Errorf("start the sandbox: %w", err)
 	}
+	defer func() {
+		if err != nil {
+			sandbox.Close()
+		}
+	}()
+	s := &session{sandbox: sandbox, target: t, input: j.input(), installed: installed, env: environment(t), log: log}
 	fmt.Fprintf(log, "# %s %s for %s with %s\n", t.Module, t.Version, k, j.Lock.Compiler)
-	return &session{sandbox: sandbox, target: t, input: j.input(), depends: depends, env: environment(t), log: log}, nil
+	if headers, err = s.unpack(ctx, j.Source.Tar()); err != nil {
+		return nil, nil, err
+	}
+	if err = s.install(ctx); err != nil {
+		return nil, nil, err
+	}
+	return s, headers, nil
 }
 
 // run builds a job in a new sandbox and checks what came out.
 func (b *Builder) run(ctx context.Context, engine Engine, root Root, j Job, w Watch, log *logBuffer) (*output, error) {
 	k := j.Lock.Kernel
 	w.phase("building")
-	s, err := b.enter(ctx, engine, root, j, log)
+	s, headers, err := b.enter(ctx, engine, root, j, log)
 	if err != nil {
 		return nil, err
 	}
 	defer s.sandbox.Close()
-
-	headers, err := s.unpack(ctx, j.Source.Tar())
-	if err != nil {
-		return nil, err
-	}
-	if err := s.install(ctx); err != nil {
-		return nil, err
-	}
 	known := make(chan facts, 1)
 	go func() { known <- readFacts(headers, k) }() // some twenty milliseconds, beside the compiler
 	compiler, err := s.configure(headers, j.Lock)
@@ -142,7 +146,7 @@ func (b *Builder) run(ctx context.Context, engine Engine, root Root, j Job, w Wa
 	for _, warning := range plan.Warnings {
 		w.warn(warning)
 	}
-	if err := s.depends.satisfy(plan.Depends); err != nil {
+	if err := s.installed.satisfy(plan.Depends); err != nil {
 		return nil, err
 	}
 	scripts, err := hostScripts(j.Source, plan.Scripts)
@@ -166,7 +170,7 @@ func (b *Builder) run(ctx context.Context, engine Engine, root Root, j Job, w Wa
 	if f.err != nil {
 		return nil, f.err
 	}
-	f.kernel.Others = s.depends.exports
+	f.kernel.Others = s.installed.exports
 	o, err := s.collect(ctx, plan.Modules, f.kernel, b.Temp)
 	if err != nil {
 		return nil, err

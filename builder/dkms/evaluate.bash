@@ -18,29 +18,32 @@ __godkms_directives=("$@")
 set --
 unset $__godkms_names
 
+# Sources a file and writes the values to the spool. As in dkms it is a function that sources: declare makes variables of it.
+__godkms_source() {
+	exec {__godkms_out}>"$__godkms_spool" >/dev/null
+	. "$__godkms_file"
+	POSIXLY_CORRECT=y # from here on no function stands before unset and the like, and with unset the others go
+	unset -f builtin echo
+	trap - EXIT DEBUG ERR RETURN
+	set +euxv -f
+	IFS=$' \t\n'
+	for __godkms_name in $__godkms_names; do
+		eval "__godkms_keys=(\${!$__godkms_name[@]})"
+		for __godkms_i in "${__godkms_keys[@]}"; do
+			eval "__godkms_value=\${$__godkms_name[\$__godkms_i]%$'\r'}"
+			builtin echo "$__godkms_name[$__godkms_i]=\""$__godkms_value'"'
+		done
+	done >&$__godkms_out
+	builtin echo '__godkms_read=1' >&$__godkms_out
+	exit 193
+}
+
 for __godkms_file in "${__godkms_files[@]}"; do
 	# The values go through a file: a pipe would be open for as long as any process that the conf left behind. dkms prints
 	# them unquoted, so that each run of white space, line breaks too, becomes one space. Unlike dkms, a value with a * is not
 	# taken for a file name pattern.
-	(
-		exec {__godkms_out}>"$__godkms_spool" >/dev/null
-		. "$__godkms_file"
-		POSIXLY_CORRECT=y # from here on no function stands before unset and the like, and with unset the others go
-		unset -f builtin echo
-		trap - EXIT DEBUG ERR RETURN
-		set +euxv -f
-		IFS=$' \t\n'
-		for __godkms_name in $__godkms_names; do
-			eval "__godkms_keys=(\${!$__godkms_name[@]})"
-			for __godkms_i in "${__godkms_keys[@]}"; do
-				eval "__godkms_value=\${$__godkms_name[\$__godkms_i]%$'\r'}"
-				builtin echo "$__godkms_name[$__godkms_i]=\""$__godkms_value'"'
-			done
-		done >&$__godkms_out
-		builtin echo '__godkms_read=1' >&$__godkms_out
-		exit 193
-	)
-	__godkms_status=$?
+	__godkms_status=0
+	(__godkms_source) || __godkms_status=$? # as in dkms, set -e does nothing on this side of a ||
 	__godkms_read=
 	. "$__godkms_spool" >/dev/null
 	if [[ ! $__godkms_read ]]; then

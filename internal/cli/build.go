@@ -36,8 +36,8 @@ type buildOptions struct {
 	with    []string
 	timeout time.Duration
 	memory  string
-	depends []string
 	input   confInput
+	depends []string
 }
 
 func (a *app) buildCommand() *cobra.Command {
@@ -93,8 +93,8 @@ digest of the artifact; where the modules are. With --format json it has one obj
 	f.StringSliceVar(&o.with, "with", nil, "extra `PACKAGES` for the build root, of the kernel's distribution")
 	f.DurationVar(&o.timeout, "timeout", 0, "limit for each kernel's build, as in 10m (default none)")
 	f.StringVar(&o.memory, "memory", "", "limit for each kernel's build, as in 2G; 0 is none (default three quarters of this machine's memory)")
-	f.StringArrayVar(&o.depends, "depends", nil, "`DIR` with the sources of modules that BUILD_DEPENDS names; can be repeated")
 	o.input.flags(f)
+	f.StringArrayVar(&o.depends, "depends", nil, "`DIR` with the sources of modules that BUILD_DEPENDS names; can be repeated")
 	cmd.RegisterFlagCompletionFunc("engine", cobra.FixedCompletions(engineNames, cobra.ShellCompDirectiveNoFileComp))
 	cmd.RegisterFlagCompletionFunc("kernels", a.completeKernels)
 	return cmd

@@ -336,9 +336,9 @@ func (r *buildRun) one(ctx context.Context, c *cell, row []*cell, built func()) 
 		return
 	}
 	line.Phase("locking")
-	lock, err := r.distros[c.kernel.Distro].Lock(ctx, c.kernel, kernels.Extra{Packages: r.options.with})
+	lock, err := r.distros[c.kernel.Distro].Lock(ctx, c.kernel, extraOf(c.source, r.options.with))
 	if err != nil {
-		fail(r.advise(err), lockCode(err))
+		fail(r.advise(askedBy(c.source, r.options.with, err)), lockCode(err))
 		c.result.Reason = report.Reason
 		return
 	}
@@ -380,6 +380,7 @@ func (r *buildRun) one(ctx context.Context, c *cell, row []*cell, built func()) 
 			fail(r.advise(b.Err), code)
 			return
 		}
+		report.Hint = r.hint(ctx, c, lock, b)
 		line.End(ui.Failed, b.Err.Error())
 		report.Reason = r.explain(c, b)
 		c.code, c.result.Reason = code, report.Reason
@@ -416,6 +417,7 @@ func (r *buildRun) explain(c *cell, b builder.Result) string {
 	} else {
 		f.First = reason
 	}
+	f.Hint = c.report.Hint
 	r.board.Fail(c.title, f, b.LogPath)
 	return reason
 }

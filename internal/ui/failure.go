@@ -18,6 +18,7 @@ const (
 type Failure struct {
 	First string   // the error that explains the others, "" if the log has none; one line
 	Tail  []string // the last 20 lines
+	Hint  string   // what to do about it, "" if that is not known; not from the log
 }
 
 // Kinds of errors, the most telling first. An error of the compiler explains the linker's and make's that come after it, and

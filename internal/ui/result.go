@@ -35,6 +35,7 @@ type Result struct {
 	Compiler string   `json:"compiler"` // "gcc-12"
 	Modules  []Module `json:"modules"`
 	Log      string   `json:"log"`     // path of the build's log
+	Hint     string   `json:"hint"`    // what to do about a failure, one line, where that is known
 	Seconds  float64  `json:"seconds"` // printed to the millisecond
 }
 

@@ -14,6 +14,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"github.com/godkms-hermetic/godkms-hermetic/builder/dkms"
 	"github.com/godkms-hermetic/godkms-hermetic/cache"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
@@ -63,16 +64,27 @@ type Job struct {
 	Lock   kernels.Lock
 	// Depends are the modules of MayDepend that there are, and what those were built on, in any order. They are in the job's
 	// root as dkms would have them there.
-	Depends []Dependency
+	Depends    []Dependency
+	Overrides  []dkms.Override // those that hold for this kernel, in dkms's order; see dkms.Target.OverrideNames
+	Directives []string        // as "MAKE[1]=make all"; they come after the dkms.conf and its overrides
 }
 
 // MayDepend is every module that the job may find in BUILD_DEPENDS.
-func (j Job) MayDepend() []string { return j.Source.MayDepend }
+func (j Job) MayDepend() []string {
+	return dkms.MayDepend(j.Source.MayDepend, j.Overrides, j.Directives)
+}
 
 // Dependency is a module that another one may need, and how its build for the same kernel ended.
 type Dependency struct {
 	Source *Source
 	Result Result
+}
+
+// TimeoutError says that a build was ended because it took longer than Builder.Timeout allows.
+type TimeoutError struct{ Limit time.Duration }
+
+func (e *TimeoutError) Error() string {
+	return fmt.Sprintf("the build took longer than %s; --timeout sets the limit", e.Limit)
 }
 
 // Watch follows a job. Every field may be nil.
@@ -107,12 +119,14 @@ func (b *Builder) Key(j Job) v1.Hash {
 	}
 	slices.Sort(depends)
 	inputs, err := json.Marshal(struct {
-		Recipe      int      `json:"recipe"`
-		RootVersion string   `json:"root_version"`
-		Source      v1.Hash  `json:"source"`
-		Lock        v1.Hash  `json:"lock"`
-		Depends     []string `json:"depends,omitempty"`
-	}{recipe, b.RootVersion, j.Source.Digest, j.Lock.Digest(), depends})
+		Recipe      int             `json:"recipe"`
+		RootVersion string          `json:"root_version"`
+		Source      v1.Hash         `json:"source"`
+		Lock        v1.Hash         `json:"lock"`
+		Depends     []string        `json:"depends,omitempty"`
+		Overrides   []dkms.Override `json:"overrides,omitempty"`
+		Directives  []string        `json:"directives,omitempty"`
+	}{recipe, b.RootVersion, j.Source.Digest, j.Lock.Digest(), depends, j.Overrides, j.Directives})
 	if err != nil {
 		return v1.Hash{} // numbers and strings: cannot fail
 	}
@@ -164,9 +178,8 @@ func (b *Builder) build(ctx context.Context, j Job, w Watch) (r Result) {
 
 	log := &logBuffer{stream: w.Log}
 	if b.Timeout > 0 {
-		limit := fmt.Errorf("the build took longer than %s; --timeout sets the limit", b.Timeout)
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, b.Timeout, limit)
+		ctx, cancel = context.WithTimeoutCause(ctx, b.Timeout, &TimeoutError{b.Timeout})
 		defer cancel()
 	}
 	o, err := b.run(ctx, engine, root, j, w, log)

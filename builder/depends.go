@@ -21,10 +21,13 @@ import (
 // maxScript bounds a script for the host, in bytes.
 const maxScript = 4 << 20
 
-// DependsError says which modules of BUILD_DEPENDS a build did not have, and why. dkms's exit code for it is 13.
+// DependsError says which modules of BUILD_DEPENDS a build did not have, and why.
 type DependsError struct {
 	Problems []string // one for each: `BUILD_DEPENDS "spl": …`
 }
+
+// DKMSCode is dkms's exit code for it.
+func (e *DependsError) DKMSCode() int { return 13 }
 
 func (e *DependsError) Error() string { return strings.Join(e.Problems, "; ") }
 
@@ -104,8 +107,8 @@ func (in installed) satisfy(names []string) error {
 
 // install puts the dependencies where dkms has them: sources in /usr/src, what was built in dkms's tree, and the modules below
 // /lib/modules.
-func (s *session) install(ctx context.Context, in installed) error {
-	for _, d := range in.built {
+func (s *session) install(ctx context.Context) error {
+	for _, d := range s.installed.built {
 		step := "installing " + d.Source.Module
 		unpack := func(dir string, stream io.Reader) error {
 			c := Command{Args: []string{"tar", "-xp", "-C", dir, "-f", "-"}, Stdin: stream, Stdout: s.log, Stderr: s.log}

@@ -38,6 +38,7 @@ type StepError struct {
 	Step   string // "make"
 	Err    error  // an *ExitError, or why it could not be run
 	Output string // the last line that the step printed, for steps that say what is wrong in their last line
+	dkms   int    // dkms's exit code; see DKMSCode
 }
 
 func (e *StepError) Error() string {
@@ -51,6 +52,9 @@ func (e *StepError) Error() string {
 }
 
 func (e *StepError) Unwrap() error { return e.Err }
+
+// DKMSCode is the exit code that dkms ends with where this step fails.
+func (e *StepError) DKMSCode() int { return e.dkms }
 
 // output is what a build came to: modules that were checked, or the reason for a skip.
 type output struct {
@@ -70,46 +74,58 @@ func (o *output) Close() {
 
 // session is one job in its sandbox.
 type session struct {
-	sandbox Sandbox
-	target  dkms.Target
-	env     []string
-	log     *logBuffer
+	sandbox   Sandbox
+	target    dkms.Target
+	input     dkms.Input
+	installed installed
+	env       []string
+	log       *logBuffer
+}
+
+// enter starts a sandbox for a job and puts the sources into it. The caller closes its sandbox.
+func (b *Builder) enter(ctx context.Context, engine Engine, root Root, j Job, log *logBuffer) (_ *session, headers memFS, err error) {
+	k := j.Lock.Kernel
+	t := target(j, b.Jobs)
+	installed, err := install(j, t)
+	if err != nil {
+		return nil, nil, err
+	}
+	sources := append([]string{t.Source()}, installed.sources...)
+	for _, dir := range sources {
+		if err := uncovered(root, dir); err != nil {
+			return nil, nil, err
+		}
+	}
+	scratch := slices.Concat([]string{"/tmp", dkms.Tree}, sources, installed.modules)
+	sandbox, err := engine.Start(ctx, Spec{Root: root, Kernel: k, Scratch: scratch, Memory: b.Memory})
+	if err != nil {
+		return nil, nil, fmt.Errorf("start the sandbox: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			sandbox.Close()
+		}
+	}()
+	s := &session{sandbox: sandbox, target: t, input: j.input(), installed: installed, env: environment(t), log: log}
+	fmt.Fprintf(log, "# %s %s for %s with %s\n", t.Module, t.Version, k, j.Lock.Compiler)
+	if headers, err = s.unpack(ctx, j.Source.Tar()); err != nil {
+		return nil, nil, err
+	}
+	if err = s.install(ctx); err != nil {
+		return nil, nil, err
+	}
+	return s, headers, nil
 }
 
 // run builds a job in a new sandbox and checks what came out.
 func (b *Builder) run(ctx context.Context, engine Engine, root Root, j Job, w Watch, log *logBuffer) (*output, error) {
 	k := j.Lock.Kernel
-	t := dkms.Target{
-		Module: j.Source.Module, Version: j.Source.Version,
-		Distro: k.Distro, Release: k.Release, Machine: k.Machine(), Jobs: max(1, b.Jobs),
-	}
-	installed, err := install(j, t)
-	if err != nil {
-		return nil, err
-	}
-	sources := append([]string{t.Source()}, installed.sources...)
-	for _, dir := range sources {
-		if err := uncovered(root, dir); err != nil {
-			return nil, err
-		}
-	}
-	scratch := slices.Concat([]string{"/tmp", dkms.Tree}, sources, installed.modules)
 	w.phase("building")
-	sandbox, err := engine.Start(ctx, Spec{Root: root, Kernel: k, Scratch: scratch, Memory: b.Memory})
-	if err != nil {
-		return nil, fmt.Errorf("start the sandbox: %w", err)
-	}
-	defer sandbox.Close()
-	s := &session{sandbox: sandbox, target: t, env: environment(t), log: log}
-	fmt.Fprintf(log, "# %s %s for %s with %s\n", t.Module, t.Version, k, j.Lock.Compiler)
-
-	headers, err := s.unpack(ctx, j.Source.Tar())
+	s, headers, err := b.enter(ctx, engine, root, j, log)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.install(ctx, installed); err != nil {
-		return nil, err
-	}
+	defer s.sandbox.Close()
 	known := make(chan facts, 1)
 	go func() { known <- readFacts(headers, k) }() // some twenty milliseconds, beside the compiler
 	compiler, err := s.configure(headers, j.Lock)
@@ -130,7 +146,7 @@ func (b *Builder) run(ctx context.Context, engine Engine, root Root, j Job, w Wa
 	for _, warning := range plan.Warnings {
 		w.warn(warning)
 	}
-	if err := installed.satisfy(plan.Depends); err != nil {
+	if err := s.installed.satisfy(plan.Depends); err != nil {
 		return nil, err
 	}
 	scripts, err := hostScripts(j.Source, plan.Scripts)
@@ -145,7 +161,7 @@ func (b *Builder) run(ctx context.Context, engine Engine, root Root, j Job, w Wa
 		}
 		last := &lastLine{w: log}
 		if err := s.run(ctx, Command{Args: step.Args, Dir: s.target.Build(), Stdout: last, Stderr: last}); err != nil {
-			return nil, &StepError{step.Name, err, last.If(step.Tells)}
+			return nil, &StepError{step.Name, err, last.If(step.Tells), step.DKMSCode(exitCode(err))}
 		}
 	}
 
@@ -154,7 +170,7 @@ func (b *Builder) run(ctx context.Context, engine Engine, root Root, j Job, w Wa
 	if f.err != nil {
 		return nil, f.err
 	}
-	f.kernel.Others = installed.exports
+	f.kernel.Others = s.installed.exports
 	o, err := s.collect(ctx, plan.Modules, f.kernel, b.Temp)
 	if err != nil {
 		return nil, err
@@ -274,29 +290,9 @@ func (s *session) configure(headers fs.FS, l kernels.Lock) (compiler string, err
 	if compiler == "" {
 		return l.Compiler, nil
 	}
-	program, _, _ := strings.Cut(compiler, " ")
-	if program != l.Compiler && !strings.HasSuffix(program, "-"+l.Compiler) {
-		return "", fmt.Errorf("the kernel was built by %q, but the lock of %s has %q", compiler, l.Kernel, l.Compiler)
-	}
-	s.env = append(s.env, "CC="+program, "KERNEL_CC="+program)
-	return compiler, nil
-}
-
-// plan evaluates the dkms.conf.
-func (s *session) plan(ctx context.Context) (dkms.Plan, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("dkms.conf was not evaluated within a minute: does it loop, or wait for input?"))
-	defer cancel()
-	var out bytes.Buffer
-	last := &lastLine{w: s.log}
-	stdout := &bounded{w: &out, limit: maxDirectives}
-	if err := s.run(ctx, Command{Args: s.target.Evaluation(), Dir: s.target.Build(), Stdout: stdout, Stderr: last}); err != nil {
-		return dkms.Plan{}, &StepError{"evaluating dkms.conf", err, last.If(true)}
-	}
-	conf, err := dkms.Parse(&out)
-	if err != nil {
-		return dkms.Plan{}, err
-	}
-	return conf.Plan(s.target)
+	env, err := compilers(s.target, compiler, l)
+	s.env = append(s.env, env...)
+	return compiler, err
 }
 
 // collect reads the modules out of the sandbox and checks that the kernel would load each.
@@ -398,7 +394,7 @@ func (s *session) receive(ctx context.Context, args []string, spool *os.File) (m
 			w.CloseWithError(err)
 			<-read // the spool is the caller's again
 		}
-		return nil, &StepError{step, err, strings.TrimPrefix(said.line.String(), "tar: ")}
+		return nil, &StepError{step, err, strings.TrimPrefix(said.line.String(), "tar: "), 7}
 	}
 	w.Close()
 	if err := <-read; err != nil {

@@ -54,6 +54,7 @@ type Source struct {
 
 	tar  *os.File
 	size int64
+	conf []byte // the dkms.conf
 }
 
 // SourceOptions says how to read a source.
@@ -449,7 +450,7 @@ func (t *tree) canonical(ctx context.Context, temp string) (_ *Source, err error
 	if err != nil {
 		return nil, err
 	}
-	s.Module, s.Version, s.MayDepend = h.Name, h.Version, h.BuildDepends
+	s.Module, s.Version, s.MayDepend, s.conf = h.Name, h.Version, h.BuildDepends, conf.Bytes()
 	if s.Packages, err = readSettings(settings.Bytes()); err != nil {
 		return nil, err
 	}

@@ -128,10 +128,12 @@ func compilerLinks(compiler, triplet string, has func(string) bool, link func(na
 		names["g++-"+version] = []string{"g++"}
 		link("usr/bin/cc", "gcc")
 	case "clang":
-		names[compiler] = []string{"clang"}
-		names["lld-"+version] = []string{"ld.lld"}
+		// Beside the compiler's these are the programs that kbuild runs with LLVM=1.
+		names[compiler] = []string{"clang", "clang++", "clang-cpp"}
+		names["lld-"+version] = []string{"lld", "ld.lld"}
 		names["llvm-"+version] = []string{"llvm-ar", "llvm-nm", "llvm-objcopy", "llvm-objdump", "llvm-ranlib", "llvm-readelf", "llvm-strip"}
 		link("usr/bin/cc", "clang")
+		link("usr/bin/c++", "clang++")
 	}
 	for pkg, programs := range names {
 		if !has(pkg) {

@@ -59,8 +59,12 @@ func TestGlueLinks(t *testing.T) {
 			"usr/bin/x86_64-linux-gnu-gcc": "-> x86_64-linux-gnu-gcc-12"}},
 		"bullseye": {lockOf("gcc-10", "dash", "debianutils=4.11.2", "gawk", "gcc-10", "mawk", "g++-10"), map[string]string{
 			"usr/bin/awk": "-> gawk", "usr/bin/which": "", "usr/bin/gcc": "-> gcc-10", "usr/bin/cpp": "", "usr/bin/g++": "-> g++-10", "usr/bin/c++": "-> g++"}},
-		"clang": {lockOf("clang-19", "bash", "clang-19", "lld-19"), map[string]string{
-			"usr/bin/sh": "-> bash", "usr/bin/awk": "", "usr/bin/cc": "-> clang", "usr/bin/clang": "-> clang-19", "usr/bin/ld.lld": "-> ld.lld-19", "usr/bin/gcc": ""}},
+		"clang": {lockOf("clang-19", "bash", "binutils", "clang-19", "gcc-12", "lld-19", "llvm-19"), map[string]string{
+			"usr/bin/sh": "-> bash", "usr/bin/awk": "", "usr/bin/gcc": "", "usr/bin/strip": "", "usr/bin/cc": "-> clang", "usr/bin/c++": "-> clang++",
+			"usr/bin/clang": "-> clang-19", "usr/bin/clang++": "-> clang++-19", "usr/bin/ld.lld": "-> ld.lld-19", "usr/bin/llvm-ar": "-> llvm-ar-19",
+			"usr/bin/llvm-nm": "-> llvm-nm-19", "usr/bin/llvm-objcopy": "-> llvm-objcopy-19", "usr/bin/llvm-objdump": "-> llvm-objdump-19",
+			"usr/bin/llvm-readelf": "-> llvm-readelf-19", "usr/bin/llvm-strip": "-> llvm-strip-19"}},
+		"clang alone": {lockOf("clang-19", "bash", "clang-19"), map[string]string{"usr/bin/clang": "-> clang-19", "usr/bin/ld.lld": "", "usr/bin/llvm-strip": ""}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			files := glueFiles(t, c.lock)

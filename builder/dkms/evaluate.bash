@@ -1,25 +1,32 @@
-# Evaluates a dkms.conf for one kernel as dkms does: the file is sourced in a subshell, and the values that it left are
-# expanded once more. Prints, for every element of every directive, four fields that each end in NUL: name, index, value,
-# and 1 where the value is a pattern that matches this kernel. The last field is END.
+# Evaluates a dkms.conf and its overrides for one kernel as dkms does: each file is sourced in a subshell that has the values so
+# far, and the values that it left are expanded once more. Then come the directives of the command line, as they are. Prints,
+# for every element of every directive, four fields that each end in NUL: name, index, value, and a sign: of a pattern, 1 where it
+# matches this kernel and bad where it is none; of a patch, 1 where its file is there. The last field is END.
 #
-# usage: bash -c SCRIPT bash CONF, with the variables that a dkms.conf may use set by the prelude.
+# usage: bash -c SCRIPT bash SPOOL FILES FILE... [NAME INDEX VALUE]..., with the variables that a dkms.conf may use set by the
+# prelude. The current folder is the source tree, or a copy.
 
 __godkms_names='PACKAGE_NAME PACKAGE_VERSION BUILT_MODULE_NAME BUILT_MODULE_LOCATION DEST_MODULE_NAME DEST_MODULE_LOCATION
 	STRIP MAKE MAKE_MATCH CLEAN PATCH PATCH_MATCH PRE_BUILD POST_BUILD POST_ADD PRE_INSTALL POST_INSTALL POST_REMOVE
 	BUILD_EXCLUSIVE_KERNEL BUILD_EXCLUSIVE_KERNEL_MIN BUILD_EXCLUSIVE_KERNEL_MAX BUILD_EXCLUSIVE_ARCH BUILD_EXCLUSIVE_CONFIG
-	OBSOLETE_BY BUILD_DEPENDS BUILD_DEPENDS_REBUILD AUTOINSTALL NO_WEAK_MODULES REMAKE_INITRD'
-__godkms_conf=$1
-shift
+	OBSOLETE_BY BUILD_DEPENDS BUILD_DEPENDS_REBUILD AUTOINSTALL NO_WEAK_MODULES REMAKE_INITRD
+	MODULES_CONF MODULES_CONF_OBSOLETES MODULES_CONF_ALIAS_TYPE MODULES_CONF_OBSOLETE_ONLY'
+__godkms_spool=$1
+__godkms_files=("${@:3:$2}")
+shift $(($2 + 2))
+__godkms_directives=("$@")
+set --
+unset $__godkms_names
 
-# dkms prints the values unquoted, so that each run of white space, line breaks too, becomes one space. Unlike dkms, a
-# value with a * is not taken for a file name pattern.
-__godkms_text=$(
-	exec {__godkms_out}>&1 >/dev/null
-	unset $__godkms_names
-	. "$__godkms_conf"
-	set +eu -f
+# Sources a file and writes the values to the spool. As in dkms it is a function that sources: declare makes variables of it.
+__godkms_source() {
+	exec {__godkms_out}>"$__godkms_spool" >/dev/null
+	. "$__godkms_file"
+	POSIXLY_CORRECT=y # from here on no function stands before unset and the like, and with unset the others go
+	unset -f builtin echo
+	trap - EXIT DEBUG ERR RETURN
+	set +euxv -f
 	IFS=$' \t\n'
-	trap - EXIT
 	for __godkms_name in $__godkms_names; do
 		eval "__godkms_keys=(\${!$__godkms_name[@]})"
 		for __godkms_i in "${__godkms_keys[@]}"; do
@@ -28,28 +35,49 @@ __godkms_text=$(
 		done
 	done >&$__godkms_out
 	builtin echo '__godkms_read=1' >&$__godkms_out
-)
-__godkms_status=$?
+	exit 193
+}
 
-unset $__godkms_names
-eval "$__godkms_text" >/dev/null
-if [[ ! $__godkms_read ]]; then
-	builtin echo "dkms.conf ended before it was read to its end (exit code $__godkms_status)" >&2
-	exit 65
-fi
+for __godkms_file in "${__godkms_files[@]}"; do
+	# The values go through a file: a pipe would be open for as long as any process that the conf left behind. dkms prints
+	# them unquoted, so that each run of white space, line breaks too, becomes one space. Unlike dkms, a value with a * is not
+	# taken for a file name pattern.
+	__godkms_status=0
+	(__godkms_source) || __godkms_status=$? # as in dkms, set -e does nothing on this side of a ||
+	__godkms_read=
+	. "$__godkms_spool" >/dev/null
+	if [[ ! $__godkms_read ]]; then
+		if ((__godkms_status == 193)); then
+			builtin echo "${__godkms_file##*/}: a value can't be expanded a second time, as dkms does: is there a quote too many in it?"
+		else
+			builtin echo "${__godkms_file##*/} ended before it was read to its end (exit code $__godkms_status)"
+		fi >&2
+		exit 65
+	fi
+done
+
+for ((__godkms_i = 0; __godkms_i < ${#__godkms_directives[@]}; __godkms_i += 3)); do
+	eval "${__godkms_directives[__godkms_i]}[${__godkms_directives[__godkms_i + 1]}]=\${__godkms_directives[__godkms_i + 2]}"
+done
 
 for __godkms_name in $__godkms_names; do
 	eval "__godkms_keys=(\${!$__godkms_name[@]})"
 	for __godkms_i in "${__godkms_keys[@]}"; do
 		eval "__godkms_value=\${$__godkms_name[\$__godkms_i]}"
-		__godkms_match=
+		__godkms_sign= __godkms_against=
 		case $__godkms_name in
-			MAKE_MATCH | PATCH_MATCH | BUILD_EXCLUSIVE_KERNEL)
-				[[ $kernelver =~ $__godkms_value ]] 2>/dev/null && __godkms_match=1 ;;
-			BUILD_EXCLUSIVE_ARCH)
-				[[ $arch =~ $__godkms_value ]] 2>/dev/null && __godkms_match=1 ;;
+			MAKE_MATCH | PATCH_MATCH | BUILD_EXCLUSIVE_KERNEL) __godkms_against=$kernelver ;;
+			BUILD_EXCLUSIVE_ARCH) __godkms_against=$arch ;;
+			PATCH) [[ -e patches/$__godkms_value ]] && __godkms_sign=1 ;;
 		esac
-		builtin printf '%s\0' "$__godkms_name" "$__godkms_i" "$__godkms_value" "$__godkms_match"
+		if [[ $__godkms_against ]]; then
+			{ [[ $__godkms_against =~ $__godkms_value ]]; } 2>/dev/null
+			case $? in
+				0) __godkms_sign=1 ;;
+				2) __godkms_sign=bad ;;
+			esac
+		fi
+		builtin printf '%s\0' "$__godkms_name" "$__godkms_i" "$__godkms_value" "$__godkms_sign"
 	done
 done
 builtin printf 'END\0'

@@ -58,13 +58,25 @@ func Read(conf []byte) (Header, error) {
 	return h, nil
 }
 
-// BuildDepends is Header.BuildDepends of a file that overrides directives of a dkms.conf and need not have a name or version.
-func BuildDepends(conf []byte) ([]string, error) {
-	file, err := parse(conf)
-	if err != nil {
-		return nil, err
+// MayDepend is Header.BuildDepends with what overrides and directives may add. Faults of theirs are found when they are evaluated.
+func MayDepend(names []string, overrides []Override, directives []string) []string {
+	names = slices.Clone(names)
+	for _, o := range overrides {
+		if file, err := parse(o.Text); err == nil {
+			names = append(names, buildDepends(file, variables{})...)
+		}
 	}
-	return buildDepends(file, variables{}), nil
+	for _, text := range directives {
+		if d, err := parseDirective(text); err == nil && d.name == "BUILD_DEPENDS" && validName.MatchString(d.value) {
+			names = append(names, d.value)
+		}
+	}
+	seen := map[string]bool{}
+	return slices.DeleteFunc(names, func(n string) bool {
+		was := seen[n]
+		seen[n] = true
+		return was
+	})
 }
 
 func parse(conf []byte) (*syntax.File, error) {

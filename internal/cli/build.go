@@ -36,6 +36,7 @@ type buildOptions struct {
 	with    []string
 	timeout time.Duration
 	memory  string
+	input   confInput
 	depends []string
 }
 
@@ -92,6 +93,7 @@ digest of the artifact; where the modules are. With --format json it has one obj
 	f.StringSliceVar(&o.with, "with", nil, "extra `PACKAGES` for the build root, of the kernel's distribution")
 	f.DurationVar(&o.timeout, "timeout", 0, "limit for each kernel's build, as in 10m (default none)")
 	f.StringVar(&o.memory, "memory", "", "limit for each kernel's build, as in 2G; 0 is none (default three quarters of this machine's memory)")
+	o.input.flags(f)
 	f.StringArrayVar(&o.depends, "depends", nil, "`DIR` with the sources of modules that BUILD_DEPENDS names; can be repeated")
 	cmd.RegisterFlagCompletionFunc("engine", cobra.FixedCompletions(engineNames, cobra.ShellCompDirectiveNoFileComp))
 	cmd.RegisterFlagCompletionFunc("kernels", a.completeKernels)
@@ -123,6 +125,9 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, sources []string) er
 	if err := writable(o.out); err != nil {
 		return fmt.Errorf("--out: %w", err)
 	}
+	if err := o.input.read(); err != nil {
+		return err
+	}
 	distros, err := a.distros()
 	if err != nil {
 		return err
@@ -146,7 +151,7 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, sources []string) er
 	if err != nil {
 		return fmt.Errorf("the cache folder can't be used: %w; choose another with --cache-dir", err)
 	}
-	us, err := openUnits(ctx, sources, o.depends, builder.SourceOptions{Temp: temp, Exclude: exclude, Open: distros["debian"].Open})
+	us, err := openUnits(ctx, sources, o.depends, o.input, builder.SourceOptions{Temp: temp, Exclude: exclude, Open: distros["debian"].Open})
 	if err != nil {
 		return err
 	}
@@ -342,7 +347,10 @@ func (r *buildRun) one(ctx context.Context, c *cell, row []*cell, built func()) 
 		c.result.Reason = report.Reason
 		return
 	}
-	job := builder.Job{Source: c.source, Lock: lock}
+	job := r.options.input.of(c.source, lock)
+	if !c.named {
+		job.Directives = nil
+	}
 	for _, i := range c.needs {
 		job.Depends = append(job.Depends, builder.Dependency{Source: row[i].source, Result: row[i].result})
 	}
@@ -360,7 +368,7 @@ func (r *buildRun) one(ctx context.Context, c *cell, row []*cell, built func()) 
 	report.Status, report.Seconds = ui.Status(b.Status), b.Seconds
 	switch b.Status {
 	case builder.Failed:
-		report.Log = b.LogPath
+		report.Log, report.DKMSCode = b.LogPath, builder.DKMSCode(b.Err)
 		if ctx.Err() != nil {
 			fail(b.Err, exitBuild)
 			return
@@ -380,12 +388,15 @@ func (r *buildRun) one(ctx context.Context, c *cell, row []*cell, built func()) 
 			fail(r.advise(b.Err), code)
 			return
 		}
-		report.Hint = r.hint(ctx, c, lock, b)
+		f := r.explain(c, b)
+		report.Reason, report.Why, report.Hint = f.reason, f.Why, r.hint(ctx, c, lock, f.Missing)
+		f.Hint = report.Hint
 		line.End(ui.Failed, b.Err.Error())
-		report.Reason = r.explain(c, b)
+		r.board.Fail(c.title, f.Failure, b.LogPath)
 		c.code, c.result.Reason = code, report.Reason
 		return
 	case builder.Skipped:
+		report.DKMSCode = exitSkipped
 		line.End(ui.Skipped, b.Reason)
 		return
 	}
@@ -400,26 +411,44 @@ func (r *buildRun) one(ctx context.Context, c *cell, row []*cell, built func()) 
 
 var errInterrupted = errors.New("interrupted")
 
-// explain shows why a build failed, from its log, and gives the reason in one line.
-func (r *buildRun) explain(c *cell, b builder.Result) string {
+// failure is why a build failed, with the reason in one line.
+type failure struct {
+	ui.Failure
+	reason string
+}
+
+// explain reads why a build failed from its log.
+func (r *buildRun) explain(c *cell, b builder.Result) failure {
 	f, err := ui.ReadFailure(bytes.NewReader(b.Log))
 	if err != nil {
-		return b.Reason
+		return failure{ui.Failure{First: b.Reason}, b.Reason}
 	}
-	reason := b.Reason
+	all := f.Tail
+	f, reason := ui.Failure{First: b.Reason}, b.Reason
 	step := (*builder.StepError)(nil)
-	_, made, _ := bytes.Cut(b.Log, []byte("\n# make\n")) // what the dkms.conf said before is not why
-	if g, err := ui.ReadFailure(bytes.NewReader(made)); errors.As(b.Err, &step) && err == nil && g.First != "" {
-		f.First = strings.ReplaceAll(g.First, dkms.Target{Module: c.source.Module, Version: c.source.Version}.Build()+"/", "")
-		if step.Output == "" {
-			reason += ": " + f.First
+	switch {
+	case errors.As(b.Err, new(*builder.MemoryError)):
+		f.Why = "out of memory"
+	case errors.As(b.Err, new(*builder.TimeoutError)):
+		f.Why = "the time limit of --timeout was reached"
+	case errors.As(b.Err, &step):
+		_, log, _ := bytes.Cut(b.Log, []byte("\n# "+step.Step+"\n")) // what other steps and the dkms.conf said is not why
+		if f, err = ui.ReadFailure(bytes.NewReader(log)); err != nil || f.First == "" {
+			f = ui.Failure{First: b.Reason}
+			break
 		}
-	} else {
-		f.First = reason
+		f.First = strings.ReplaceAll(f.First, dkms.Target{Module: c.source.Module, Version: c.source.Version}.Build()+"/", "")
+		if step.Output != "" { // the reason has the step's own words
+			f.First = b.Reason
+			break
+		}
+		if f.Why != "" {
+			reason += ": " + f.Why
+		}
+		reason += ": " + f.First
 	}
-	f.Hint = c.report.Hint
-	r.board.Fail(c.title, f, b.LogPath)
-	return reason
+	f.Tail = all
+	return failure{f, reason}
 }
 
 // handOut writes the modules and the log to their folder below out. None is put in its place before all are written; files that

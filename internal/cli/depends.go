@@ -17,8 +17,10 @@ import (
 // unit is one source of a run. Those that it may need come before it.
 type unit struct {
 	source *builder.Source
-	from   string // what the user named: a path
-	needs  []int  // units that it may need, and all that those may need
+	from   string   // a path
+	named  bool     // by the user, not found in a folder
+	may    []string // modules that it may need
+	needs  []int    // units that it may need, and all that those may need
 }
 
 func (u unit) name() string { return u.source.Module + "/" + u.source.Version }
@@ -39,7 +41,7 @@ func (us units) find(module string) int {
 
 // openUnits opens the sources that were named, and what they may depend on from the folders of --depends. The error of a circle
 // has the exit code for it.
-func openUnits(ctx context.Context, named, folders []string, o builder.SourceOptions) (us units, err error) {
+func openUnits(ctx context.Context, named, folders []string, input confInput, o builder.SourceOptions) (us units, err error) {
 	defer func() {
 		if err != nil {
 			us.close()
@@ -54,7 +56,7 @@ func openUnits(ctx context.Context, named, folders []string, o builder.SourceOpt
 			source.Close()
 			return us, fmt.Errorf("%q and %q are both of the module %q; build them one after the other", us[i].from, from, source.Module)
 		}
-		us = append(us, unit{source: source, from: from})
+		us = append(us, unit{source: source, from: from, named: true, may: input.mayDepend(source, true)})
 	}
 	var offers []offer
 	for _, dir := range folders {
@@ -65,7 +67,7 @@ func openUnits(ctx context.Context, named, folders []string, o builder.SourceOpt
 		offers = append(offers, found...)
 	}
 	for i := 0; i < len(us); i++ { // grows
-		for _, need := range us[i].source.MayDepend {
+		for _, need := range us[i].may {
 			if us.find(need) >= 0 {
 				continue
 			}
@@ -87,7 +89,7 @@ func openUnits(ctx context.Context, named, folders []string, o builder.SourceOpt
 			if err != nil {
 				return us, fmt.Errorf("--depends: %w", err)
 			}
-			us = append(us, unit{source: source, from: match[0].from})
+			us = append(us, unit{source: source, from: match[0].from, may: input.mayDepend(source, false)})
 		}
 	}
 	for i := range us {
@@ -101,7 +103,7 @@ func openUnits(ctx context.Context, named, folders []string, o builder.SourceOpt
 // reach adds to the needs of a path's first unit what its last one may need.
 func (us units) reach(from int, path []int) error {
 	last := path[len(path)-1]
-	for _, name := range us[last].source.MayDepend {
+	for _, name := range us[last].may {
 		i := us.find(name)
 		if i < 0 || slices.Contains(us[from].needs, i) {
 			continue

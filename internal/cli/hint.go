@@ -1,16 +1,14 @@
 package cli
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/godkms-hermetic/godkms-hermetic/builder"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
 
@@ -22,9 +20,12 @@ const (
 
 // hint says which packages have what a failed build missed, or nothing. A failure to find that out is no more than a note: the
 // build's own error is what counts.
-func (r *buildRun) hint(ctx context.Context, c *cell, lock kernels.Lock, b builder.Result) string {
+func (r *buildRun) hint(ctx context.Context, c *cell, lock kernels.Lock, missing []ui.Missing) string {
 	finder, ok := r.distros[c.kernel.Distro].(kernels.Finder)
-	wanted := missing(b)
+	var wanted []kernels.Wanted
+	for _, m := range missing[:min(len(missing), maxHinted)] {
+		wanted = append(wanted, kernels.Wanted{Kind: kernels.Kind(m.Kind), Name: m.Name}) // both have the same kinds
+	}
 	if !ok || len(wanted) == 0 {
 		return ""
 	}
@@ -89,36 +90,4 @@ func called(w kernels.Wanted) string {
 		return "lib" + w.Name
 	}
 	return w.Name
-}
-
-var missingRules = []struct {
-	re   *regexp.Regexp
-	kind kernels.Kind
-}{
-	{regexp.MustCompile(`:\d+: fatal error: ([^:]+): No such file or directory`), kernels.Header},
-	{regexp.MustCompile(`(?:^|/)(?:ba|da)?sh: (?:(?:line )?\d+: )?([^\s:]+): (?:command )?not found$`), kernels.Program},
-	{regexp.MustCompile(`: \d+: ([^\s:]+): not found$`), kernels.Program},
-	{regexp.MustCompile(`^make(?:\[\d+\])?: ([^\s:]+): No such file or directory$`), kernels.Program},
-	{regexp.MustCompile(`^Package (\S+) was not found in the pkg-config`), kernels.PkgConfig},
-	{regexp.MustCompile(`cannot find -l(\S+)`), kernels.Library},
-}
-
-// missing reads from the log of a failed build what it missed.
-func missing(b builder.Result) []kernels.Wanted {
-	var out []kernels.Wanted
-	for line := range bytes.Lines(b.Log) {
-		line = bytes.TrimRight(line, "\r\n")
-		for _, rule := range missingRules {
-			m := rule.re.FindSubmatch(line)
-			if m == nil || len(line) > 1<<10 {
-				continue
-			}
-			w := kernels.Wanted{Kind: rule.kind, Name: string(m[1])}
-			if len(out) < maxHinted && !slices.Contains(out, w) {
-				out = append(out, w)
-			}
-			break
-		}
-	}
-	return out
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -16,9 +17,13 @@ const (
 
 // Failure is what the log of a failed build says. Its text is safe to show.
 type Failure struct {
-	First string   // the error that explains the others, "" if the log has none; one line
-	Tail  []string // the last 20 lines
-	Hint  string   // what to do about it, "" if that is not known; not from the log
+	// Why is what First comes from, in plain English and one line, where that is one of the common causes.
+	Why string
+	// Missing is what the build root lacks, where that's the cause: what First names, then what else the log says is missing.
+	Missing []Missing
+	First   string   // the error that explains the others, "" if the log has none; one line
+	Tail    []string // the last 20 lines
+	Hint    string   // what to do about it, "" if that isn't known; not from the log
 }
 
 // Kinds of errors, the most telling first. An error of the compiler explains the linker's and make's that come after it, and
@@ -29,21 +34,39 @@ var kinds = [...]*regexp.Regexp{
 	// ERROR: modpost: "x" [y.ko] undefined!, and before Linux 5.8 without the program's name
 	regexp.MustCompile(`^(ERROR: (modpost: )?"|FATAL: modpost: |ERROR: modpost: )`),
 	// what the linker and the driver of the compiler say without a line number
-	regexp.MustCompile(`undefined reference to |multiple definition of |^(\S*/)?(\S+-)?(ld(\.\w+)?|cc1|gcc|g?cc-\d+|clang(-\d+)?|collect2|objtool|rustc)(-\d+)?: (\S+: )*(fatal )?error: |^(\S*/)?(\S+-)?ld(\.\w+)?: .*(cannot|can't|unrecognized|not found)`),
-	// patch, the shell, a program that misses a file, and what a Makefile reports by $(error)
-	regexp.MustCompile(`^(Hunk #\d+ FAILED|\d+ out of \d+ hunks? )|: line \d+: .|^(\S*/)?(ba|da)?sh: \d+: |^[^\s:]+:\d+: \*\*\* |^make(\[\d+\])?: \*\*\* No rule |^[^\s:*]+: [^*]*(No such file or directory|Permission denied|not found)$`),
+	regexp.MustCompile(`undefined reference to |multiple definition of |^error: |^(\S*/)?(\S+-)?(ld(\.\w+)?|cc1|gcc|g?cc-\d+|clang(-\d+)?|collect2|objtool|rustc)(-\d+)?: (\S+: )*(fatal )?error: |^(\S*/)?(\S+-)?(ld(\.\w+)?|as): .*(cannot|can't|unrecognized|not found)`),
+	// patch, the shell, a program that misses a file, a module or the network, and what a Makefile reports by $(error)
+	regexp.MustCompile(`^(Hunk #\d+ FAILED|\d+ out of \d+ hunks? )|: line \d+: .|^(\S*/)?(ba|da)?sh: \d+: |^[^\s:]+:\d+: \*\*\* |^make(\[\d+\])?: \*\*\* No rule |^[^\s:*]+: [^*]*(No such file or directory|Permission denied|not found)$` +
+		`|^patch: \*\*\*\* |^can't find file to patch |^Reversed \(or previously applied\) patch |^The build ended without an error, but did not make ` +
+		`|: 'No space left on device'|: No space left on device|: Disk quota exceeded|^virtual memory exhausted|^LLVM ERROR: |(?i:could not resolve host|temporary failure in name resolution|unable to resolve host|network is unreachable)` +
+		`|^Package '[^']+', required by |^Package \S+ was not found in the pkg-config |^No package '[^']+' found|^Can't locate \S+\.pm in @INC|^(ModuleNotFound|Import)Error: `),
 	// make's own last word
 	regexp.MustCompile(`^make(\[\d+\])?: \*\*\* `),
 	regexp.MustCompile(`(?i)\berror: |^fatal: `),
 }
 
+// maxFurther bounds the lines after the first error that are looked at for what else is missing: a log may be nothing but errors.
+const maxFurther = 2000
+
+// telling is how many of the kinds are never of a build that goes well.
+const telling = 3
+
+// lacks adds what is missing, unless it's known or nothing.
+func (f *Failure) lacks(m Missing) {
+	if m.Name != "" && len(f.Missing) < maxMissing && !slices.Contains(f.Missing, m) {
+		f.Missing = append(f.Missing, m)
+	}
+}
+
 // ReadFailure reads the log of a failed build to its end, in little memory however long it is.
 func ReadFailure(log io.Reader) (Failure, error) {
 	var (
-		f    Failure
-		tail [tailLines]string
-		n    int
-		best = len(kinds)
+		f       Failure
+		tail    [tailLines]string
+		n       int
+		best    = len(kinds)
+		why     explanation // of f.First
+		further int         // lines after the first that was an error
 	)
 	br := bufio.NewReaderSize(log, maxTailLine)
 	for {
@@ -63,12 +86,33 @@ func ReadFailure(log io.Reader) (Failure, error) {
 		}
 		tail[n%tailLines] = line
 		n++
-		for k, re := range kinds[:best] {
-			if re.MatchString(line) {
-				f.First, best = strings.TrimSpace(line), k
-				break
+		why.read(line)
+		among := kinds[:]
+		if best < len(kinds) {
+			if further++; further > maxFurther {
+				among = kinds[:best]
 			}
 		}
+		for k, re := range among {
+			if !re.MatchString(line) {
+				continue
+			}
+			if k >= telling && noise.MatchString(line) {
+				break
+			}
+			e := explain(line)
+			f.lacks(e.missing)
+			if k < best {
+				f.First, best, why = strings.TrimSpace(line), k, e
+			}
+			break
+		}
+	}
+	f.Why = why.why
+	if why.missing.Name == "" {
+		f.Missing = nil
+	} else { // it goes first
+		f.Missing = append([]Missing{why.missing}, slices.DeleteFunc(f.Missing, func(m Missing) bool { return m == why.missing })...)
 	}
 	for i := max(0, n-tailLines); i < n; i++ {
 		f.Tail = append(f.Tail, tail[i%tailLines])

@@ -129,6 +129,8 @@ func FuzzClean(f *testing.F) {
 func FuzzReadFailure(f *testing.F) {
 	f.Add([]byte("a.c:1:2: error: x\nmake: *** [a] Error 1\n\x1b[31m"))
 	f.Add([]byte("ERROR: modpost: \"x\" [y.ko] undefined!\r\n"))
+	f.Add([]byte("a.c:1:2: error: too many arguments to function call\na.h:1:1: note: '\x1b[1mf' declared here\n"))
+	f.Add([]byte("a.c:1:2: fatal error: ../x\u00a0y.h: No such file or directory\nsh: 1: a\x07b: not found"))
 	f.Fuzz(func(t *testing.T, log []byte) {
 		got, err := ReadFailure(bytes.NewReader(log))
 		if err != nil {
@@ -137,7 +139,15 @@ func FuzzReadFailure(f *testing.F) {
 		if len(got.Tail) > tailLines {
 			t.Errorf("%d lines", len(got.Tail))
 		}
-		for _, line := range append(got.Tail, got.First) {
+		for _, m := range got.Missing {
+			if !missingName.MatchString(m.Name) {
+				t.Errorf("missing %q", m)
+			}
+		}
+		if width(got.Why) > maxWhy || len(got.Missing) > maxMissing {
+			t.Errorf("why %q, %d missing", got.Why, len(got.Missing))
+		}
+		for _, line := range append(got.Tail, got.First, got.Why) {
 			if !safe(line) || strings.Contains(line, "\n") {
 				t.Errorf("%q", line)
 			}

@@ -30,13 +30,15 @@ type Result struct {
 	Release  string   `json:"release"`
 	Status   Status   `json:"status"`
 	Reason   string   `json:"reason"`   // why it was skipped or failed, one line
+	Why      string   `json:"why"`      // what made it fail, where that's one of the common causes, one line
 	Key      string   `json:"key"`      // of the cache
 	Digest   string   `json:"digest"`   // of the OCI image: "sha256:…"
 	Compiler string   `json:"compiler"` // "gcc-12"
 	Modules  []Module `json:"modules"`
-	Log      string   `json:"log"`     // path of the build's log
-	Hint     string   `json:"hint"`    // what to do about a failure, one line, where that is known
-	Seconds  float64  `json:"seconds"` // printed to the millisecond
+	Log      string   `json:"log"`                 // path of the build's log
+	Hint     string   `json:"hint"`                // what to do about a failure, one line, where that is known
+	Seconds  float64  `json:"seconds"`             // printed to the millisecond
+	DKMSCode int      `json:"dkms_code,omitempty"` // the exit code that dkms ends with in the same case; see builder.DKMSCode
 }
 
 // Module is one file that was handed out.

@@ -63,6 +63,7 @@ func TestPrintJSON(t *testing.T) {
       "release": "",
       "status": "built",
       "reason": "",
+      "why": "",
       "key": "sha256:aa",
       "digest": "sha256:0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f",
       "compiler": "gcc-12",

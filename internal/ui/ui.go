@@ -209,8 +209,8 @@ func (b *Board) Print(msg string) {
 	b.write(strings.TrimRight(Clean(msg), "\n") + "\n")
 }
 
-// Fail reports a build that failed, also when quiet: the first error of its log, the log's end, where all of it is, and what to do about it.
-// An empty path or hint is left out.
+// Fail reports a build that failed, also when quiet: why, the first error of its log, the log's end, where all of it is, and what to
+// do about it. An empty reason, path or hint is left out.
 func (b *Board) Fail(label string, f Failure, logPath string) {
 	if b == nil {
 		return
@@ -220,7 +220,12 @@ func (b *Board) Fail(label string, f Failure, logPath string) {
 	if first == "" {
 		first = "the build failed"
 	}
-	fmt.Fprintf(&s, "%s %s\n", b.tint("31", cleanLine(label)+":"), cleanLine(first))
+	if f.Why != "" {
+		first = cleanLine(f.Why) + "\n  " + cleanLine(first)
+	} else {
+		first = cleanLine(first)
+	}
+	fmt.Fprintf(&s, "%s %s\n", b.tint("31", cleanLine(label)+":"), first)
 	if len(f.Tail) > 0 {
 		fmt.Fprintf(&s, "  the end of the log:\n")
 	}

@@ -129,6 +129,16 @@ func TestNilIsSilent(t *testing.T) {
 	b.Close()
 }
 
+func TestFailSaysWhyFirst(t *testing.T) {
+	var out bytes.Buffer
+	b := New(&out, Options{Quiet: true, Env: noEnv})
+	b.Fail("k", Failure{Why: "the program flex is\nmissing\x1b[2J", First: "sh: 1: flex: not found", Tail: []string{"a"}}, "log")
+	want := "k: the program flex is missing\n  sh: 1: flex: not found\n  the end of the log:\n    a\n  the whole log: log\n"
+	if out.String() != want {
+		t.Errorf("shown:\n%s\nwant:\n%s", &out, want)
+	}
+}
+
 func TestCloseShowsAnUnfinishedLogLine(t *testing.T) {
 	var out bytes.Buffer
 	b := New(&out, Options{Verbose: true, Env: noEnv})

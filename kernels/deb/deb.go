@@ -224,11 +224,24 @@ func commonOf(name string) (release string, ok bool) {
 	return release, isHeaders && isCommon && release != "" && (tail == "" || tail[0] == '-')
 }
 
-// compilerOf gives gcc-VERSION for the packages gcc-VERSION and gcc-VERSION-for-host.
-func compilerOf(name string) (gcc string, ok bool) {
-	gcc = strings.TrimSuffix(name, "-for-host")
-	version, isGCC := strings.CutPrefix(gcc, "gcc-")
-	return gcc, isGCC && version != "" && strings.Trim(version, "0123456789.") == ""
+// compilerOf gives gcc-VERSION for the packages gcc-VERSION and gcc-VERSION-for-host, and clang-VERSION for that package.
+func compilerOf(name string) (compiler string, ok bool) {
+	compiler = strings.TrimSuffix(name, "-for-host")
+	version, known := strings.CutPrefix(compiler, "gcc-")
+	if !known {
+		compiler = name
+		version, known = strings.CutPrefix(name, "clang-")
+	}
+	return compiler, known && version != "" && strings.Trim(version, "0123456789.") == ""
+}
+
+// withCompiler is what the compiler brings to the toolchain. A kernel that clang built is linked by lld, or takes LLVM's tools at
+// least: kbuild asks for all of them with LLVM=1. Which linker it was is in the configuration, and that's in no index.
+func withCompiler(compiler string) []string {
+	if version, ok := strings.CutPrefix(compiler, "clang-"); ok {
+		return []string{compiler, "lld-" + version, "llvm-" + version}
+	}
+	return []string{compiler}
 }
 
 // headers tells whether a package is the headers of one kernel, and of which flavour. Those depend on the headers that all flavours
@@ -253,16 +266,18 @@ func headers(k *candidate) (flavour string, ok bool) {
 }
 
 // compiler follows the headers' own dependencies to the package of the compiler: directly, through the kernel's package
-// linux-compiler-gcc-*, or from gcc-*-for-host. It is empty if there is none.
+// linux-compiler-gcc-*, or from gcc-*-for-host. It is empty if there is none. Where they name a gcc too, clang it is: what gcc has
+// built has no use for the other.
 func (p *pool) compiler(k *candidate) (string, error) {
 	groups, err := parseDepends(k.depends)
 	if err != nil {
 		return "", err
 	}
+	var found []string
 	for _, g := range groups {
 		for _, r := range g {
-			if gcc, ok := compilerOf(r.name); ok {
-				return gcc, nil
+			if c, ok := compilerOf(r.name); ok {
+				found = append(found, c)
 			}
 			if !strings.HasPrefix(r.name, "linux-compiler-") {
 				continue
@@ -280,14 +295,17 @@ func (p *pool) compiler(k *candidate) (string, error) {
 					return "", err
 				}
 				for _, g := range inner {
-					if gcc, ok := compilerOf(g[0].name); ok {
-						return gcc, nil
+					if c, ok := compilerOf(g[0].name); ok {
+						found = append(found, c)
 					}
 				}
 			}
 		}
 	}
-	return "", nil
+	if i := slices.IndexFunc(found, func(c string) bool { return strings.HasPrefix(c, "clang-") }); i >= 0 {
+		return found[i], nil
+	}
+	return strings.Join(found[:min(1, len(found))], ""), nil
 }
 
 func (p *pool) kernels(distro, suite string) ([]kernels.Candidate, error) {
@@ -373,7 +391,7 @@ func (p *pool) lock(k kernels.Kernel, d *distro, packages, depends []extra) (loc
 		}
 	}
 	slices.Sort(start)
-	start = slices.Concat(slices.Compact(start), d.tools, []string{gcc})
+	start = slices.Concat(slices.Compact(start), d.tools, withCompiler(gcc))
 	for _, name := range slices.Backward(d.prefer) {
 		if k, err := p.current(name); err != nil {
 			return locked{}, err

@@ -1,6 +1,7 @@
 package deb
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"reflect"
@@ -35,12 +36,18 @@ func lockOf(t *testing.T, pockets map[string]string, release string, extra ...st
 
 const baseToolchain = "base-files bc binutils dash gcc-12 init kmod libc6 libgcc-s1 make mawk patch usr-is-merged xz-utils"
 
+const clangPackages = `clang-14 1:14.0.6; Depends: libllvm14, binutils
+lld-14 1:14.0.6; Depends: libllvm14
+llvm-14 1:14.0.6; Depends: libllvm14
+libllvm14 1:14.0.6`
+
 func TestLock(t *testing.T) {
 	for _, c := range []struct {
 		name      string
 		pockets   map[string]string // added to the base packages in bookworm
 		release   string            // default 6.1.0-1-amd64
 		extra     []string
+		compiler  string // default gcc-12
 		toolchain string // default baseToolchain
 		headers   string
 		versions  []string // "name version" that must be in the lock
@@ -78,6 +85,33 @@ pahole 1.26`,
 			release:  "6.12.1+deb12-amd64",
 			headers:  "gcc-12-for-host libelf1 linux-headers-6.12.1+deb12-amd64 linux-headers-6.12.1+deb12-common linux-kbuild-6.12.1+deb12 pahole",
 			versions: []string{"libelf1 0.188", "pahole 1.26"},
+		},
+		{
+			name: "a kernel that clang built brings lld and LLVM's tools of the same version, even where gcc is named too",
+			pockets: map[string]string{"bookworm-updates": clangPackages + `
+linux-headers-6.1.0-1-clang-amd64 6.1.1-1; Depends: linux-headers-6.1.0-1-common (= 6.1.1-1), linux-kbuild-6.1 (>= 6.1.1-1), gcc-12-for-host, clang-14
+gcc-12-for-host 12.2; Depends: gcc-12`},
+			release:   "6.1.0-1-clang-amd64",
+			compiler:  "clang-14",
+			toolchain: "base-files bc binutils clang-14 dash init kmod libc6 libgcc-s1 libllvm14 lld-14 llvm-14 make mawk patch usr-is-merged xz-utils",
+			headers:   "gcc-12 gcc-12-for-host libelf1 linux-headers-6.1.0-1-clang-amd64 linux-headers-6.1.0-1-common linux-kbuild-6.1",
+		},
+		{
+			name: "clang through the package of the kernel's compiler",
+			pockets: map[string]string{"bookworm-updates": clangPackages + `
+linux-headers-6.1.0-1-clang-amd64 6.1.1-1; Depends: linux-headers-6.1.0-1-common, linux-compiler-clang-14-x86
+linux-compiler-clang-14-x86 6.1.1-1; Depends: clang-14`},
+			release:   "6.1.0-1-clang-amd64",
+			compiler:  "clang-14",
+			toolchain: "base-files bc binutils clang-14 dash init kmod libc6 libgcc-s1 libllvm14 lld-14 llvm-14 make mawk patch usr-is-merged xz-utils",
+			headers:   "linux-compiler-clang-14-x86 linux-headers-6.1.0-1-clang-amd64 linux-headers-6.1.0-1-common",
+		},
+		{
+			name: "clang without lld",
+			pockets: map[string]string{"bookworm-updates": `clang-14 14.0.6
+linux-headers-6.1.0-1-clang-amd64 6.1.1-1; Depends: linux-headers-6.1.0-1-common, clang-14`},
+			release: "6.1.0-1-clang-amd64",
+			err:     `toolchain: nothing satisfies "lld-14"`,
 		},
 		{
 			name: "alternatives, provides and qualifiers",
@@ -149,8 +183,8 @@ fine 1`},
 			if got := names(l.Headers); got != c.headers {
 				t.Errorf("Headers = %s\nwant      %s", got, c.headers)
 			}
-			if l.Compiler != "gcc-12" {
-				t.Errorf("Compiler = %q", l.Compiler)
+			if want := cmp.Or(c.compiler, "gcc-12"); l.Compiler != want {
+				t.Errorf("Compiler = %q; want %q", l.Compiler, want)
 			}
 			all := slices.Concat(l.Toolchain, l.Headers)
 			for _, want := range c.versions {

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -61,6 +62,18 @@ func (b *bench) rows() []row {
 			asked: limit{Total: 0.05},
 		},
 		{
+			name:    "evaluating dkms.conf, sandbox",
+			prepare: func(context.Context) error { return nil },
+			ours:    func(ctx context.Context) (sample, error) { return b.evaluated(ctx, newest, "sandbox") },
+			asked:   limit{Total: 0.03},
+		},
+		{
+			name:    "evaluating dkms.conf, Docker",
+			prepare: func(ctx context.Context) error { return b.warmDocker(ctx, newest) },
+			ours:    func(ctx context.Context) (sample, error) { return b.evaluated(ctx, newest, "docker") },
+			asked:   limit{Total: 0.15},
+		},
+		{
 			name: "first header image, packages there", against: "dpkg-deb -x",
 			prepare: func(ctx context.Context) error { return nil },
 			ours:    func(ctx context.Context) (sample, error) { return b.firstImage(ctx) },
@@ -85,15 +98,21 @@ func (b *bench) rows() []row {
 // itself is VmHWM, which the kernel keeps; it is read every few milliseconds, since it's gone when the process has ended. What
 // the last of them might add in memory is missed.
 func (b *bench) run(ctx context.Context, cache string, want int, args ...string) (sample, error) {
+	s, _, err := b.text(ctx, cache, want, args...)
+	return s, err
+}
+
+// text gives what the tool prints, too.
+func (b *bench) text(ctx context.Context, cache string, want int, args ...string) (sample, []byte, error) {
 	cmd := command(ctx, b.tool, append([]string{"--cache-dir", cache, "--quiet"}, args...)...)
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if b.docker != nil {
 		cmd.Env = append(os.Environ(), "DOCKER_HOST="+b.docker.host)
 	}
 	start := time.Now()
 	if err := cmd.Start(); err != nil {
-		return sample{}, err
+		return sample{}, nil, err
 	}
 	done, peak := make(chan struct{}), make(chan float64)
 	go func() { peak <- follow(cmd.Process.Pid, done) }()
@@ -102,12 +121,12 @@ func (b *bench) run(ctx context.Context, cache string, want int, args ...string)
 	close(done)
 	s.PeakMB = <-peak
 	if ctx.Err() != nil {
-		return s, ctx.Err()
+		return s, nil, ctx.Err()
 	}
 	if code := cmd.ProcessState.ExitCode(); code != want {
-		return s, fmt.Errorf("%s %s: %v: %s", filepath.Base(b.tool), strings.Join(args, " "), err, lastLine(stderr.String()))
+		return s, nil, fmt.Errorf("%s %s: %v: %s", filepath.Base(b.tool), strings.Join(args, " "), err, lastLine(stderr.String()))
 	}
-	return s, nil
+	return s, stdout.Bytes(), nil
 }
 
 // follow gives the most memory that a process had, in 10^6 bytes.
@@ -163,6 +182,23 @@ func (b *bench) cached(ctx context.Context) (sample, error) {
 	}
 	s, _, err := b.build(ctx, b.releases)
 	return s, err
+}
+
+// evaluated is what evaluating the module's dkms.conf adds to a build: the program itself says how long its bash took.
+func (b *bench) evaluated(ctx context.Context, release, engine string) (sample, error) {
+	s, text, err := b.text(ctx, b.cache, 0, "conf", b.source, "--kernel", list(release), "--engine", engine, "--offline", "--format", "json")
+	if err != nil {
+		return s, err
+	}
+	var result struct{ Kernels []struct{ Seconds float64 } }
+	if err := json.Unmarshal(text, &result); err != nil {
+		return s, err
+	}
+	if len(result.Kernels) != 1 || result.Kernels[0].Seconds <= 0 {
+		return s, fmt.Errorf("conf says %q", text)
+	}
+	s.Seconds = result.Kernels[0].Seconds
+	return s, nil
 }
 
 // timed runs a shell script on a root, in bubblewrap, and times the part of it that follows "ready": it prints that line when all

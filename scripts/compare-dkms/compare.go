@@ -10,8 +10,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -29,13 +31,19 @@ const (
 // side is what one of the two made of a module.
 type side struct {
 	Verdict string   `json:"verdict"`
-	Code    int      `json:"code"` // exit code
+	Code    int      `json:"code"`         // exit code
+	As      int      `json:"as,omitempty"` // of ours: the exit code that dkms has for what it says, as far as there is one
 	Reason  string   `json:"reason,omitempty"`
 	Modules []string `json:"modules"` // file names, sorted
 	Seconds float64  `json:"seconds"`
 }
 
-func (s side) String() string { return fmt.Sprintf("%s %d", s.Verdict, s.Code) }
+func (s side) String() string {
+	if s.As != 0 && s.As != s.Code {
+		return fmt.Sprintf("%s %d (dkms: %d)", s.Verdict, s.Code, s.As)
+	}
+	return fmt.Sprintf("%s %d", s.Verdict, s.Code)
+}
 
 // row is one module for one kernel.
 type row struct {
@@ -44,16 +52,19 @@ type row struct {
 	DKMS      side   `json:"dkms"`
 	Ours      side   `json:"ours"`
 	SameBytes int    `json:"same_bytes"` // of the modules that both built, how many are the same
-	Proof     string `json:"proof,omitempty"`
-	Explained bool   `json:"explained,omitempty"`
-	Error     string `json:"error,omitempty"` // why there is no comparison
+	// OtherErrors says that make failed on both sides, and that of what the compiler found on one it found nothing on the other.
+	OtherErrors bool   `json:"other_errors,omitempty"`
+	Proof       string `json:"proof,omitempty"`
+	Explained   bool   `json:"explained,omitempty"`
+	Error       string `json:"error,omitempty"` // why there is no comparison
 }
 
 func (r row) sameModules() bool { return slices.Equal(r.DKMS.Modules, r.Ours.Modules) }
 
-// different: an error is a difference that nothing explains.
+// different: the verdicts, the reasons of a failure or the modules are not the same. An error is a difference that nothing explains.
 func (r row) different() bool {
-	return r.Error != "" || r.DKMS.Verdict != r.Ours.Verdict || !r.sameModules()
+	otherCode := r.DKMS.Verdict == failed && r.Ours.As != 0 && r.Ours.As != r.DKMS.Code
+	return r.Error != "" || r.DKMS.Verdict != r.Ours.Verdict || otherCode || r.OtherErrors || !r.sameModules()
 }
 
 func (r row) line() string {
@@ -103,7 +114,7 @@ type comparison struct {
 	version string // of the tool
 	work    string
 	dkms    *dkmstest.DKMS
-	count   int
+	count   atomic.Int64
 }
 
 func newComparison(ctx context.Context, o options, work string) (c *comparison, err error) {
@@ -152,10 +163,10 @@ func (c *comparison) both(ctx context.Context, s subject, k kernels.Kernel, r *r
 	if err != nil {
 		return err
 	}
-	r.DKMS = side{Verdict: failed, Code: theirs.Code, Modules: slices.Sorted(maps.Keys(theirs.Modules)), Seconds: theirs.Seconds}
+	r.DKMS = side{Verdict: failed, Code: theirs.Code, Seconds: theirs.Seconds}
 	switch theirs.Code {
 	case 0:
-		r.DKMS.Verdict = built
+		r.DKMS.Verdict, r.DKMS.Modules = built, slices.Sorted(maps.Keys(theirs.Modules))
 	case 77:
 		r.DKMS.Verdict = skipped
 	}
@@ -172,6 +183,13 @@ func (c *comparison) both(ctx context.Context, s subject, k kernels.Kernel, r *r
 			r.SameBytes++
 		}
 	}
+	if r.DKMS.Verdict == failed && r.Ours.Verdict == failed {
+		a, b := faults(theirs.Log), faults(ours.log)
+		common := slices.ContainsFunc(a, func(f string) bool { return slices.Contains(b, f) })
+		if r.OtherErrors = !common && len(a)+len(b) > 0; r.OtherErrors {
+			r.Proof = fmt.Sprintf("dkms: %s\nours: %s", strings.Join(a, "\n      "), strings.Join(b, "\n      "))
+		}
+	}
 	if r.different() && r.DKMS.Verdict == built {
 		r.Proof, r.Explained, err = c.prove(ctx, k, root, theirs.Modules, ours)
 	}
@@ -186,6 +204,12 @@ func complaint(output string) string {
 	}
 	return strings.Join(strings.Fields(after), " ")
 }
+
+var fault = regexp.MustCompile(`(?m)(?:[^\s/]+:\d+:\d+: (?:fatal )?error: |^ERROR: |: undefined reference to ).*$`)
+
+// faults are the errors of the compiler and of modpost in the log of a build, without the folders of files. Which comes first is up
+// to how many processes there are.
+func faults(log string) []string { return fault.FindAllString(log, -1) }
 
 // outcome is what the tool came to.
 type outcome struct {
@@ -206,14 +230,12 @@ func (c *comparison) ready(ctx context.Context, s subject, k kernels.Kernel) (fu
 			return nil, err
 		}
 	}
-	args := []string{"--cache-dir", cache, "--quiet"}
-	if len(s.with) > 0 {
-		args = append(args, "--with", strings.Join(s.with, ","))
-	}
-	if _, err := output(ctx, c.tool, append([]string{"image", "build", k.String()}, args...)...); err != nil {
+	args := []string{"build", s.source, "--kernels", k.String(), "--out", out, "--format", "json", "--cache-dir", cache, "--quiet"}
+	// A build whose time is over at once has its header image made; whatever else is in its way is so for the next too.
+	if _, err := output(ctx, c.tool, append(args, "--timeout=1ms")...); err != nil && !errors.As(err, new(*exec.ExitError)) {
 		return nil, err
 	}
-	args = append([]string{"build", s.source, "--kernels", k.String(), "--out", out, "--format", "json", "--offline", "--timeout", c.timeout.String()}, args...)
+	args = append(args, "--offline", "--timeout="+c.timeout.String())
 	return func(ctx context.Context) (outcome, error) {
 		defer os.RemoveAll(cache)
 		defer os.RemoveAll(out)
@@ -232,9 +254,13 @@ func (c *comparison) build(ctx context.Context, args []string) (outcome, error) 
 		return o, err
 	}
 	o.Code = cmd.ProcessState.ExitCode()
+	if o.Code == 21 || o.Code > 77 || o.Code < 0 { // no header image, or interrupted
+		return o, fmt.Errorf("%s: exit code %d: %s", filepath.Base(c.tool), o.Code, lastLine(stderr.String()))
+	}
 	var got struct {
 		Results []struct {
 			Status, Reason, Log string
+			DKMSCode            int `json:"dkms_code"`
 			Modules             []struct{ Path string }
 		}
 	}
@@ -243,7 +269,7 @@ func (c *comparison) build(ctx context.Context, args []string) (outcome, error) 
 		return o, nil
 	}
 	r := got.Results[0]
-	o.Reason = r.Reason
+	o.Reason, o.As = r.Reason, r.DKMSCode
 	switch {
 	case o.Code == 0 && r.Status == built:
 		o.Verdict = built
@@ -268,8 +294,7 @@ func (c *comparison) build(ctx context.Context, args []string) (outcome, error) 
 
 // folder is a path that nothing has been at.
 func (c *comparison) folder(name string) string {
-	c.count++
-	return filepath.Join(c.work, fmt.Sprintf("%s-%d", name, c.count))
+	return filepath.Join(c.work, fmt.Sprintf("%s-%d", name, c.count.Add(1)))
 }
 
 // command is a program that ends when ctx does: it is asked to first. Ctrl-C on the terminal is for this program alone.

@@ -94,6 +94,9 @@ func (c *comparison) open(ctx context.Context, file string) subject {
 		if _, err := output(ctx, "dpkg-deb", "-x", file, s.tree); err != nil {
 			return err
 		}
+		if _, err := output(ctx, "sh", "-c", merge, "sh", s.tree); err != nil {
+			return err
+		}
 		confs, err := filepath.Glob(filepath.Join(s.tree, "usr/src/*/dkms.conf"))
 		if err != nil || len(confs) != 1 {
 			return fmt.Errorf("the package has %d dkms.conf: %v", len(confs), err)
@@ -108,6 +111,11 @@ func (c *comparison) open(ctx context.Context, file string) subject {
 	}()
 	return s
 }
+
+// merge moves what a package has beside /usr below it, where the root's links of these names lead.
+const merge = `cd "$1" && for d in bin lib lib32 lib64 libx32 sbin; do
+	if [ -d "$d" ]; then mkdir -p "usr/$d" && cp -a "$d/." "usr/$d" && rm -r "$d" || exit; fi
+done`
 
 // depends gives the names of packages that satisfy a Depends field, of alternatives the first that main has. Those that it has not,
 // of packages outside of it, are left out. Dkms itself is on its side's root, and of no use on the other.

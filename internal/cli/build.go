@@ -60,6 +60,9 @@ KERNELS is a list with commas of [DISTRO/SUITE:]SELECTOR. A SELECTOR is a kernel
 suite is the one that has the release; where two have it with different packages, say which. Suites whose indexes have expired
 are passed over.
 
+What a build needs beside the compiler and make is named with --with, or as packages below [build] in a godkms.toml beside the
+dkms.conf; a Debian package brings what it depends on. "a | b" is one or the other, whichever the kernel's suite has.
+
 A build runs in a sandbox of Linux namespaces where the kernel allows it, else in a container of the Docker Engine that
 DOCKER_HOST or the Docker context names; --engine sets one of them. The result is the same to the byte. The engine is looked for
 when there is something to build: what is in the cache needs none.

@@ -231,6 +231,9 @@ func (c *comparison) ready(ctx context.Context, s subject, k kernels.Kernel) (fu
 		}
 	}
 	args := []string{"build", s.source, "--kernels", k.String(), "--out", out, "--format", "json", "--cache-dir", cache, "--quiet"}
+	if len(s.with) > 0 {
+		args = append(args, "--with", strings.Join(s.with, ","))
+	}
 	// A build whose time is over at once has its header image made; whatever else is in its way is so for the next too.
 	if _, err := output(ctx, c.tool, append(args, "--timeout=1ms")...); err != nil && !errors.As(err, new(*exec.ExitError)) {
 		return nil, err

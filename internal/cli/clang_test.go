@@ -70,11 +70,11 @@ func TestKernelBuiltByClang(t *testing.T) {
 	if err := os.Symlink(kept, filepath.Join(cache, "images")); err != nil {
 		t.Fatal(err)
 	}
-	run := func(v any, args ...string) string {
+	run := func(v any, want int, args ...string) string {
 		var out, errs bytes.Buffer
 		a := &app{stdout: &out, stderr: &errs, env: os.Getenv, keyring: keys}
-		if code := a.run(t.Context(), append(args, "--cache-dir", cache, "--mirror", "debian="+mirror, "--format", "json")); code != 0 {
-			t.Fatalf("godkms-hermetic %s: exit code %d\n%s%s", strings.Join(args, " "), code, &out, &errs)
+		if code := a.run(t.Context(), append(args, "--cache-dir", cache, "--mirror", "debian="+mirror, "--format", "json")); code != want {
+			t.Fatalf("godkms-hermetic %s: exit code %d; want %d\n%s%s", strings.Join(args, " "), code, want, &out, &errs)
 		}
 		if err := json.Unmarshal(out.Bytes(), v); err != nil {
 			t.Fatal(err)
@@ -83,7 +83,7 @@ func TestKernelBuiltByClang(t *testing.T) {
 	}
 
 	var list struct{ Kernels []kernels.Candidate }
-	run(&list, "kernels", "debian/bookworm")
+	run(&list, 0, "kernels", "debian/bookworm")
 	i := slices.IndexFunc(list.Kernels, func(k kernels.Candidate) bool { return k.Release == release })
 	if i < 0 || list.Kernels[i].Compiler != "clang-14" {
 		t.Fatalf("%d of %+v; want %s with clang-14", i, list.Kernels, release)
@@ -103,7 +103,7 @@ func TestKernelBuiltByClang(t *testing.T) {
 		t.Fatal(err)
 	}
 	var built struct{ Results []ui.Result }
-	said := run(&built, "build", src, "--kernels", "debian/bookworm:"+release, "--out", cache+"/out", "--engine", "sandbox")
+	said := run(&built, 0, "build", src, "--kernels", "debian/bookworm:"+release, "--out", cache+"/out", "--engine", "sandbox")
 	r := built.Results[0]
 	if r.Status != ui.Built || r.Compiler != "clang-14" || len(r.Modules) != 1 {
 		t.Fatalf("%+v; want built with clang-14\n%s", r, said)
@@ -119,6 +119,12 @@ func TestKernelBuiltByClang(t *testing.T) {
 		t.Errorf("the log has no %q, or a warning of the compiler:\n%s", want, log)
 	}
 	checkClang(t, r.Modules[0].Path)
+
+	// What clang says is understood as well.
+	run(&built, exitBuild, "build", "../../testdata/broken", "--kernels", "debian/bookworm:"+release, "--out", cache+"/out", "--engine", "sandbox")
+	if got, want := built.Results[0].Why, "the kernel's API changed: godkms_hermetic_no_such_function is not declared in this kernel"; got != want {
+		t.Errorf("why %q; want %q", got, want)
+	}
 }
 
 // checkClang looks at a module: clang compiled it, lld linked it, and llvm-strip took its debug information. GNU strip would have

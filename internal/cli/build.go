@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -436,12 +437,16 @@ func (r *buildRun) explain(c *cell, b builder.Result) failure {
 		f.Why = "the time limit of --timeout was reached"
 	case errors.As(b.Err, &step):
 		_, log, _ := bytes.Cut(b.Log, []byte("\n# "+step.Step+"\n")) // what other steps and the dkms.conf said is not why
+		made, hidden := hiddenFailure(b.Log, step)
+		if hidden {
+			log, reason = made, "make failed, and the dkms.conf's MAKE hides that"
+		}
 		if f, err = ui.ReadFailure(bytes.NewReader(log)); err != nil || f.First == "" {
 			f = ui.Failure{First: b.Reason}
 			break
 		}
 		f.First = strings.ReplaceAll(f.First, dkms.Target{Module: c.source.Module, Version: c.source.Version}.Build()+"/", "")
-		if step.Output != "" { // the reason has the step's own words
+		if step.Output != "" && !hidden { // the reason has the step's own words
 			f.First = b.Reason
 			break
 		}
@@ -452,6 +457,15 @@ func (r *buildRun) explain(c *cell, b builder.Result) failure {
 	}
 	f.Tail = all
 	return failure{f, reason}
+}
+
+var makeStopped = regexp.MustCompile(`(?m)^make(\[\d+\])?: \*\*\* `)
+
+// hiddenFailure gives the log of a make that failed where only missing modules say so, as after MAKE="make modules; true".
+func hiddenFailure(log []byte, step *builder.StepError) ([]byte, bool) {
+	_, log, _ = bytes.Cut(log, []byte("\n# make\n"))
+	log, _, found := bytes.Cut(log, []byte("\n# collecting the modules\n"))
+	return log, found && step.Step == "collecting the modules" && makeStopped.Match(log)
 }
 
 // handOut writes the modules and the log to their folder below out. None is put in its place before all are written; files that

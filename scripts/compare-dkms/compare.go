@@ -38,12 +38,7 @@ type side struct {
 	Seconds float64  `json:"seconds"`
 }
 
-func (s side) String() string {
-	if s.As != 0 && s.As != s.Code {
-		return fmt.Sprintf("%s %d (dkms: %d)", s.Verdict, s.Code, s.As)
-	}
-	return fmt.Sprintf("%s %d", s.Verdict, s.Code)
-}
+func (s side) String() string { return fmt.Sprintf("%s %d", s.Verdict, s.Code) }
 
 // row is one module for one kernel.
 type row struct {
@@ -63,8 +58,12 @@ func (r row) sameModules() bool { return slices.Equal(r.DKMS.Modules, r.Ours.Mod
 
 // different: the verdicts, the reasons of a failure or the modules are not the same. An error is a difference that nothing explains.
 func (r row) different() bool {
-	otherCode := r.DKMS.Verdict == failed && r.Ours.As != 0 && r.Ours.As != r.DKMS.Code
-	return r.Error != "" || r.DKMS.Verdict != r.Ours.Verdict || otherCode || r.OtherErrors || !r.sameModules()
+	return r.Error != "" || r.DKMS.Verdict != r.Ours.Verdict || r.otherStep() || r.OtherErrors || !r.sameModules()
+}
+
+// otherStep says that both fail, but not at the same step.
+func (r row) otherStep() bool {
+	return r.DKMS.Verdict == failed && r.Ours.Verdict == failed && r.Ours.As != 0 && r.Ours.As != r.DKMS.Code
 }
 
 func (r row) line() string {
@@ -86,7 +85,11 @@ func (r row) line() string {
 			modules = fmt.Sprintf("%d/%d", n, len(r.Ours.Modules))
 		}
 	}
-	return fmt.Sprintf("%s\t%s\t%s\t%s\t%s\t%.2f s\t%.2f s\t%.2f\t%s", r.Package, r.Kernel, r.DKMS, r.Ours, modules,
+	ours := r.Ours.String()
+	if r.otherStep() {
+		ours += fmt.Sprintf(" (as %d)", r.Ours.As)
+	}
+	return fmt.Sprintf("%s\t%s\t%s\t%s\t%s\t%.2f s\t%.2f s\t%.2f\t%s", r.Package, r.Kernel, r.DKMS, ours, modules,
 		r.DKMS.Seconds, r.Ours.Seconds, r.Ours.Seconds/r.DKMS.Seconds, verdict)
 }
 

@@ -141,6 +141,9 @@ func (b *Builder) Build(ctx context.Context, j Job, w Watch) Result {
 	if r.Err != nil {
 		r.Status, r.Image, r.Files = Failed, nil, nil
 		r.Reason, _, _ = strings.Cut(r.Err.Error(), "\n")
+		if faults := (dkms.Errors)(nil); errors.As(r.Err, &faults) && len(faults) > 1 {
+			r.Reason += fmt.Sprintf(" (the first of %d faults)", len(faults))
+		}
 	}
 	r.Seconds = time.Since(start).Seconds()
 	return r

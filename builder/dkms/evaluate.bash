@@ -21,10 +21,11 @@ unset $__godkms_names
 # Sources a file and writes the values to the spool. As in dkms it is a function that sources: declare makes variables of it.
 __godkms_source() {
 	exec {__godkms_out}>"$__godkms_spool" >/dev/null
+	trap : URG # without any trap, bash 5.2 becomes the program that a file's last line has behind a ; or &&
 	. "$__godkms_file"
 	POSIXLY_CORRECT=y # from here on no function stands before unset and the like, and with unset the others go
 	unset -f builtin echo
-	trap - EXIT DEBUG ERR RETURN
+	trap - EXIT DEBUG ERR RETURN URG
 	set +euxv -f
 	IFS=$' \t\n'
 	for __godkms_name in $__godkms_names; do
@@ -38,6 +39,8 @@ __godkms_source() {
 	exit 193
 }
 
+__godkms_ended=
+trap '[[ $__godkms_ended ]] || { builtin echo "${__godkms_file##*/}: a value ends the shell when it is expanded a second time, as dkms does" >&2; exit 65; }' EXIT
 for __godkms_file in "${__godkms_files[@]}"; do
 	# The values go through a file: a pipe would be open for as long as any process that the conf left behind. dkms prints
 	# them unquoted, so that each run of white space, line breaks too, becomes one space. Unlike dkms, a value with a * is not
@@ -47,7 +50,8 @@ for __godkms_file in "${__godkms_files[@]}"; do
 	__godkms_read=
 	. "$__godkms_spool" >/dev/null
 	if [[ ! $__godkms_read ]]; then
-		if ((__godkms_status == 193)); then
+		__godkms_ended=1
+		if [[ $(<"$__godkms_spool") == *$'\n__godkms_read=1' ]]; then
 			builtin echo "${__godkms_file##*/}: a value can't be expanded a second time, as dkms does: is there a quote too many in it?"
 		else
 			builtin echo "${__godkms_file##*/} ended before it was read to its end (exit code $__godkms_status)"
@@ -81,3 +85,4 @@ for __godkms_name in $__godkms_names; do
 	done
 done
 builtin printf 'END\0'
+__godkms_ended=1

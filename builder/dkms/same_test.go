@@ -146,6 +146,8 @@ func TestDefects(t *testing.T) {
 		{"a pattern that is none matches nothing, and excludes nothing", one + "BUILD_EXCLUSIVE_KERNEL='('", bookworm, "code 0", "code 8"},
 		{"a syntax error ends the file", one + "MAKE='make a'\nfi\nMAKE='make b'", bookworm, `amd64 a"`, "code 8"},
 		{"a quote in a value loses all that come after it", one + "POST_ADD='\"'", bookworm, "modules []", "code 8"},
+		{"a last line that ends in a program: with bash 5.2, code 8", one + "MAKE=b; ls /nowhere", bookworm, "code ", "make \"b\""},
+		{"the same behind &&", one + "MAKE=b && env false", bookworm, "code ", "make \"b\""},
 		{"modules that lie outside", one + "BUILT_MODULE_LOCATION=../..", bookworm, "code 0", "code 8"},
 		{"scripts that lie outside", one + "POST_INSTALL=../../bin/sh", bookworm, "code 0", "code 8"},
 		{"modules that go outside", "DEST_MODULE_LOCATION=/kernel/../../bin", bookworm, "code 0", "code 8"},

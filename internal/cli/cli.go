@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/ProtonMail/go-crypto/openpgp"
 	"github.com/spf13/cobra"
 
 	"github.com/godkms-hermetic/godkms-hermetic/builder/docker"
@@ -56,10 +57,15 @@ func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return docker.Init()
 	}
 	a := &app{stdout: stdout, stderr: stderr, env: os.Getenv}
+	return a.run(ctx, args)
+}
+
+// run runs a command line.
+func (a *app) run(ctx context.Context, args []string) int {
 	root := a.command()
 	root.SetArgs(args)
-	root.SetOut(stdout)
-	root.SetErr(stderr)
+	root.SetOut(a.stdout)
+	root.SetErr(a.stderr)
 	err := root.ExecuteContext(ctx)
 	a.close()
 	if err == nil {
@@ -74,7 +80,7 @@ func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	if !silent {
 		err = a.advise(err)
-		fmt.Fprintf(stderr, "godkms-hermetic: %s\n", ui.Clean(err.Error()))
+		fmt.Fprintf(a.stderr, "godkms-hermetic: %s\n", ui.Clean(err.Error()))
 	}
 	return code
 }
@@ -88,6 +94,7 @@ func Interruptible() (context.Context, context.CancelFunc) {
 type app struct {
 	stdout, stderr io.Writer
 	env            func(string) string
+	keyring        openpgp.EntityList // whose signatures Debian's indexes need; nil: Debian's. Tests have mirrors of their own.
 
 	cacheDir      string
 	format        string
@@ -201,6 +208,7 @@ func (a *app) distros() (map[string]kernels.Provider, error) {
 	}
 	debian, err := deb.New(deb.Options{
 		CacheDir: dir, Mirrors: mirrors, AcceptExpired: a.acceptExpired, Refresh: a.refresh, Offline: a.offline, Warn: a.board.Warn,
+		Keyring: a.keyring,
 	})
 	if err != nil {
 		return nil, err

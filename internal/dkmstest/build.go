@@ -99,6 +99,7 @@ func (r *Root) File(name string) (string, error) {
 type Job struct {
 	Tree            string // folder of this machine that is laid over the root; it has the source in usr/src/MODULE-VERSION
 	Module, Version string
+	First           []string // modules of the tree, as MODULE/VERSION, that are installed before: BUILD_DEPENDS wants them so
 }
 
 // Result is what dkms made of it.
@@ -137,8 +138,12 @@ exec chroot . setpriv --bounding-set=-all,+chown,+dac_override,+fowner,+fsetid,+
 
 // build is run by bash in there. Its output is a tar of /result.
 const build = `module=$1 version=$2 kernel=$3
+shift 3
 mkdir -p /result/module
 exec 3>&1 </dev/null >/result/output 2>&1
+for first; do
+	dkms install "$first" -k "$kernel" || { cat /result/output >&3; exit 1; }
+done
 dkms add -m "$module" -v "$version"
 code=$?
 start=$EPOCHREALTIME
@@ -196,6 +201,7 @@ func (r *Root) build(ctx context.Context, j Job) (Result, error) {
 		option, ids = ",userxattr", nil
 	}
 	args := []string{"-c", enter, "sh", work, strings.Join(lower, ":"), option, "bash", "-c", build, "bash", j.Module, j.Version, r.kernel.Release}
+	args = append(args, j.First...)
 	cmd := exec.CommandContext(ctx, "sh", args...)
 	cmd.Env = environment
 	attr := &syscall.SysProcAttr{
@@ -215,7 +221,7 @@ func (r *Root) build(ctx context.Context, j Job) (Result, error) {
 	runtime.LockOSThread() // Pdeathsig is about the thread
 	defer runtime.UnlockOSThread()
 	if err := cmd.Run(); err != nil {
-		return Result{}, fmt.Errorf("%w: %s", err, strings.TrimSpace(stderr.String()))
+		return Result{}, fmt.Errorf("%w: %s%s", err, &stdout, strings.TrimSpace(stderr.String()))
 	}
 	return read(&stdout)
 }

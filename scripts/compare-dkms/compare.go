@@ -38,12 +38,7 @@ type side struct {
 	Seconds float64  `json:"seconds"`
 }
 
-func (s side) String() string {
-	if s.As != 0 && s.As != s.Code {
-		return fmt.Sprintf("%s %d (dkms: %d)", s.Verdict, s.Code, s.As)
-	}
-	return fmt.Sprintf("%s %d", s.Verdict, s.Code)
-}
+func (s side) String() string { return fmt.Sprintf("%s %d", s.Verdict, s.Code) }
 
 // row is one module for one kernel.
 type row struct {
@@ -63,8 +58,12 @@ func (r row) sameModules() bool { return slices.Equal(r.DKMS.Modules, r.Ours.Mod
 
 // different: the verdicts, the reasons of a failure or the modules are not the same. An error is a difference that nothing explains.
 func (r row) different() bool {
-	otherCode := r.DKMS.Verdict == failed && r.Ours.As != 0 && r.Ours.As != r.DKMS.Code
-	return r.Error != "" || r.DKMS.Verdict != r.Ours.Verdict || otherCode || r.OtherErrors || !r.sameModules()
+	return r.Error != "" || r.DKMS.Verdict != r.Ours.Verdict || r.otherStep() || r.OtherErrors || !r.sameModules()
+}
+
+// otherStep says that both fail, but not at the same step.
+func (r row) otherStep() bool {
+	return r.DKMS.Verdict == failed && r.Ours.Verdict == failed && r.Ours.As != 0 && r.Ours.As != r.DKMS.Code
 }
 
 func (r row) line() string {
@@ -86,7 +85,11 @@ func (r row) line() string {
 			modules = fmt.Sprintf("%d/%d", n, len(r.Ours.Modules))
 		}
 	}
-	return fmt.Sprintf("%s\t%s\t%s\t%s\t%s\t%.2f s\t%.2f s\t%.2f\t%s", r.Package, r.Kernel, r.DKMS, r.Ours, modules,
+	ours := r.Ours.String()
+	if r.otherStep() {
+		ours += fmt.Sprintf(" (as %d)", r.Ours.As)
+	}
+	return fmt.Sprintf("%s\t%s\t%s\t%s\t%s\t%.2f s\t%.2f s\t%.2f\t%s", r.Package, r.Kernel, r.DKMS, ours, modules,
 		r.DKMS.Seconds, r.Ours.Seconds, r.Ours.Seconds/r.DKMS.Seconds, verdict)
 }
 
@@ -105,6 +108,7 @@ type subject struct {
 	tree            string // for dkms: a folder with usr/src/MODULE-VERSION
 	module, version string
 	with            []string // packages that the build needs
+	first           []string // what BUILD_DEPENDS names and the tree has, as MODULE/VERSION
 	err             error    // why there is none of this
 }
 
@@ -159,7 +163,7 @@ func (c *comparison) both(ctx context.Context, s subject, k kernels.Kernel, r *r
 	}
 	limited, cancel := context.WithTimeoutCause(ctx, c.timeout, fmt.Errorf("it took longer than %s", c.timeout))
 	defer cancel()
-	theirs, err := root.Build(limited, dkmstest.Job{Tree: s.tree, Module: s.module, Version: s.version})
+	theirs, err := root.Build(limited, dkmstest.Job{Tree: s.tree, Module: s.module, Version: s.version, First: s.first})
 	if err != nil {
 		return err
 	}
@@ -234,6 +238,9 @@ func (c *comparison) ready(ctx context.Context, s subject, k kernels.Kernel) (fu
 	if len(s.with) > 0 {
 		args = append(args, "--with", strings.Join(s.with, ","))
 	}
+	if len(s.first) > 0 {
+		args = append(args, "--depends", filepath.Join(s.tree, "usr/src"))
+	}
 	// A build whose time is over at once has its header image made; whatever else is in its way is so for the next too.
 	if _, err := output(ctx, c.tool, append(args, "--timeout=1ms")...); err != nil && !errors.As(err, new(*exec.ExitError)) {
 		return nil, err
@@ -242,11 +249,11 @@ func (c *comparison) ready(ctx context.Context, s subject, k kernels.Kernel) (fu
 	return func(ctx context.Context) (outcome, error) {
 		defer os.RemoveAll(cache)
 		defer os.RemoveAll(out)
-		return c.build(ctx, args)
+		return c.build(ctx, s.module, args)
 	}, nil
 }
 
-func (c *comparison) build(ctx context.Context, args []string) (outcome, error) {
+func (c *comparison) build(ctx context.Context, module string, args []string) (outcome, error) {
 	cmd := command(ctx, c.tool, args...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
@@ -260,18 +267,19 @@ func (c *comparison) build(ctx context.Context, args []string) (outcome, error) 
 	if o.Code == 21 || o.Code > 77 || o.Code < 0 { // no header image, or interrupted
 		return o, fmt.Errorf("%s: exit code %d: %s", filepath.Base(c.tool), o.Code, lastLine(stderr.String()))
 	}
-	var got struct {
-		Results []struct {
-			Status, Reason, Log string
-			DKMSCode            int `json:"dkms_code"`
-			Modules             []struct{ Path string }
-		}
+	type result struct {
+		Module, Status, Reason, Log string
+		DKMSCode                    int `json:"dkms_code"`
+		Modules                     []struct{ Path string }
 	}
-	if err := json.Unmarshal(stdout.Bytes(), &got); err != nil || len(got.Results) != 1 { // the source or the command line is wrong
+	var got struct{ Results []result }
+	err = json.Unmarshal(stdout.Bytes(), &got)
+	i := slices.IndexFunc(got.Results, func(r result) bool { return r.Module == module })
+	if err != nil || i < 0 { // the source or the command line is wrong
 		o.Reason = lastLine(stderr.String())
 		return o, nil
 	}
-	r := got.Results[0]
+	r := got.Results[i]
 	o.Reason, o.As = r.Reason, r.DKMSCode
 	switch {
 	case o.Code == 0 && r.Status == built:

@@ -69,7 +69,7 @@ func TestReport(t *testing.T) {
 	for _, want := range []string{
 		"same 6.1 built 0 built 0 1 2.00 s 2.00 s 1.00 same both", "both fail 6.1 failed 10 failed 10 - 1.00 s 1.00 s 1.00 same ours",
 		"ours fails 6.1 built 0 failed 10 1/0 2.00 s 1.00 s 0.50 DIFFERENT", "ours builds 6.1 failed 10 built 0",
-		"another set 6.1 built 0 built 0 1/1 2.00 s 2.00 s 1.00 DIFFERENT", "failed 10 (dkms: 7) - 1.00 s 1.00 s 1.00 DIFFERENT",
+		"another set 6.1 built 0 built 0 1/1 2.00 s 2.00 s 1.00 DIFFERENT", "failed 10 (as 7) - 1.00 s 1.00 s 1.00 DIFFERENT",
 		"different, explained", "depmod: WARNING: it needs x", "NOT COMPARED: no such thing ours fails", "broken for 6.1: no such thing at all",
 		"8 comparisons, 6 differences: 1 explained, 5 unexplained",
 	} {

@@ -123,6 +123,7 @@ var trees = []struct {
 	{name: "no version", conf: "PACKAGE_NAME=t\nBUILT_MODULE_NAME=hello\nDEST_MODULE_LOCATION=/updates\n", want: want{dkms: 8, reason: "PACKAGE_VERSION"}},
 	{name: "no module at all", conf: conf("MAKE='echo text >hello.ko'"),
 		want: want{ours: failed, reason: "file format not recognized", differs: "dkms takes any file for a module", proven: true}},
+	{name: "BUILD_DEPENDS missing", conf: conf("BUILD_DEPENDS=other\nMAKE=true"), want: want{dkms: 13, reason: `BUILD_DEPENDS "other"`}},
 	{name: "sparse PATCH", conf: conf("PATCH[3]=no.patch\nMAKE=false"), want: want{dkms: 10, reason: "no.patch", differs: "dkms cuts arrays with gaps short"}},
 	{name: "sparse MAKE", conf: conf("MAKE[0]=true\nMAKE[3]=false\nMAKE_MATCH[3]=6"), want: want{dkms: 7, reason: "make failed", differs: "dkms cuts arrays with gaps short"}},
 }
@@ -206,6 +207,8 @@ func TestRepositoryTrees(t *testing.T) {
 		{"exporter", []want{{modules: "exporter.ko"}}},
 		{"hello", []want{{}, {}}},
 		{"hostfile", []want{{dkms: 10}}},
+		{"importer", []want{{dkms: 10, ours: built, differs: "dkms takes a Module.symvers in the top folder alone, and exporter's is below"}}},
+		{"importer top", []want{{modules: "importer.ko"}, {modules: "importer.ko"}}}, // BUILD_DEPENDS that are met
 		{"mixed", []want{{modules: "mixed.ko"}, {dkms: 10}}},
 		{"multi", []want{{modules: "multi_one.ko two.ko"}, {modules: "multi_one.ko two.ko"}}},
 		{"network", []want{{dkms: 10}}},
@@ -213,7 +216,8 @@ func TestRepositoryTrees(t *testing.T) {
 		{"uname-cheat", []want{{modules: "uname_cheat.ko", ours: failed, reason: "vermagic", differs: "its kernel refuses it", proven: true}}},
 		{"unresolved", []want{{modules: "unresolved.ko", ours: failed, reason: "does not export", differs: "its kernel refuses it", proven: true}}},
 	} {
-		text, err := os.ReadFile(filepath.Join("../../testdata", tree.name, "dkms.conf"))
+		name, _, top := strings.Cut(tree.name, " ")
+		text, err := os.ReadFile(filepath.Join("../../testdata", name, "dkms.conf"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -223,14 +227,37 @@ func TestRepositoryTrees(t *testing.T) {
 		}
 		s := subject{label: tree.name, tree: t.TempDir(), module: h.Name, version: h.Version}
 		s.source = filepath.Join(s.tree, "usr/src", s.module+"-"+s.version)
-		if err := os.CopyFS(s.source, os.DirFS(filepath.Join("../../testdata", tree.name))); err != nil {
+		if err := os.CopyFS(s.source, os.DirFS(filepath.Join("../../testdata", name))); err != nil {
 			t.Fatal(err)
 		}
+		if strings.HasPrefix(tree.name, "importer") {
+			s.first = []string{"exporter/1.2"}
+			exporter := filepath.Join(s.tree, "usr/src/exporter-1.2")
+			if err := os.CopyFS(exporter, os.DirFS("../../testdata/exporter")); err != nil {
+				t.Fatal(err)
+			}
+			if top {
+				appendTo(t, filepath.Join(exporter, "dkms.conf"), "unset MAKE\n")
+				appendTo(t, filepath.Join(exporter, "Kbuild"), "obj-m := src/\n")
+			}
+		}
 		for i, w := range tree.want {
-			t.Run(fmt.Sprintf("%s-%d", tree.name, i), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%s-%d", strings.ReplaceAll(tree.name, " ", "-"), i), func(t *testing.T) {
 				t.Parallel()
 				check(t, c.compare(context.Background(), s, targets[i]), w)
 			})
 		}
+	}
+}
+
+func appendTo(t *testing.T, file, text string) {
+	t.Helper()
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o644)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteString(text); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -56,6 +56,7 @@ PATCH[2]=none.patch
 			`dkms.conf:21: PATCH[2] is "none.patch", but there is no "patches/none.patch"`,
 		}},
 		{"the last assignment", begin + "AUTOINSTALL=a\nAUTOINSTALL=yes\nAUTOINSTALL=b", []string{`dkms.conf:6: AUTOINSTALL is "b"`}},
+		{"the last of two that are expanded", begin + "x=b\nAUTOINSTALL=$x\nAUTOINSTALL=$x", []string{`dkms.conf:6: AUTOINSTALL is "b"`}},
 		{"an array over lines", head + "BUILT_MODULE_NAME=(\n\ta\n\tb.o\n)\nDEST_MODULE_LOCATION=(/extra\n /lib)", []string{`dkms.conf:5: BUILT`, `dkms.conf:8: DEST_MODULE_LOCATION[1] is "/lib"`}},
 		{"the branch that was taken", begin + "if [[ $kernelver == 6* ]]; then\n AUTOINSTALL=six\nelse\n AUTOINSTALL=five\nfi", []string{`dkms.conf:5: AUTOINSTALL is "six"`}},
 		{"an expansion", begin + "x=six\nif [[ $kernelver == 6* ]]; then\n AUTOINSTALL=$x\nfi", []string{`dkms.conf:6: AUTOINSTALL is "six"`}},

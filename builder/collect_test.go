@@ -35,9 +35,9 @@ func TestMain(m *testing.M) {
 const release = "6.1.0-test"
 
 // kernelRoot is a root that has all of a kernel's headers that the builder itself looks at, and no compiler.
-func kernelRoot(t *testing.T) builder.Root {
+func kernelRoot(t testing.TB) builder.Root {
 	t.Helper()
-	root := enginetest.NewRoot(t, "tar", "test", "find", "sort", "tr", "xargs", "ln", "mkfifo", "mknod", "truncate", "yes", "dd")
+	root := enginetest.NewRoot(t, "tar", "test", "patch", "find", "sort", "tr", "xargs", "ln", "mkfifo", "mknod", "truncate", "yes", "dd")
 	dir := t.TempDir()
 	modules := "lib/modules"
 	if to, err := os.Readlink("/lib"); err == nil { // as in NewRoot's links
@@ -53,7 +53,7 @@ func kernelRoot(t *testing.T) builder.Root {
 	return enginetest.Folders(append(root.Layers(), dir)...)
 }
 
-func write(t *testing.T, path, text string) {
+func write(t testing.TB, path, text string) {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		t.Fatal(err)
@@ -73,7 +73,7 @@ type bench struct {
 	temp    string
 }
 
-func newBench(t *testing.T, e builder.Engine) *bench {
+func newBench(t testing.TB, e builder.Engine) *bench {
 	t.Helper()
 	root := kernelRoot(t)
 	results, err := cache.Open(t.TempDir(), cache.Options{})

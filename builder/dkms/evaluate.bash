@@ -31,7 +31,12 @@ __godkms_source() {
 	for __godkms_name in $__godkms_names; do
 		eval "__godkms_keys=(\${!$__godkms_name[@]})"
 		for __godkms_i in "${__godkms_keys[@]}"; do
-			eval "__godkms_value=\${$__godkms_name[\$__godkms_i]%$'\r'}"
+			eval "__godkms_value=\${$__godkms_name[\$__godkms_i]}"
+			if ((${#__godkms_value} > 65536)); then # bash would be busy for minutes, and no command line can have it
+				builtin echo "__godkms_long='$__godkms_name[$__godkms_i] has ${#__godkms_value} characters; at most 65536 are read'"
+				exit 193
+			fi
+			__godkms_value=${__godkms_value%$'\r'}
 			builtin echo "$__godkms_name[$__godkms_i]=\""$__godkms_value'"'
 		done
 	done >&$__godkms_out
@@ -47,11 +52,13 @@ for __godkms_file in "${__godkms_files[@]}"; do
 	# taken for a file name pattern.
 	__godkms_status=0
 	(__godkms_source) || __godkms_status=$? # as in dkms, set -e does nothing on this side of a ||
-	__godkms_read=
+	__godkms_read= __godkms_long=
 	. "$__godkms_spool" >/dev/null
 	if [[ ! $__godkms_read ]]; then
 		__godkms_ended=1
-		if [[ $(<"$__godkms_spool") == *$'\n__godkms_read=1' ]]; then
+		if [[ $__godkms_long ]]; then
+			builtin echo "${__godkms_file##*/}: $__godkms_long"
+		elif [[ $(<"$__godkms_spool") == *$'\n__godkms_read=1' ]]; then
 			builtin echo "${__godkms_file##*/}: a value can't be expanded a second time, as dkms does: is there a quote too many in it?"
 		else
 			builtin echo "${__godkms_file##*/} ended before it was read to its end (exit code $__godkms_status)"

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -59,6 +60,9 @@ KERNELS is a list with commas of [DISTRO/SUITE:]SELECTOR. A SELECTOR is a kernel
 ('6.1.0-*-cloud-amd64'), "latest" (the newest of the default flavour, backports aside), or "running". Without DISTRO/SUITE the
 suite is the one that has the release; where two have it with different packages, say which. Suites whose indexes have expired
 are passed over.
+
+What a build needs beside the compiler and make is named with --with, or as packages below [build] in a godkms.toml beside the
+dkms.conf; a Debian package brings what it depends on. "a | b" is one or the other, whichever the kernel's suite has.
 
 A build runs in a sandbox of Linux namespaces where the kernel allows it, else in a container of the Docker Engine that
 DOCKER_HOST or the Docker context names; --engine sets one of them. The result is the same to the byte. The engine is looked for
@@ -341,9 +345,9 @@ func (r *buildRun) one(ctx context.Context, c *cell, row []*cell, built func()) 
 		return
 	}
 	line.Phase("locking")
-	lock, err := r.distros[c.kernel.Distro].Lock(ctx, c.kernel, kernels.Extra{Packages: r.options.with})
+	lock, err := r.distros[c.kernel.Distro].Lock(ctx, c.kernel, extraOf(c.source, r.options.with))
 	if err != nil {
-		fail(r.advise(err), lockCode(err))
+		fail(r.advise(askedBy(c.source, r.options.with, err)), lockCode(err))
 		c.result.Reason = report.Reason
 		return
 	}
@@ -388,8 +392,11 @@ func (r *buildRun) one(ctx context.Context, c *cell, row []*cell, built func()) 
 			fail(r.advise(b.Err), code)
 			return
 		}
+		f := r.explain(c, b)
+		report.Reason, report.Why, report.Hint = f.reason, f.Why, r.hint(ctx, c, lock, f.Missing)
+		f.Hint = report.Hint
 		line.End(ui.Failed, b.Err.Error())
-		report.Reason, report.Why = r.explain(c, b)
+		r.board.Fail(c.title, f.Failure, b.LogPath)
 		c.code, c.result.Reason = code, report.Reason
 		return
 	case builder.Skipped:
@@ -408,14 +415,20 @@ func (r *buildRun) one(ctx context.Context, c *cell, row []*cell, built func()) 
 
 var errInterrupted = errors.New("interrupted")
 
-// explain shows why a build failed, from its log, and gives the reason and what is behind it in one line each.
-func (r *buildRun) explain(c *cell, b builder.Result) (reason, why string) {
+// failure is why a build failed, with the reason in one line.
+type failure struct {
+	ui.Failure
+	reason string
+}
+
+// explain reads why a build failed from its log.
+func (r *buildRun) explain(c *cell, b builder.Result) failure {
 	f, err := ui.ReadFailure(bytes.NewReader(b.Log))
 	if err != nil {
-		return b.Reason, ""
+		return failure{ui.Failure{First: b.Reason}, b.Reason}
 	}
 	all := f.Tail
-	f, reason = ui.Failure{First: b.Reason}, b.Reason
+	f, reason := ui.Failure{First: b.Reason}, b.Reason
 	step := (*builder.StepError)(nil)
 	switch {
 	case errors.As(b.Err, new(*builder.MemoryError)):
@@ -424,12 +437,16 @@ func (r *buildRun) explain(c *cell, b builder.Result) (reason, why string) {
 		f.Why = "the time limit of --timeout was reached"
 	case errors.As(b.Err, &step):
 		_, log, _ := bytes.Cut(b.Log, []byte("\n# "+step.Step+"\n")) // what other steps and the dkms.conf said is not why
+		made, hidden := hiddenFailure(b.Log, step)
+		if hidden {
+			log, reason = made, "make failed, and the dkms.conf's MAKE hides that"
+		}
 		if f, err = ui.ReadFailure(bytes.NewReader(log)); err != nil || f.First == "" {
 			f = ui.Failure{First: b.Reason}
 			break
 		}
 		f.First = strings.ReplaceAll(f.First, dkms.Target{Module: c.source.Module, Version: c.source.Version}.Build()+"/", "")
-		if step.Output != "" { // the reason has the step's own words
+		if step.Output != "" && !hidden { // the reason has the step's own words
 			f.First = b.Reason
 			break
 		}
@@ -439,8 +456,16 @@ func (r *buildRun) explain(c *cell, b builder.Result) (reason, why string) {
 		reason += ": " + f.First
 	}
 	f.Tail = all
-	r.board.Fail(c.title, f, b.LogPath)
-	return reason, f.Why
+	return failure{f, reason}
+}
+
+var makeStopped = regexp.MustCompile(`(?m)^make(\[\d+\])?: \*\*\* `)
+
+// hiddenFailure gives the log of a make that failed where only missing modules say so, as after MAKE="make modules; true".
+func hiddenFailure(log []byte, step *builder.StepError) ([]byte, bool) {
+	_, log, _ = bytes.Cut(log, []byte("\n# make\n"))
+	log, _, found := bytes.Cut(log, []byte("\n# collecting the modules\n"))
+	return log, found && step.Step == "collecting the modules" && makeStopped.Match(log)
 }
 
 // handOut writes the modules and the log to their folder below out. None is put in its place before all are written; files that

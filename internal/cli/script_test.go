@@ -366,6 +366,8 @@ func spoil(base *url.URL, mode string) http.Handler {
 				})
 			case mode == "altered-index" && index:
 				return change(flip)
+			case mode == "altered-files" && (strings.Contains(name, "/main/by-hash/") || strings.Contains(name, "/main/Contents-")):
+				return change(flip)
 			case mode == "truncated-index" && index:
 				return change(func(b []byte) []byte { return b[:len(b)/2] })
 			case mode == "altered-package" && pkg && r.Request.Header.Get("Range") == "":

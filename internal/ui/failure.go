@@ -23,6 +23,7 @@ type Failure struct {
 	Missing []Missing
 	First   string   // the error that explains the others, "" if the log has none; one line
 	Tail    []string // the last 20 lines
+	Hint    string   // what to do about it, "" if that isn't known; not from the log
 }
 
 // Kinds of errors, the most telling first. An error of the compiler explains the linker's and make's that come after it, and

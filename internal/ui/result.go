@@ -36,6 +36,7 @@ type Result struct {
 	Compiler string   `json:"compiler"` // "gcc-12"
 	Modules  []Module `json:"modules"`
 	Log      string   `json:"log"`                 // path of the build's log
+	Hint     string   `json:"hint"`                // what to do about a failure, one line, where that is known
 	Seconds  float64  `json:"seconds"`             // printed to the millisecond
 	DKMSCode int      `json:"dkms_code,omitempty"` // the exit code that dkms ends with in the same case; see builder.DKMSCode
 }

@@ -82,6 +82,7 @@ func TestPrintJSON(t *testing.T) {
         }
       ],
       "log": "out/debian-bookworm/6.1.0-56-amd64/build.log",
+      "hint": "",
       "seconds": 1.235
     }
   ]

@@ -209,8 +209,8 @@ func (b *Board) Print(msg string) {
 	b.write(strings.TrimRight(Clean(msg), "\n") + "\n")
 }
 
-// Fail reports a build that failed, also when quiet: why, the first error of its log, the log's end, and where all of it is.
-// An empty reason or path is left out.
+// Fail reports a build that failed, also when quiet: why, the first error of its log, the log's end, where all of it is, and what to
+// do about it. An empty reason, path or hint is left out.
 func (b *Board) Fail(label string, f Failure, logPath string) {
 	if b == nil {
 		return
@@ -234,6 +234,9 @@ func (b *Board) Fail(label string, f Failure, logPath string) {
 	}
 	if logPath != "" {
 		fmt.Fprintf(&s, "  the whole log: %s\n", cleanLine(logPath))
+	}
+	if f.Hint != "" {
+		fmt.Fprintf(&s, "  hint: %s\n", cleanLine(f.Hint))
 	}
 	b.out.Lock()
 	defer b.out.Unlock()

@@ -43,7 +43,7 @@ func tour(b *Board) {
 	one.Phase("building")
 	one.End(Failed, "twice")
 	two.End(Failed, "")
-	b.Fail(two.label, Failure{First: "hello.c:3:2: error: x", Tail: []string{"a", "\tb"}}, "out/build.log")
+	b.Fail(two.label, Failure{First: "hello.c:3:2: error: x", Tail: []string{"a", "\tb"}, Hint: "add a package\x1b[2J"}, "out/build.log")
 	b.Close()
 	b.Close()
 	b.Warn("late")
@@ -68,6 +68,7 @@ debian/trixie:6.12.115+deb13-amd64: hello.c:3:2: error: x
     a
     	b
   the whole log: out/build.log
+  hint: add a package
 warning: late
 `},
 		"quiet": {Options{Quiet: true, Verbose: true}, `
@@ -77,6 +78,7 @@ debian/trixie:6.12.115+deb13-amd64: hello.c:3:2: error: x
     a
     	b
   the whole log: out/build.log
+  hint: add a package
 warning: late
 `},
 		"verbose": {Options{Verbose: true}, `
@@ -97,6 +99,7 @@ debian/trixie:6.12.115+deb13-amd64: hello.c:3:2: error: x
     a
     	b
   the whole log: out/build.log
+  hint: add a package
 warning: late
 `},
 	} {

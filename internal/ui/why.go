@@ -143,6 +143,8 @@ var rules = []rule{
 		why: "the library $1$2$3 is missing: pkg-config doesn't know it", kind: MissingPkgConfig},
 	{re: re(`Can't locate (\S+)\.pm in @INC`), why: "a module of perl is missing: $1.pm"},
 	{re: re(`^(?:ModuleNotFoundError|ImportError): No module named '?([\w.]+)`), why: "a module of python is missing: $1"},
+	{re: re(`\*\*\* No rule to make target ` + quoted + `, needed by `), why: "the file $1 is missing, and no Makefile says how to make it"},
+	{re: re(`\*\*\* No rule to make target ` + quoted), why: "no Makefile has the target $1"},
 	{re: re(`\*\*\* ((?:/usr)?/lib/modules/[^:]+|/usr/src/[^:]+): No such file or directory`), why: "the Makefile asks for a kernel in $1, where none is"},
 
 	// Steps of the build that say in the end that something failed.

@@ -213,7 +213,7 @@ func TestFilesAreMadeAnew(t *testing.T) {
 	for _, path := range b.cached(".files") {
 		data := mustRead(t, path)
 		for what, damaged := range map[string][]byte{
-			"shortened": data[:len(data)-1], "emptied": {}, "changed": append(bytes.Clone(data[:len(data)-6]), make([]byte, 6)...), "other": []byte("nonsense"),
+			"shortened": data[:len(data)-1], "emptied": {}, "changed": append(bytes.Clone(data[:len(data)-6]), make([]byte, 6)...), "other": []byte("nonsense"), "longer": []byte("usr/bin/flex other-package\nusr/bin/flex another\n"),
 		} {
 			if err := os.WriteFile(path, damaged, 0o644); err != nil {
 				t.Fatal(err)

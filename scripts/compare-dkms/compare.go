@@ -108,7 +108,7 @@ type subject struct {
 	source          string // for the tool: a .deb or a folder
 	tree            string // for dkms: a folder with usr/src/MODULE-VERSION
 	module, version string
-	with            []string // packages that the build needs
+	with            []string // packages that are on dkms's root; the tool finds out by itself
 	first           []string // what BUILD_DEPENDS names and the tree has, as MODULE/VERSION
 	err             error    // why there is none of this
 }
@@ -237,9 +237,6 @@ func (c *comparison) ready(ctx context.Context, s subject, k kernels.Kernel) (fu
 		}
 	}
 	args := []string{"build", s.source, "--kernels", k.String(), "--out", out, "--format", "json", "--cache-dir", cache, "--quiet"}
-	if len(s.with) > 0 {
-		args = append(args, "--with", strings.Join(s.with, ","))
-	}
 	if len(s.first) > 0 {
 		args = append(args, "--depends", filepath.Join(s.tree, "usr/src"))
 	}

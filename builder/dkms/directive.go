@@ -145,8 +145,14 @@ func misspelt(name string, text []byte) []Fault {
 		if used[v] || slices.Contains(directives, v) || v != strings.ToUpper(v) || len(v) < 4 {
 			continue
 		}
-		near := nearest(v)
-		if distance(v, near) <= min(2, len(near)/4) {
+		near := ""
+		for _, d := range directives {
+			most := min(2, len(d)/4)
+			if n := len(v) - len(d); -most <= n && n <= most && distance(v, d) <= most && (near == "" || distance(v, d) < distance(v, near)) {
+				near = d
+			}
+		}
+		if near != "" {
 			found = append(found, Fault{File: name, Line: lines[v], Text: fmt.Sprintf("%s is no directive; is %s meant?", v, near)})
 		}
 	}

@@ -2,12 +2,14 @@ package dkms
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -46,7 +48,11 @@ func evaluateHere(t testing.TB, in Input, target Target) (Conf, error) {
 		}
 	}
 	args := target.evaluation(filepath.Join(dir, ".values"), files, in.Directives)
-	cmd := exec.Command(args[0], args[1:]...)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a conf that loops does it in a child
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.Dir = dir
 	cmd.Env = []string{"LC_ALL=C", "PATH=" + os.Getenv("PATH"), "kernelver=" + target.Release, "arch=" + target.Machine}
 	stderr, err := os.Create(filepath.Join(dir, "stderr")) // a pipe would be waited for as long as any process is left

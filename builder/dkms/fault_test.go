@@ -2,9 +2,11 @@ package dkms
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // Every fault of a conf is reported, all at once, with the line that is to be changed.
@@ -280,4 +282,46 @@ PRE_BUILD=gen.sh; POST_BUILD=done.sh
 	if err != nil || p.Make.Value != "make -j3 KERNELRELEASE=6.1.0-56-amd64 all LLVM=1" || !slices.Contains(p.Steps[1].Args, "llvm-strip") {
 		t.Errorf("a kernel of clang: make command %q, collecting %q, %v", p.Make.Value, p.Steps[1].Args, err)
 	}
+}
+
+// A conf that has thousands of faults has some of them told, soon.
+func TestManyFaults(t *testing.T) {
+	for _, conf := range []string{
+		"for i in {0..4000}; do BUILT_MODULE_NAME[i]=a.ko; done",
+		"BUILT_MODULE_NAME[4096]=a",
+		strings.Repeat("DEST_MODULE_NAME+=(b)\n", 2800),
+		strings.Repeat("[ $i ] || MAKE_MACTH[$i]=(\n", 2300) + "BUILT_MODULE_NAME[4096]=a",
+	} {
+		begin := time.Now()
+		_, err := plan(t, head+conf+"\n", bookworm)
+		if d := time.Since(begin); d > 5*time.Second {
+			t.Errorf("%.60s: it took %s", conf, d)
+		}
+		if err == nil || len(strings.Split(err.Error(), "\n")) > maxFaults+1 || len(err.Error()) > 16<<10 {
+			t.Errorf("%.60s: error of %d bytes", conf, len(fmt.Sprint(err)))
+		}
+		if faults := (Errors)(nil); errors.As(err, &faults) && len(faults) > maxFaults && !strings.Contains(err.Error(), " more") {
+			t.Errorf("%.60s: the error doesn't say how many more there are: %v", conf, faults[len(faults)-1])
+		}
+	}
+}
+
+// What is looked for in a conf outside the sandbox is found, or not, in any file.
+func FuzzPlaces(f *testing.F) {
+	f.Add("A=1\nif x; then BUILT_MODULE_NAME=(a [3]=b \"$c\"); fi\nMAKE+=(x) MAKE_MACTH[1+1]=$'y'\n", "x/dkms.conf: line 3: y: z\nx/dkms.conf: line 99999999999999999999: y")
+	f.Fuzz(func(t *testing.T, conf, stderr string) {
+		in := Input{Conf: []byte(conf), Overrides: []Override{{"m.conf", []byte(conf)}}}
+		p := findPlaces(in)
+		for name := range p {
+			for i := range 4 {
+				if file, line := p.of(name, i, "x"); line < 0 || line > strings.Count(conf, "\n")+1 || file == "" {
+					t.Errorf("%q: %s[%d] is in %s:%d", conf, name, i, file, line)
+				}
+			}
+		}
+		misspelt("m.conf", []byte(conf))
+		if said := readRemarks([]byte(stderr), in); len(said) > 10 {
+			t.Errorf("%d remarks", len(said))
+		}
+	})
 }

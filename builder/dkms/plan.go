@@ -76,10 +76,18 @@ type planner struct {
 	Conf
 	t      Target
 	faults Errors
+	more   int // faults that are not told
 }
+
+// maxFaults is how many faults of a conf are told.
+const maxFaults = 50
 
 // fault is of an element that is there; without one it is of the record of a module with that number.
 func (p *planner) fault(code int, directive string, i int, format string, args ...any) {
+	if len(p.faults) >= maxFaults {
+		p.more++
+		return
+	}
 	f := Fault{Text: fmt.Sprintf(format, args...), code: code}
 	f.File, f.Line = p.places.of(directive, i, p.get(directive, i))
 	for _, d := range moduleDirectives {
@@ -142,8 +150,13 @@ func (c Conf) Plan(t Target) (Plan, error) {
 			break
 		}
 	}
+	more := b.more
 	if p.Patches = b.patches(); p.Skip != "" { // dkms looks at a patch when it's its turn
+		b.more = more
 		b.faults = slices.DeleteFunc(b.faults, func(f Fault) bool { return f.code == codePatch })
+	}
+	if b.more > 0 {
+		b.faults = append(b.faults, Fault{File: confName, Text: fmt.Sprintf("and %d more", b.more)})
 	}
 	if len(b.faults) > 0 {
 		return Plan{}, b.faults
@@ -179,6 +192,7 @@ func (b *planner) steps(p Plan) []Step {
 func (b *planner) modules() []Module {
 	n := b.size(moduleDirectives...)
 	var modules []Module
+	builds, dests := map[string]int{}, map[string]int{}
 	for i := range n {
 		built, loc := b.get("BUILT_MODULE_NAME", i), b.get("BUILT_MODULE_LOCATION", i)
 		if built == "" && n == 1 {
@@ -224,13 +238,15 @@ func (b *planner) modules() []Module {
 			Dest:  destination(b.t.Distro, b.get("DEST_MODULE_LOCATION", i)),
 			Strip: b.strip(i),
 		}
-		for first, other := range modules {
-			if other.Built == m.Built && built != "" {
-				b.fault(0, "BUILT_MODULE_NAME", i, "BUILT_MODULE_NAME[%d] names %q a second time, after BUILT_MODULE_NAME[%d]", i, m.Built, first)
-			}
-			if other.Name == m.Name && dest != "" {
-				b.fault(0, "DEST_MODULE_NAME", i, "DEST_MODULE_NAME[%d] names %q a second time, after DEST_MODULE_NAME[%d]", i, dest, first)
-			}
+		if first, again := builds[m.Built]; again && built != "" {
+			b.fault(0, "BUILT_MODULE_NAME", i, "BUILT_MODULE_NAME[%d] names %q a second time, after BUILT_MODULE_NAME[%d]", i, m.Built, first)
+		} else {
+			builds[m.Built] = i
+		}
+		if first, again := dests[m.Name]; again && dest != "" {
+			b.fault(0, "DEST_MODULE_NAME", i, "DEST_MODULE_NAME[%d] names %q a second time, after DEST_MODULE_NAME[%d]", i, dest, first)
+		} else {
+			dests[m.Name] = i
 		}
 		modules = append(modules, m)
 	}

@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -107,7 +108,7 @@ type subject struct {
 	source          string // for the tool: a .deb or a folder
 	tree            string // for dkms: a folder with usr/src/MODULE-VERSION
 	module, version string
-	with            []string // packages that the build needs
+	with            []string // packages that are on dkms's root; the tool finds out by itself
 	first           []string // what BUILD_DEPENDS names and the tree has, as MODULE/VERSION
 	err             error    // why there is none of this
 }
@@ -119,6 +120,7 @@ type comparison struct {
 	work    string
 	dkms    *dkmstest.DKMS
 	count   atomic.Int64
+	images  sync.Map // of header images that were made, by kernel and packages
 }
 
 func newComparison(ctx context.Context, o options, work string) (c *comparison, err error) {
@@ -235,15 +237,16 @@ func (c *comparison) ready(ctx context.Context, s subject, k kernels.Kernel) (fu
 		}
 	}
 	args := []string{"build", s.source, "--kernels", k.String(), "--out", out, "--format", "json", "--cache-dir", cache, "--quiet"}
-	if len(s.with) > 0 {
-		args = append(args, "--with", strings.Join(s.with, ","))
-	}
 	if len(s.first) > 0 {
 		args = append(args, "--depends", filepath.Join(s.tree, "usr/src"))
 	}
 	// A build whose time is over at once has its header image made; whatever else is in its way is so for the next too.
-	if _, err := output(ctx, c.tool, append(args, "--timeout=1ms")...); err != nil && !errors.As(err, new(*exec.ExitError)) {
-		return nil, err
+	image := k.String() + " " + strings.Join(s.with, " ")
+	if _, there := c.images.Load(image); !there {
+		if _, err := output(ctx, c.tool, append(args, "--timeout=1ms")...); err != nil && !errors.As(err, new(*exec.ExitError)) {
+			return nil, err
+		}
+		c.images.Store(image, true)
 	}
 	args = append(args, "--offline", "--timeout="+c.timeout.String())
 	return func(ctx context.Context) (outcome, error) {

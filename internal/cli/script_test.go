@@ -17,6 +17,7 @@ import (
 	"path"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -47,8 +48,8 @@ func TestMain(m *testing.M) {
 // TestScripts runs the program on real packages, real kernels and the machine's own mirror. Beside testscript's commands a
 // script has:
 //
-//	fresh NAME [bare]  makes the cache folder $WORK/NAME: it has the indexes, packages and unpacked header images of the other
-//	                   tests, and no results; bare, it has no header images either
+//	fresh NAME [bare]  makes the cache folder $WORK/NAME: it has the indexes and packages of the other tests, and the unpacked
+//	                   header images of $K61, $K612 and $TRIXIE, and no results; bare, it has no header images either
 //	fetch PACKAGE      downloads a Debian package to $WORK/PACKAGE.deb
 //	mirror MODE        starts a mirror on loopback, $MIRROR, that spoils what it passes on, as MODE says
 //	offline CMD ...    runs a command where there is no network
@@ -102,12 +103,16 @@ func TestScripts(t *testing.T) {
 				dir := ts.MkAbs(args[0])
 				ts.Check(os.MkdirAll(filepath.Join(dir, "images/packages"), 0o755))
 				ts.Check(exec.Command("cp", "-a", filepath.Join(shared, "index"), dir).Run())
-				linked := []string{"packages/sha256", "layers", "roots"}
-				if len(args) > 1 && args[1] == "bare" {
-					linked = linked[:1]
+				linked := []string{"packages/sha256"}
+				if len(args) == 1 {
+					roots, err := plainRoots(shared, ts.Getenv("K61"), ts.Getenv("K612"), ts.Getenv("TRIXIE"))
+					ts.Check(err)
+					linked = append(linked, roots...)
 				}
 				for _, name := range linked {
-					ts.Check(exec.Command("cp", "-al", filepath.Join(shared, "images", name), filepath.Join(dir, "images", filepath.Dir(name))).Run())
+					to := filepath.Join(dir, "images", filepath.Dir(name))
+					ts.Check(os.MkdirAll(to, 0o755))
+					ts.Check(exec.Command("cp", "-al", filepath.Join(shared, "images", name), to).Run())
 				}
 			},
 			"fetch": func(ts *testscript.TestScript, _ bool, args []string) {
@@ -164,6 +169,50 @@ func TestScripts(t *testing.T) {
 			},
 		},
 	})
+}
+
+// plainRoots are the records and layers, below images, of the header images of kernels that have no extra packages: to link the
+// hundreds of thousands of files of all others would take longer than the scripts.
+func plainRoots(shared string, of ...string) ([]string, error) {
+	records, err := filepath.Glob(filepath.Join(shared, "images/roots/*.json"))
+	if err != nil {
+		return nil, err
+	}
+	type root struct {
+		name   string
+		Lock   kernels.Lock
+		Layers []string
+	}
+	plain := map[kernels.Kernel][]root{}
+	for _, file := range records {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return nil, err
+		}
+		r := root{name: "roots/" + filepath.Base(file)}
+		if err := json.Unmarshal(text, &r); err != nil {
+			return nil, fmt.Errorf("%s: %w", file, err)
+		}
+		switch have := plain[r.Lock.Kernel]; {
+		case !slices.Contains(of, r.Lock.Kernel.String()):
+		case len(have) == 0 || len(r.Lock.Headers) < len(have[0].Lock.Headers):
+			plain[r.Lock.Kernel] = []root{r}
+		case len(r.Lock.Headers) == len(have[0].Lock.Headers):
+			plain[r.Lock.Kernel] = append(have, r)
+		}
+	}
+	var out []string
+	for _, roots := range plain {
+		for _, r := range roots {
+			out = append(out, r.name)
+			for _, l := range r.Layers {
+				if layer := "layers/" + l; !slices.Contains(out, layer) {
+					out = append(out, layer)
+				}
+			}
+		}
+	}
+	return out, nil
 }
 
 // noNamespaces is for a shell in a user namespace of its own: the limit is that namespace's.

@@ -20,11 +20,10 @@ func TestPackages(t *testing.T) {
 	}
 	targets = append(targets, cloud...)
 	wants := map[string][]want{ // for 6.1, 6.12 and 6.1 of the flavour cloud
-		"acpi-call-dkms":        {{modules: "acpi_call.ko"}, {modules: "acpi_call.ko"}},
-		"iptables-netflow-dkms": {{modules: "ipt_NETFLOW.ko"}}, // it needs libxtables-dev
-		"librem-ec-acpi-dkms":   {{dkms: 10, reason: "incompatible pointer type"}},
-		"nat-rtsp-dkms":         {{modules: "nf_conntrack_rtsp.ko nf_nat_rtsp.ko"}, {dkms: 10, reason: "strlcpy"}},
-		"v4l2loopback-dkms":     {{modules: "v4l2loopback.ko"}, {dkms: 10}, {dkms: 77, reason: "CONFIG_VIDEO"}},
+		"acpi-call-dkms":      {{modules: "acpi_call.ko"}, {modules: "acpi_call.ko"}},
+		"librem-ec-acpi-dkms": {{dkms: 10, reason: "incompatible pointer type"}},
+		"nat-rtsp-dkms":       {{modules: "nf_conntrack_rtsp.ko nf_nat_rtsp.ko"}, {dkms: 10, reason: "strlcpy"}},
+		"v4l2loopback-dkms":   {{modules: "v4l2loopback.ko"}, {dkms: 10}, {dkms: 77, reason: "CONFIG_VIDEO"}},
 	}
 	for name, wants := range wants {
 		found, err := c.packages(context.Background(), []string{"main"}, []string{name})

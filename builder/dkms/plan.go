@@ -224,13 +224,11 @@ func (b *planner) modules() []Module {
 			Dest:  destination(b.t.Distro, b.get("DEST_MODULE_LOCATION", i)),
 			Strip: b.strip(i),
 		}
-		for first, other := range modules {
-			if other.Built == m.Built && built != "" {
-				b.fault(0, "BUILT_MODULE_NAME", i, "BUILT_MODULE_NAME[%d] names %q a second time, after BUILT_MODULE_NAME[%d]", i, m.Built, first)
-			}
-			if other.Name == m.Name && dest != "" {
-				b.fault(0, "DEST_MODULE_NAME", i, "DEST_MODULE_NAME[%d] names %q a second time, after DEST_MODULE_NAME[%d]", i, dest, first)
-			}
+		if first := slices.IndexFunc(modules, func(o Module) bool { return o.Built == m.Built }); first >= 0 && built != "" {
+			b.fault(0, "BUILT_MODULE_NAME", i, "BUILT_MODULE_NAME[%d] names %q a second time, after BUILT_MODULE_NAME[%d]", i, m.Built, first)
+		}
+		if first := slices.IndexFunc(modules, func(o Module) bool { return o.Name == m.Name }); first >= 0 && dest != "" {
+			b.fault(0, "DEST_MODULE_NAME", i, "DEST_MODULE_NAME[%d] names %q a second time, after DEST_MODULE_NAME[%d]", i, dest, first)
 		}
 		modules = append(modules, m)
 	}

@@ -115,6 +115,9 @@ type Result struct {
 func (b *Builder) Key(j Job) v1.Hash {
 	var depends []string
 	for _, d := range j.Depends {
+		if d.Result.Status == Failed { // the build goes without it, now; the next time it may be there
+			continue
+		}
 		depends = append(depends, d.Source.Module+" "+d.Source.Version+" "+d.Result.Key.String())
 	}
 	slices.Sort(depends)

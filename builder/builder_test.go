@@ -59,6 +59,11 @@ func TestKey(t *testing.T) {
 	if needs("a") == needs("b") || needs("a") == needs("a", "b") {
 		t.Error("another dependency has the same key")
 	}
+	failed := base
+	failed.Depends = []Dependency{{&Source{Module: "ona", Version: "1"}, Result{Key: hash("a"), Status: Failed}}}
+	if b.Key(failed) == needs("a") {
+		t.Error("what is built without a dependency that failed has the key of what is built with it")
+	}
 	for name, got := range map[string]v1.Hash{
 		"dependency": needs("a"),
 		"source":     b.Key(source), "suite": b.Key(suite), "toolchain": b.Key(toolchain),

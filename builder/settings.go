@@ -2,10 +2,8 @@ package builder
 
 import (
 	"bytes"
-	"cmp"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -26,7 +24,7 @@ const settingsFile = "godkms.toml"
 
 // The bounds of a settings file.
 const (
-	maxSettings = 64 << 10 // bytes
+	maxSettings = 16 << 10 // bytes; the time that the library takes grows with their square
 	maxWishes   = 256
 	maxWish     = 1 << 10 // bytes
 )
@@ -44,7 +42,7 @@ func readSettings(text []byte) ([]Wish, error) {
 	if err != nil {
 		return nil, settingsError(err)
 	}
-	if err := onlyKeys(meta, top, "", "build"); err != nil {
+	if err := onlyKeys(meta, top, nil, "", "build"); err != nil {
 		return nil, err
 	}
 	build, ok := top["build"]
@@ -55,7 +53,7 @@ func readSettings(text []byte) ([]Wish, error) {
 	if err := meta.PrimitiveDecode(build, &keys); err != nil || keys == nil { // nil: it is no table
 		return nil, at(meta, build, "build must be a table: a line with [build], and below it its settings")
 	}
-	if err := onlyKeys(meta, keys, " in [build]", "packages"); err != nil {
+	if err := onlyKeys(meta, keys, []string{"build"}, " in [build]", "packages"); err != nil {
 		return nil, err
 	}
 	packages, ok := keys["packages"]
@@ -97,15 +95,15 @@ func readSettings(text []byte) ([]Wish, error) {
 	return out, nil
 }
 
-// onlyKeys refuses keys other than those that are known, in the order of the file.
-func onlyKeys(meta toml.MetaData, have map[string]toml.Primitive, where string, known ...string) error {
-	for _, key := range slices.SortedFunc(maps.Keys(have), func(a, b string) int {
-		return cmp.Or(line(meta, have[a])-line(meta, have[b]), strings.Compare(a, b))
-	}) {
-		if slices.Contains(known, key) {
+// onlyKeys refuses keys of a table other than those that are known; the first of them in the file.
+func onlyKeys(meta toml.MetaData, have map[string]toml.Primitive, table []string, where string, known ...string) error {
+	for _, path := range meta.Keys() {
+		if len(path) <= len(table) || !slices.Equal(path[:len(table)], table) {
 			continue
 		}
-		return at(meta, have[key], fmt.Sprintf("there is no setting %q%s%s", key, where, kernels.DidYouMean(key, known)))
+		if key := path[len(table)]; !slices.Contains(known, key) {
+			return at(meta, have[key], fmt.Sprintf("there is no setting %q%s%s", key, where, kernels.DidYouMean(key, known)))
+		}
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestReadSettings(t *testing.T) {
@@ -57,6 +58,21 @@ func TestReadSettings(t *testing.T) {
 	}
 }
 
+// A settings file that is nothing but settings takes no time worth mentioning.
+func TestManySettings(t *testing.T) {
+	var text strings.Builder
+	for i := 0; text.Len() < maxSettings-8; i++ {
+		fmt.Fprintf(&text, "%x=1\n", i)
+	}
+	start := time.Now()
+	if _, err := readSettings([]byte(text.String())); err == nil || !strings.Contains(err.Error(), `no setting "0"`) {
+		t.Errorf("readSettings() = %v", err)
+	}
+	if took := time.Since(start); took > time.Second {
+		t.Errorf("it took %s", took)
+	}
+}
+
 func FuzzSettings(f *testing.F) {
 	f.Add([]byte("[build]\npackages = [\"a\", 'b | c']\n"))
 	f.Add([]byte("build.packages = [\n\"a\"]\n[build.x]\n"))
@@ -100,7 +116,7 @@ func TestSourceSettings(t *testing.T) {
 		t.Errorf("one in a folder below: %v", deeper.Packages)
 	}
 	for want, files := range map[string]map[string]string{
-		"godkms.toml has 65537 bytes; at most 65536 are read": {"dkms.conf": conf, "godkms.toml": strings.Repeat("#", maxSettings+1)},
+		"godkms.toml has 16385 bytes; at most 16384 are read": {"dkms.conf": conf, "godkms.toml": strings.Repeat("#", maxSettings+1)},
 		"godkms.toml:1: there is no setting":                  {"dkms.conf": conf, "godkms.toml": "x = 1\n"},
 		"leads out of the tree":                               {"dkms.conf": conf, "godkms.toml": "->/etc/passwd"},
 	} {

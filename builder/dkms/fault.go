@@ -55,7 +55,7 @@ type place struct {
 	file  string
 	line  int
 	index int    // anyIndex where it's not known
-	value string // as written, where nothing in it has to be expanded
+	value string // as written, where nothing in it has to be expanded, with one space for each run of white space
 	plain bool   // value is that
 }
 
@@ -135,6 +135,7 @@ func (p places) assign(file string, a *syntax.Assign, certain bool) {
 }
 
 func (p places) add(directive string, at place, certain bool) {
+	at.value = words(at.value)
 	if certain && at.index != anyIndex {
 		p[directive] = slices.DeleteFunc(p[directive], func(o place) bool { return o.index == at.index })
 	}
@@ -143,23 +144,25 @@ func (p places) add(directive string, at place, certain bool) {
 
 // of gives the place of an element with a value; its line is 0 where that can't be known.
 func (p places) of(directive string, index int, value string) (file string, line int) {
-	var found []place
-	for _, at := range p[directive] {
-		if at.index == index || at.index == anyIndex {
-			found = append(found, at)
+	value = words(value)
+	var exact, others int // places with that value, and with one that isn't known
+	var at, other place
+	for _, here := range p[directive] {
+		switch {
+		case here.index != index && here.index != anyIndex:
+		case !here.plain:
+			others, other = others+1, here
+		case here.value == value:
+			exact, at = exact+1, here
 		}
 	}
-	exact := slices.DeleteFunc(slices.Clone(found), func(at place) bool { return !at.plain || words(at.value) != words(value) })
 	switch {
-	case len(exact) == 1:
-		found = exact
-	default:
-		found = slices.DeleteFunc(found, func(at place) bool { return at.plain && words(at.value) != words(value) })
+	case exact == 1:
+		return at.file, at.line
+	case exact == 0 && others == 1:
+		return other.file, other.line
 	}
-	if len(found) != 1 {
-		return confName, 0
-	}
-	return found[0].file, found[0].line
+	return confName, 0
 }
 
 func words(s string) string { return strings.Join(strings.Fields(s), " ") }

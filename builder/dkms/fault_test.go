@@ -326,3 +326,27 @@ func FuzzPlaces(f *testing.F) {
 		}
 	})
 }
+
+// The faults of thousands of elements are found in no more memory and time than they are worth.
+func TestManyElements(t *testing.T) {
+	var out strings.Builder
+	element := func(name string, i int, value string) { fmt.Fprintf(&out, "%s\x00%d\x00%s\x00\x00", name, i, value) }
+	for i := range maxIndex {
+		element("BUILT_MODULE_NAME", i, "x"+strings.Repeat(" y", 100))
+		element("DEST_MODULE_NAME", i, "x")
+	}
+	out.WriteString("END\x00")
+	in := Input{Conf: []byte("if true; then BUILT_MODULE_NAME+=(" + strings.Repeat("x ", 30_000) + "); fi\n")}
+	start := time.Now()
+	conf, err := Parse(strings.NewReader(out.String()), nil, in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	faults := (Errors)(nil)
+	if _, err = conf.Plan(Target{Distro: "debian", Release: "6.1"}); !errors.As(err, &faults) || len(faults) > 10*maxIndex {
+		t.Errorf("%d faults of %d modules", len(faults), maxIndex)
+	}
+	if took := time.Since(start); took > 20*time.Second {
+		t.Errorf("it took %s", took)
+	}
+}

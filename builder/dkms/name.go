@@ -2,6 +2,7 @@ package dkms
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -13,11 +14,12 @@ import (
 // validName is what may stand in a module's name or version: they become folder names, file names and tags.
 var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+~@=,-]{0,127}$`)
 
-// A dkms.conf is hostile input, and this part of it is read outside the sandbox. These bounds keep what an assignment can
-// grow to (the values of all variables in one word) below some hundred megabytes.
+// A dkms.conf is hostile input, and this part of it is read outside the sandbox. These bounds keep what a word of it can grow to
+// below some ten megabytes.
 const (
 	MaxConf  = 64 << 10 // bytes of a dkms.conf
-	maxValue = 4 << 10  // bytes of a variable
+	maxValue = 512      // bytes of a variable
+	maxUsed  = 64       // variables in one word
 )
 
 // Header is what is known of a dkms.conf before any kernel is.
@@ -98,7 +100,7 @@ func buildDepends(file *syntax.File, vars variables) []string {
 		if w == nil {
 			return
 		}
-		name, err := expand.Literal(&expand.Config{Env: vars}, w)
+		name, err := vars.literal(w)
 		if err == nil && validName.MatchString(name) && !slices.Contains(names, name) {
 			names = append(names, name)
 		}
@@ -139,12 +141,39 @@ func (v variables) assign(assigns []*syntax.Assign) {
 		if a.Name == nil || a.Naked || a.Value == nil || a.Append || !isZero(a.Index) {
 			continue
 		}
-		value, err := expand.Literal(&expand.Config{Env: v}, a.Value)
+		value, err := v.literal(a.Value)
 		if err != nil || len(value) > maxValue {
 			value = ""
 		}
 		v[a.Name.Value] = value
 	}
+}
+
+// literal is the value of a word. What takes a program is an error, and so is what multiplies two values, ${a//b/$c}: it could do so
+// again and again in one word.
+func (v variables) literal(w *syntax.Word) (string, error) {
+	var err error
+	used := 0
+	syntax.Walk(w, func(n syntax.Node) bool {
+		switch n := n.(type) {
+		case *syntax.ProcSubst: // package expand has no answer to it
+			err = errors.New("it takes a program")
+		case *syntax.ParamExp:
+			if used++; used > maxUsed {
+				err = fmt.Errorf("there are more than %d variables in one word", maxUsed)
+			}
+			if n.Repl != nil && n.Repl.With != nil {
+				if _, plain := plainWord(n.Repl.With); !plain {
+					err = errors.New("a replacement has to be expanded itself")
+				}
+			}
+		}
+		return err == nil
+	})
+	if err != nil {
+		return "", err
+	}
+	return expand.Literal(&expand.Config{Env: v}, w)
 }
 
 func isZero(index syntax.ArithmExpr) bool {

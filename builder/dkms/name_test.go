@@ -7,6 +7,7 @@ import (
 )
 
 func TestRead(t *testing.T) {
+	long := strings.Repeat("x", maxValue)
 	for _, tt := range []struct{ conf, name, version, err string }{
 		{conf: "PACKAGE_NAME=a\nPACKAGE_VERSION=1\n", name: "a", version: "1"},
 		{conf: "PACKAGE_NAME=\"a-b\"\r\nPACKAGE_VERSION='1.2~rc1'\r\n", name: "a-b", version: "1.2~rc1"},
@@ -18,6 +19,10 @@ func TestRead(t *testing.T) {
 		{conf: "PACKAGE_NAME=..\nPACKAGE_VERSION=1", err: `PACKAGE_NAME is ".."`},
 		{conf: "if then fi (", err: "not valid bash"},
 		{conf: "x=aaaaaaaa\n" + strings.Repeat("x=$x$x\n", 60) + "PACKAGE_NAME=$x\nPACKAGE_VERSION=1", err: "no PACKAGE_NAME"},
+		{conf: "V=1-2\nPACKAGE_NAME=a\nPACKAGE_VERSION=${V//-/.}", name: "a", version: "1.2"},
+		{conf: "PACKAGE_NAME=a\nPACKAGE_VERSION=<(cat VERSION)", err: "no PACKAGE_VERSION"},
+		{conf: "x=" + long + "\nPACKAGE_NAME=a\nPACKAGE_VERSION=" + strings.Repeat("${x//x/", 5) + "$x" + strings.Repeat("}", 5), err: "no PACKAGE_VERSION"},
+		{conf: "x=" + long + "\nPACKAGE_NAME=a\nPACKAGE_VERSION=${x#" + strings.Repeat("$x", 20_000) + "}", err: "no PACKAGE_VERSION"},
 		{conf: strings.Repeat("#", MaxConf+1), err: "at most"},
 	} {
 		h, err := Read([]byte(tt.conf))
@@ -46,7 +51,7 @@ func TestBuildDepends(t *testing.T) {
 		{"BUILD_DEPENDS=(b c)\nBUILD_DEPENDS+=(d b)", []string{"b", "c", "d"}},
 		{"if [[ $kernelver == 6.* ]]; then BUILD_DEPENDS=\"$PACKAGE_NAME-common\"; fi", []string{"a-common"}},
 		{"f() { declare -ga BUILD_DEPENDS[2]=e; }\ncase x in x) BUILD_DEPENDS=g;; esac", []string{"e", "g"}},
-		{"BUILD_DEPENDS=$(ls)\nBUILD_DEPENDS[1]=../x\nBUILD_DEPENDS[2]=", nil},
+		{"BUILD_DEPENDS=$(ls)\nBUILD_DEPENDS+=(<(ls))\nBUILD_DEPENDS[1]=../x\nBUILD_DEPENDS[2]=", nil},
 	} {
 		h, err := Read([]byte(head + tt.conf))
 		if err != nil || !slices.Equal(h.BuildDepends, tt.want) {
@@ -58,6 +63,7 @@ func TestBuildDepends(t *testing.T) {
 func FuzzRead(f *testing.F) {
 	f.Add([]byte("PACKAGE_NAME=a\nPACKAGE_VERSION=${x:=1}\n"))
 	f.Add([]byte("PACKAGE_NAME=${a/$b/{1..9}}\nPACKAGE_VERSION=$((1<<3))\ndeclare -a q=(1 2)\n"))
+	f.Add([]byte("PACKAGE_NAME=<(a)\nBUILD_DEPENDS=(\"${x//a/$b}\" >(b))\n"))
 	f.Fuzz(func(t *testing.T, conf []byte) {
 		h, err := Read(conf)
 		if err != nil {

@@ -84,7 +84,8 @@ func readAtMost(name string, n int64) ([]byte, error) {
 func (c *confInput) mayDepend(s *builder.Source, named bool) []string {
 	var overrides []dkms.Override
 	for _, name := range slices.Sorted(maps.Keys(c.overrides)) {
-		if name == s.Module+".conf" || strings.HasPrefix(name, s.Module+"-") {
+		version := s.Module + "-" + s.Version
+		if name == s.Module+".conf" || name == version+".conf" || strings.HasPrefix(name, version+"-") || strings.HasPrefix(name, s.Module+"--") {
 			overrides = append(overrides, dkms.Override{Name: name, Text: c.overrides[name]})
 		}
 	}

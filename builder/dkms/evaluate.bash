@@ -67,6 +67,8 @@ for __godkms_file in "${__godkms_files[@]}"; do
 	fi
 done
 
+__godkms_ended=1
+
 for ((__godkms_i = 0; __godkms_i < ${#__godkms_directives[@]}; __godkms_i += 3)); do
 	eval "${__godkms_directives[__godkms_i]}[${__godkms_directives[__godkms_i + 1]}]=\${__godkms_directives[__godkms_i + 2]}"
 done
@@ -92,4 +94,3 @@ for __godkms_name in $__godkms_names; do
 	done
 done
 builtin printf 'END\0'
-__godkms_ended=1

@@ -209,7 +209,7 @@ func hostScripts(source *Source, scripts []dkms.HostScript) ([]artifact.Extra, e
 	var out []artifact.Extra
 	for _, s := range scripts {
 		file, _, _ := strings.Cut(s.Command, " ")
-		text, executable, err := source.ReadFile(path.Clean(file), maxScript)
+		text, executable, err := source.ReadFile(path.Join(".", file), maxScript) // dkms puts the tree's path before it
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("%s: %w", s.Directive, err)
 		}

@@ -108,7 +108,6 @@ func (s *Source) Tar() io.Reader {
 // one wraps fs.ErrNotExist.
 func (s *Source) ReadFile(name string, limit int64) (text []byte, executable bool, err error) {
 	for range 8 {
-		link := ""
 		tr := tar.NewReader(io.NewSectionReader(s.tar, 0, s.size)) // it seeks over what is not read
 		for {
 			h, err := tr.Next()
@@ -118,12 +117,14 @@ func (s *Source) ReadFile(name string, limit int64) (text []byte, executable boo
 			if err != nil {
 				return nil, false, err
 			}
-			if h.Name != name {
+			rest, ok := strings.CutPrefix(name, h.Name)
+			isLink := h.Typeflag == tar.TypeSymlink
+			if !ok || rest != "" && !(isLink && rest[0] == '/') {
 				continue
 			}
 			switch {
-			case h.Typeflag == tar.TypeSymlink:
-				link = h.Linkname
+			case isLink: // the file, or a folder on the way
+				name = path.Join(path.Dir(h.Name), h.Linkname) + rest
 			case h.Size > limit:
 				return nil, false, fmt.Errorf("%q has %d bytes, more than %d", name, h.Size, limit)
 			default:
@@ -132,7 +133,6 @@ func (s *Source) ReadFile(name string, limit int64) (text []byte, executable boo
 			}
 			break
 		}
-		name = path.Join(path.Dir(name), link)
 	}
 	return nil, false, fmt.Errorf("%q is a link to a link, and so on", name)
 }

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/godkms-hermetic/godkms-hermetic/builder/dkms"
 )
 
 const conf = "PACKAGE_NAME=\"m\"\nPACKAGE_VERSION=\"1\"\n"
@@ -263,7 +265,7 @@ func run(t *testing.T, dir, name string, args ...string) {
 // What the host is to run comes from the source as it was given.
 func TestReadFile(t *testing.T) {
 	dir := writeTree(t, map[string]string{"dkms.conf": conf, "a/run.sh": "#!/bin/sh\n", "a/data": "x",
-		"link": "->a/link", "a/link": "->run.sh", "loop": "->loop", "none": "->nowhere"})
+		"link": "->a/link", "a/link": "->run.sh", "loop": "->loop", "none": "->nowhere", "b/folder": "->../a"})
 	if err := os.Chmod(filepath.Join(dir, "a/run.sh"), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -280,6 +282,9 @@ func TestReadFile(t *testing.T) {
 		{"a/data", "x", false, ""},
 		{"a/run.sh", "#!/bin/sh\n", true, ""},
 		{"link", "#!/bin/sh\n", true, ""},
+		{"b/folder/link", "#!/bin/sh\n", true, ""},
+		{"a/data/x", "", false, "does not exist"},
+		{"a", "", false, "does not exist"},
 		{"loop", "", false, "link to a link"},
 		{"none", "", false, "does not exist"},
 		{"dkms.conf", "", false, "more than 20"},
@@ -288,5 +293,9 @@ func TestReadFile(t *testing.T) {
 		if string(text) != tt.text || executable != tt.executable || (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
 			t.Errorf("ReadFile(%q) = %q, %v, %v; want %q, %v, %q", tt.name, text, executable, err, tt.text, tt.executable, tt.err)
 		}
+	}
+	scripts, err := hostScripts(s, []dkms.HostScript{{Directive: "POST_INSTALL", Command: "/b/folder/run.sh now"}})
+	if err != nil || len(scripts) != 1 || !scripts[0].Executable || scripts[0].Command != "/b/folder/run.sh now" {
+		t.Errorf("hostScripts() = %v, %v; want one that is executable", scripts, err)
 	}
 }

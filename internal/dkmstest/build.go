@@ -111,7 +111,8 @@ type Result struct {
 	Seconds float64           // of "dkms build"
 }
 
-// enter is run by a shell in namespaces of its own: the layers with a writable folder over them, /proc, a few devices, and then
+// enter is run by a shell in namespaces of its own: the layers with a writable folder over them, the processes of
+// /proc, a few devices, and then
 // dkms's root in place of this machine's. What is written is in memory, and gone with the namespace. Root in there has none of
 // the privileges to get out.
 const enter = `set -e
@@ -123,7 +124,7 @@ cd "$work"
 mkdir up work root
 mount -t overlay -o "lowerdir=$lower,upperdir=$work/up,workdir=$work/work$option" overlay root
 cd root
-mount -t proc proc proc
+mount -t proc -o subset=pid proc proc
 mount -t tmpfs -o mode=755 tmpfs dev
 for node in null zero full random urandom; do
 	: >dev/$node

@@ -12,6 +12,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"github.com/godkms-hermetic/godkms-hermetic/builder/dkms"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
 
@@ -72,6 +73,22 @@ func TestKey(t *testing.T) {
 		if got == want {
 			t.Errorf("%s: the key is the same", name)
 		}
+	}
+}
+
+// The folders of a 1-b and a-1 b are one and the same.
+func TestSameFolder(t *testing.T) {
+	source := func(name, version string) *Source { return &Source{Module: name, Version: version} }
+	target := func(s *Source) dkms.Target { return dkms.Target{Module: s.Module, Version: s.Version} }
+	built := Result{Status: Built}
+	a, b, c := source("a", "1-b"), source("a-1", "b"), source("c", "1")
+	for _, j := range []Job{{Source: a, Depends: []Dependency{{b, built}}}, {Source: c, Depends: []Dependency{{a, built}, {b, built}}}} {
+		if _, err := install(j, target(j.Source)); err == nil || !strings.Contains(err.Error(), `"/usr/src/a-1-b"`) {
+			t.Errorf("%s with %d: error %v", j.Source.Module, len(j.Depends), err)
+		}
+	}
+	if _, err := install(Job{Source: a, Depends: []Dependency{{b, Result{Status: Failed}}, {c, built}}}, target(a)); err != nil {
+		t.Errorf("with one that failed: %v", err)
 	}
 }
 

@@ -58,7 +58,11 @@ func install(j Job, t dkms.Target) (in installed, err error) {
 		p := placed{d, t}
 		p.target.Module, p.target.Version = d.Source.Module, d.Source.Version
 		in.built = append(in.built, p)
-		in.sources = append(in.sources, p.target.Source())
+		source := p.target.Source()
+		if source == t.Source() || slices.Contains(in.sources, source) { // a-b 1 and a b-1
+			return in, fmt.Errorf("two modules have the same source folder, %q; rename one of them", source)
+		}
+		in.sources = append(in.sources, source)
 		for _, f := range d.Result.Files {
 			top, _, _ := strings.Cut(f.Dest, "/")
 			in.modules = append(in.modules, path.Join(dkms.InstallTree, t.Release, top))

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 )
 
 // Every fault of a conf is reported, all at once, with the line that is to be changed.
@@ -253,6 +254,23 @@ BUILD_EXCLUSIVE_CONFIG="CONFIG_ACPI !CONFIG_DRM"
 	}
 	if got := append(p.Patches, p.Rules...); err != nil || !slices.Equal(got, want) || p.Skip != want[5].Why || len(p.Steps) != 0 {
 		t.Errorf("choices %v, skip %q, %d steps, error %v; want %v", got, p.Skip, len(p.Steps), err, want)
+	}
+}
+
+// What goes into an artifact's annotations fits there.
+func TestLongValues(t *testing.T) {
+	const begin = head + "DEST_MODULE_LOCATION=/extra\nprintf -v long %5000s\nlong=${long// /x}\n"
+	for _, directive := range []string{"POST_INSTALL=$long", "PRE_INSTALL=$'x\\xff'"} {
+		_, err := plan(t, begin+directive+"\n", bookworm)
+		if err == nil || !strings.Contains(err.Error(), "or is not UTF-8: it can have 4096") {
+			t.Errorf("%s: error %v", directive, err)
+		}
+	}
+	for _, directive := range []string{"BUILD_EXCLUSIVE_KERNEL=$long", "BUILD_EXCLUSIVE_CONFIG=CONFIG_$long", "BUILD_EXCLUSIVE_ARCH=$'\\xff'", "BUILD_EXCLUSIVE_CONFIG=$'\\xff'"} {
+		p, err := plan(t, begin+directive+"\n", bookworm)
+		if err != nil || p.Skip == "" || len(p.Skip) > 1500 || !utf8.ValidString(p.Skip) {
+			t.Errorf("%s: skipped because %q, error %v", directive, p.Skip, err)
+		}
 	}
 }
 

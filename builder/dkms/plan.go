@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"unicode"
+	"unicode/utf8"
 )
 
 // Plan is what has to be done to build for one kernel. If Skip is set nothing has to be done, and it says why.
@@ -139,6 +140,9 @@ func (c Conf) Plan(t Target) (Plan, error) {
 		s := c.get(name, 0)
 		if file, _, _ := strings.Cut(s, " "); leaves(file) {
 			b.fault(0, name, 0, "%s is %q: it must stay below the source tree", name, s)
+		}
+		if len(s) > maxCommand || !utf8.ValidString(s) {
+			b.fault(0, name, 0, "%s has %d bytes, or is not UTF-8: it can have %d", name, len(s), maxCommand)
 		}
 		if s != "" && !strings.HasSuffix(name, "_BUILD") {
 			p.Scripts = append(p.Scripts, HostScript{name, s})
@@ -316,7 +320,7 @@ func (b *planner) rules() []Choice {
 	for _, want := range strings.Fields(b.get("BUILD_EXCLUSIVE_CONFIG", 0)) {
 		option, absent := strings.CutPrefix(want, "!")
 		set := b.t.Config[option] == "y" || b.t.Config[option] == "m"
-		state := fmt.Sprintf("and %s is %s in this kernel", option, map[bool]string{true: "set", false: "not set"}[set])
+		state := fmt.Sprintf("and %s is %s in this kernel", strings.ToValidUTF8(short(option), "?"), map[bool]string{true: "set", false: "not set"}[set])
 		name, value := "BUILD_EXCLUSIVE_CONFIG", want
 		c := Choice{Directive: name, Value: value, Taken: set != absent, Why: fmt.Sprintf("%s=%s, %s", name, quote(value), state)}
 		rules = append(rules, c)
@@ -358,9 +362,22 @@ func (b *planner) patches() []Choice {
 	return all
 }
 
+// maxCommand bounds what names a script, in bytes: it goes into an annotation of the artifact.
+const maxCommand = 4096
+
+// short is a value, or of a long one the beginning.
+func short(s string) string {
+	const most = 400
+	if len(s) > most {
+		return strings.ToValidUTF8(s[:most], "") + "…"
+	}
+	return s
+}
+
 // quote shows a pattern as it stands in the conf: with its backslashes once.
 func quote(s string) string {
-	if strings.ContainsFunc(s, func(r rune) bool { return r == '"' || !unicode.IsPrint(r) }) {
+	s = short(s)
+	if !utf8.ValidString(s) || strings.ContainsFunc(s, func(r rune) bool { return r == '"' || !unicode.IsPrint(r) }) {
 		return strconv.Quote(s)
 	}
 	return `"` + s + `"`

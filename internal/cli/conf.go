@@ -245,9 +245,9 @@ func (r *buildRun) conf(ctx context.Context, o confOptions, source *builder.Sour
 		return fail(t.err, lockCode(t.err))
 	}
 	line.Phase("locking")
-	lock, err := r.distros[t.kernel.Distro].Lock(ctx, t.kernel, kernels.Extra{})
+	lock, err := r.distros[t.kernel.Distro].Lock(ctx, t.kernel, extraOf(source, nil))
 	if err != nil {
-		return fail(r.advise(err), lockCode(err))
+		return fail(r.advise(askedBy(source, nil, err)), lockCode(err))
 	}
 	job := o.input.of(source, lock)
 	for _, o := range job.Overrides {

@@ -140,20 +140,13 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, sources []string) er
 	if err != nil {
 		return err
 	}
-	temp, err := a.dir("tmp")
+	temp, err := a.temp()
 	if err != nil {
 		return err
 	}
 	exclude := []string{o.out, filepath.Dir(temp)} // both may lie in the source, or be it
 	for _, suite := range a.suites() {
 		exclude = append(exclude, filepath.Join(o.out, strings.Replace(suite, "/", "-", 1)))
-	}
-	err = os.MkdirAll(temp, 0o755)
-	if err == nil {
-		err = writable(temp)
-	}
-	if err != nil {
-		return fmt.Errorf("the cache folder can't be used: %w; choose another with --cache-dir", err)
 	}
 	us, err := openUnits(ctx, sources, o.depends, o.input, builder.SourceOptions{Temp: temp, Exclude: exclude, Open: distros["debian"].Open})
 	if err != nil {

@@ -189,6 +189,22 @@ func (a *app) dir(name string) (string, error) {
 	return abs, nil
 }
 
+// temp is the cache's folder for unnamed files. It is there, and can be written to.
+func (a *app) temp() (string, error) {
+	temp, err := a.dir("tmp")
+	if err != nil {
+		return "", err
+	}
+	err = os.MkdirAll(temp, 0o755)
+	if err == nil {
+		err = writable(temp)
+	}
+	if err != nil {
+		return "", fmt.Errorf("the cache folder can't be used: %w; choose another with --cache-dir", err)
+	}
+	return temp, nil
+}
+
 // distros are the providers by name.
 func (a *app) distros() (map[string]kernels.Provider, error) {
 	dir, err := a.dir("index")

@@ -173,12 +173,9 @@ func (a *app) runConf(ctx context.Context, o confOptions, src string) error {
 	if err != nil {
 		return err
 	}
-	temp, err := a.dir("tmp")
+	temp, err := a.temp()
 	if err != nil {
 		return err
-	}
-	if err := os.MkdirAll(temp, 0o755); err != nil {
-		return fmt.Errorf("the cache folder can't be used: %w; choose another with --cache-dir", err)
 	}
 	source, err := builder.OpenSource(ctx, src, builder.SourceOptions{Temp: temp, Exclude: []string{filepath.Dir(temp)}, Open: distros["debian"].Open})
 	if err != nil {

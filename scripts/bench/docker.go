@@ -35,6 +35,9 @@ func (b *bench) warmDocker(ctx context.Context, release string) error {
 // startDocker starts the machine's dockerd, or Debian's package of it, unpacked and not installed: its installation would start a
 // daemon of the machine. The daemon has a mount namespace of its own, so that no mount of it is left when it has ended.
 func (b *bench) startDocker(ctx context.Context) error {
+	if b.docker != nil { // for another row
+		return nil
+	}
 	search := os.Getenv("PATH")
 	daemon, err := exec.LookPath("dockerd")
 	if err != nil {

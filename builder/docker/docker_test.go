@@ -432,7 +432,7 @@ func TestSweep(t *testing.T) {
 // A run of another user is alive, though /proc doesn't show it.
 func TestHiddenProcesses(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("only root mounts another /proc")
+		need.Skip(t, "only root mounts another /proc")
 	}
 	need.Program(t, "setpriv")
 	exe := filepath.Join(t.TempDir(), "test")

@@ -22,7 +22,7 @@ import (
 const module = "github.com/godkms-hermetic/godkms-hermetic"
 
 // leaves may be imported by every package, and import none of ours.
-var leaves = []string{"internal/decompress", "internal/durable"}
+var leaves = []string{"internal/decompress", "internal/durable", "internal/registry"}
 
 // mayImport is the map of section 1 of the design; "*" is every package. Tests may import more.
 var mayImport = map[string][]string{
@@ -46,6 +46,7 @@ var mayImport = map[string][]string{
 	"internal/ui":              {},
 	"internal/decompress":      {},
 	"internal/durable":         {},
+	"internal/registry":        {},
 	"internal/dockertest":      {"internal/need"},
 	"internal/dkmstest":        {"images", "internal/need", "kernels", "kernels/deb"},
 	"internal/need":            {},

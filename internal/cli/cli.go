@@ -32,6 +32,8 @@ const (
 	exitBuild    = 10  // a build failed
 	exitDepends  = 13  // a module of BUILD_DEPENDS is missing, failed or was skipped, or they go in a circle
 	exitNoKernel = 21  // a kernel whose headers can't be found, fetched or trusted
+	exitRegistry = 22  // a registry can't be reached, refuses, or has something that was altered
+	exitAbsent   = 23  // a registry has no such module, or none for that kernel
 	exitSkipped  = 77  // every kernel was skipped
 	exitSignal   = 130 // interrupted
 )
@@ -104,6 +106,7 @@ type app struct {
 	offline       bool
 	refresh       bool
 	acceptExpired bool
+	insecure      []string
 
 	board  *ui.Board
 	config config
@@ -141,6 +144,7 @@ sandbox without network. The same inputs give the same bytes, and what was built
 	f.BoolVar(&a.offline, "offline", false, "never use the network")
 	f.BoolVar(&a.refresh, "refresh", false, "ask the mirrors for new indexes, even if that was done less than 6 hours ago")
 	f.BoolVar(&a.acceptExpired, "accept-expired", false, "accept indexes past their Valid-Until, of an archived suite or a stale mirror")
+	f.StringArrayVar(&a.insecure, "insecure-registry", nil, "registry that may be spoken to without TLS, `HOST` or HOST:PORT; can be repeated (those of this machine always may)")
 	root.AddCommand(a.buildCommand(), a.confCommand(), a.kernelsCommand(), a.imageCommand(), a.cacheCommand(), a.doctorCommand(), a.versionCommand())
 	for _, c := range root.Commands() {
 		for _, sub := range append(c.Commands(), c) {

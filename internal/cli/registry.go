@@ -1,0 +1,36 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/godkms-hermetic/godkms-hermetic/internal/registry"
+)
+
+// registries is the client of all registries. The cache keeps downloads that are cut off.
+func (a *app) registries() (*registry.Client, error) {
+	dir, err := a.dir("downloads")
+	if err != nil {
+		return nil, err
+	}
+	return registry.New(registry.Options{Dir: dir, Insecure: a.insecure, Offline: a.offline})
+}
+
+// registryError gives an error about a registry its exit code, and says what to do next.
+func registryError(err error) error {
+	code, hint := exitUsage, ""
+	switch {
+	case errors.Is(err, registry.ErrOffline):
+		hint = "leave --offline away, or name a layout directory as oci:DIR"
+	case errors.Is(err, registry.ErrNotFound):
+		code = exitAbsent
+	case errors.Is(err, registry.ErrDenied):
+		code, hint = exitRegistry, "log in with 'docker login', or another program that writes Docker's configuration"
+	case errors.Is(err, registry.ErrUnavailable), errors.Is(err, registry.ErrAltered):
+		code = exitRegistry
+	}
+	if hint != "" {
+		err = fmt.Errorf("%w; %s", err, hint)
+	}
+	return &exitError{code: code, err: err}
+}

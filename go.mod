@@ -16,13 +16,12 @@ require (
 	github.com/opencontainers/image-spec v1.1.1 // names of the OCI image specification; Apache-2.0
 	github.com/rogpeppe/go-internal v1.16.0 // testscript, for tests alone; BSD
 	github.com/spf13/cobra v1.10.2 // commands, help, completions; Apache-2.0
+	github.com/spf13/pflag v1.0.10 // what cobra's flags are made of; BSD
 	github.com/vbauerster/mpb/v8 v8.9.3 // live lines on a terminal; Unlicense
 	golang.org/x/sync v0.22.0 // groups of goroutines with one error; BSD
 	golang.org/x/sys v0.49.0 // system calls; BSD
 	mvdan.cc/sh/v3 v3.14.1 // parses dkms.conf without running it; BSD
 )
-
-require github.com/spf13/pflag v1.0.10
 
 require (
 	github.com/Microsoft/go-winio v0.6.2 // indirect

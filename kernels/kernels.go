@@ -3,11 +3,12 @@ package kernels
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
@@ -60,13 +61,28 @@ type Lock struct {
 
 // Digest is the SHA-256 over the lock's canonical form: kernel, compiler, and each package's name, version, architecture,
 // digest and size, in the lock's order. Where a package was downloaded from does not count.
-func (l Lock) Digest() v1.Hash {
+func (l Lock) Digest() v1.Hash { return hash(l.Encode()) }
+
+// Encode is the lock's canonical form, JSON of one kind only: what Digest hashes. It has no URLs.
+func (l Lock) Encode() []byte {
 	l.Toolchain, l.Headers = withoutURLs(l.Toolchain), withoutURLs(l.Headers)
-	return digest(l)
+	return encode(l)
+}
+
+// DecodeLock reads what Encode wrote, and refuses anything else.
+func DecodeLock(b []byte) (Lock, error) {
+	var l Lock
+	if err := json.Unmarshal(b, &l); err != nil {
+		return Lock{}, fmt.Errorf("read lock: %w", err)
+	}
+	if string(l.Encode()) != string(b) {
+		return Lock{}, errors.New("read lock: it is not in its canonical form")
+	}
+	return l, nil
 }
 
 // ToolchainDigest is the same for the toolchain alone: locks that share it share that layer of their header images.
-func (l Lock) ToolchainDigest() v1.Hash { return digest(withoutURLs(l.Toolchain)) }
+func (l Lock) ToolchainDigest() v1.Hash { return hash(encode(withoutURLs(l.Toolchain))) }
 
 // Extra is what a build root has beside what every build needs. An entry is the name of a package, or a dependency as the
 // distribution writes it, with alternatives and versions: "libxtables-dev | iptables-dev (>= 1.4)".
@@ -132,15 +148,16 @@ func withoutURLs(in []Package) []Package {
 	return out
 }
 
-// digest hashes a value's JSON, which for the plain structs of this package has one form only.
-func digest(v any) v1.Hash {
+// encode gives a value's JSON, which for the plain structs of this package has one form only.
+func encode(v any) []byte {
 	b, err := json.Marshal(v)
 	if err != nil {
 		panic(fmt.Sprintf("kernels: marshal %T: %v", v, err)) // strings and numbers only: cannot fail
 	}
-	h, _, err := v1.SHA256(strings.NewReader(string(b)))
-	if err != nil {
-		panic(fmt.Sprintf("kernels: hash: %v", err)) // reads memory: cannot fail
-	}
-	return h
+	return b
+}
+
+func hash(b []byte) v1.Hash {
+	sum := sha256.Sum256(b)
+	return v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(sum[:])}
 }

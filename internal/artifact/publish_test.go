@@ -71,7 +71,7 @@ func pushAlone(ref, release string, naive bool) error {
 		_, err := artifact.Publish(ctx, repo, []artifact.Publication{p})
 		return err
 	}
-	if err := repo.Push(ctx, "1-d-s-"+release, p.Image); err != nil {
+	if err := repo.Push(ctx, "3.23_-1-d-s-"+release, p.Image); err != nil {
 		return err
 	}
 	idx := &v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex}
@@ -80,7 +80,7 @@ func pushAlone(ref, release string, naive bool) error {
 			return err
 		}
 	}
-	d, err := repo.Head(ctx, "1-d-s-"+release)
+	d, err := repo.Head(ctx, "3.23_-1-d-s-"+release)
 	if err != nil {
 		return err
 	}
@@ -129,38 +129,50 @@ func pushers(t *testing.T, n int, ref string, naive bool) {
 	wg.Wait()
 }
 
-// adverse has the first n who read an index all see that there is none, and delays what they write, so that they undo each other's
-// changes.
+// adverse makes n pushers undo each other's changes as far as it can: their tags come one after the other, all see that there is no
+// index yet, and the less of them an index has, the later it is written.
 func adverse(h http.Handler, n int) http.Handler {
 	var mu sync.Mutex
+	tags, reads := 0, 0
 	all := make(chan struct{})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !strings.HasSuffix(r.URL.Path, "/manifests/3.23_-1") {
+		index := strings.HasSuffix(r.URL.Path, "/manifests/3.23_-1")
+		switch {
+		case r.Method == http.MethodPut && index:
+			body, err := io.ReadAll(r.Body)
+			if err != nil {
+				return
+			}
+			r.Body = io.NopCloser(bytes.NewReader(body))
+			time.Sleep(time.Duration(n-bytes.Count(body, []byte(`"platform"`)))*10*time.Millisecond + rand.N(10*time.Millisecond))
 			h.ServeHTTP(w, r)
-			return
-		}
-		if r.Method == http.MethodPut {
-			time.Sleep(rand.N(30 * time.Millisecond))
+		case r.Method == http.MethodPut && strings.HasSuffix(r.URL.Path, "-amd64"):
+			mu.Lock()
+			tags++
+			wait := tags
+			mu.Unlock()
+			time.Sleep(time.Duration(wait) * 10 * time.Millisecond)
 			h.ServeHTTP(w, r)
-			time.Sleep(rand.N(10 * time.Millisecond))
-			return
+		case r.Method == http.MethodGet && index:
+			rec := httptest.NewRecorder()
+			h.ServeHTTP(rec, r)
+			mu.Lock()
+			if reads++; reads == n {
+				close(all)
+			}
+			mu.Unlock()
+			select {
+			case <-all: // later ones find it closed
+			case <-time.After(10 * time.Second):
+			}
+			for k, v := range rec.Header() {
+				w.Header()[k] = v
+			}
+			w.WriteHeader(rec.Code)
+			w.Write(rec.Body.Bytes())
+		default:
+			h.ServeHTTP(w, r)
 		}
-		rec := httptest.NewRecorder()
-		h.ServeHTTP(rec, r)
-		mu.Lock()
-		if n--; n == 0 {
-			close(all)
-		}
-		mu.Unlock()
-		select {
-		case <-all: // later ones find it closed
-		case <-time.After(10 * time.Second):
-		}
-		for k, v := range rec.Header() {
-			w.Header()[k] = v
-		}
-		w.WriteHeader(rec.Code)
-		w.Write(rec.Body.Bytes())
 	})
 }
 

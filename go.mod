@@ -17,6 +17,7 @@ require (
 	github.com/rogpeppe/go-internal v1.16.0 // testscript, for tests alone; BSD
 	github.com/spf13/cobra v1.10.2 // commands, help, completions; Apache-2.0
 	github.com/vbauerster/mpb/v8 v8.9.3 // live lines on a terminal; Unlicense
+	golang.org/x/crypto v0.41.0 // bcrypt, for tests of registries that ask for a password; BSD
 	golang.org/x/sync v0.22.0 // groups of goroutines with one error; BSD
 	golang.org/x/sys v0.49.0 // system calls; BSD
 	mvdan.cc/sh/v3 v3.14.1 // parses dkms.conf without running it; BSD
@@ -55,7 +56,6 @@ require (
 	go.opentelemetry.io/otel/sdk v1.47.0 // indirect
 	go.opentelemetry.io/otel/sdk/metric v1.47.0 // indirect
 	go.opentelemetry.io/otel/trace v1.47.0 // indirect
-	golang.org/x/crypto v0.41.0 // indirect
 	golang.org/x/time v0.16.0 // indirect
 	golang.org/x/tools v0.49.0 // indirect
 	gotest.tools/v3 v3.5.2 // indirect

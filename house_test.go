@@ -48,6 +48,7 @@ var mayImport = map[string][]string{
 	"internal/durable":         {},
 	"internal/dockertest":      {"internal/need"},
 	"internal/dkmstest":        {"images", "internal/need", "kernels", "kernels/deb"},
+	"internal/registrytest":    {"internal/need"},
 	"internal/need":            {},
 	"scripts":                  {},
 	"scripts/compare-dkms":     {"builder/dkms", "internal/dkmstest", "kernels"},

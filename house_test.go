@@ -49,6 +49,7 @@ var mayImport = map[string][]string{
 	"internal/registry":        {},
 	"internal/dockertest":      {"internal/need"},
 	"internal/dkmstest":        {"images", "internal/need", "kernels", "kernels/deb"},
+	"internal/registrytest":    {"internal/need"},
 	"internal/need":            {},
 	"scripts":                  {},
 	"scripts/compare-dkms":     {"builder/dkms", "internal/dkmstest", "kernels"},

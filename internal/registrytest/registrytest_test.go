@@ -1,18 +1,36 @@
 package registrytest
 
 import (
+	"bufio"
+	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/random"
 )
+
+// With REGISTRYTEST_CHILD set the test binary serves instead of testing, and waits.
+func TestMain(m *testing.M) {
+	if os.Getenv("REGISTRYTEST_CHILD") == "" {
+		os.Exit(m.Run())
+	}
+	s, err := Serve(Options{})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	fmt.Println(s.Host)
+	select {}
+}
 
 // client runs a program that is used with registries, and gives its standard output.
 func client(t *testing.T, config, program string, args ...string) (string, error) {
@@ -120,9 +138,9 @@ func TestRegistries(t *testing.T) {
 			if !o.Auth {
 				return
 			}
-			wrong := *r
+			wrong := *r.Server
 			wrong.Password += "x"
-			for _, config := range []string{t.TempDir(), DockerConfig(t, &wrong)} {
+			for _, config := range []string{t.TempDir(), DockerConfig(t, &Registry{&wrong, t})} {
 				for _, args := range [][]string{{"digest", r.Host + "/by/crane:1"}, {"push", dir, r.Host + "/by/nobody:1"}} {
 					out, err := client(t, config, crane, args...)
 					if err == nil || !strings.Contains(strings.ToLower(err.Error()), "unauthorized") {
@@ -146,5 +164,72 @@ func TestDir(t *testing.T) {
 	other := Start(t, Options{Dir: r.Dir, Debian: true})
 	if got := must(t, "", Crane(t), "digest", other.Host+"/a:1"); got != digest {
 		t.Errorf("the other says %s, want %s", got, digest)
+	}
+}
+
+// A process that is killed takes its registries with it.
+func TestEndsWithItsProcess(t *testing.T) {
+	Crane(t) // or skip
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(exe)
+	cmd.Env = append(os.Environ(), "REGISTRYTEST_CHILD=1", "TMPDIR="+t.TempDir()) // which it can't remove
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	line, err := bufio.NewReader(out).ReadString('\n')
+	host := strings.TrimSpace(line)
+	if err == nil {
+		var c net.Conn
+		if c, err = net.Dial("tcp", host); err == nil {
+			c.Close()
+		}
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		c, err := net.Dial("tcp", host)
+		if err != nil {
+			return
+		}
+		c.Close()
+		if time.Now().After(deadline) {
+			t.Fatalf("%s still answers", host)
+		}
+	}
+}
+
+func TestKeep(t *testing.T) {
+	t.Setenv("XDG_CACHE_HOME", t.TempDir())
+	fail := errors.New("no")
+	fill := func(err error) func(string) error {
+		return func(dir string) error {
+			return errors.Join(os.WriteFile(filepath.Join(dir, "program"), nil, 0o755), err)
+		}
+	}
+	if dir, err := keep("it", fill(fail)); !errors.Is(err, fail) {
+		t.Errorf("a failure gives %q, %v", dir, err)
+	}
+	dir, err := keep("it", fill(nil)) // nothing of the failure is kept
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "program")); err != nil {
+		t.Error(err)
+	}
+	if again, err := keep("it", fill(fail)); again != dir || err != nil {
+		t.Errorf("then: %q, %v; want %q", again, err, dir)
 	}
 }

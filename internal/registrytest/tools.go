@@ -21,25 +21,31 @@ import (
 // Crane is the path of go-containerregistry's program, or ends the test. It does without TLS on the loopback device.
 func Crane(t testing.TB) string {
 	t.Helper()
-	return tool(t, "crane")
+	return program(t, "crane")
 }
 
 // Oras is the path of the program oras, or ends the test. It wants to be told --plain-http.
 func Oras(t testing.TB) string {
 	t.Helper()
-	return tool(t, "oras")
+	return program(t, "oras")
 }
 
-var built = sync.OnceValues(buildTools)
-
-func tool(t testing.TB, name string) string {
+func program(t testing.TB, name string) string {
 	t.Helper()
-	dir, err := built()
+	path, err := Program(name)
 	if err != nil {
 		need.Skip(t, "no program %s: %v", name, err)
 	}
-	return filepath.Join(dir, name)
+	return path
 }
+
+// Program is the path of crane, oras or registry, which is distribution v3's. The first call on a machine builds them.
+func Program(name string) (string, error) {
+	dir, err := built()
+	return filepath.Join(dir, name), err
+}
+
+var built = sync.OnceValues(buildTools)
 
 // buildTools gives a folder with the programs of the module in the folder tools.
 func buildTools() (string, error) {
@@ -48,23 +54,29 @@ func buildTools() (string, error) {
 		return "", fmt.Errorf("go env: %w", err)
 	}
 	source := filepath.Join(filepath.Dir(strings.TrimSpace(string(gomod))), "internal/registrytest/tools")
-	key, err := hash(source)
+	// As go test builds packages, so that what both have is compiled once.
+	args := []string{"-ldflags=-s -w"}
+	for _, big := range []string{
+		"google.golang.org/protobuf", "github.com/redis", "github.com/prometheus", "go.opentelemetry.io/otel/exporters",
+	} {
+		args = append(args, "-gcflags="+big+"/...=-N -l") // not optimised, which takes a quarter off the build
+	}
+	args = append(args, "./registry", "github.com/google/go-containerregistry/cmd/crane", "oras.land/oras/cmd/oras")
+	key, err := hash(source, args)
 	if err != nil {
 		return "", err
 	}
 	return keep("tools-"+key, func(dir string) error {
-		// As go test builds packages, so that what both have is compiled once.
-		cmd := exec.Command("go", "build", "-C", source, "-ldflags", "-s -w", "-o", dir+"/",
-			"./registry", "github.com/google/go-containerregistry/cmd/crane", "oras.land/oras/cmd/oras")
+		cmd := exec.Command("go", append([]string{"build", "-C", source, "-o", dir + "/"}, args...)...)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off", "GOFLAGS=")
 		return run(cmd)
 	})
 }
 
-// hash is of the toolchain and of the files in a folder.
-func hash(dir string) (string, error) {
+// hash is of the toolchain, go build's arguments and the files in a folder.
+func hash(dir string, args []string) (string, error) {
 	h := sha256.New()
-	fmt.Fprintln(h, runtime.Version(), runtime.GOARCH)
+	fmt.Fprintf(h, "%s %s %q\n", runtime.Version(), runtime.GOARCH, args)
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
@@ -80,13 +92,15 @@ func hash(dir string) (string, error) {
 	return fmt.Sprintf("%x", h.Sum(nil))[:16], err
 }
 
-// unpack gets a Debian package through apt, which verifies it. Where apt has no lists, or only old ones, it makes others here:
-// that needs no root, as it wouldn't do to install the package, which starts a registry for everybody on port 5000.
+// unpack gets a Debian package through apt, which verifies it. Where apt has no lists, or only old ones, it makes others here,
+// which needs no root. The package isn't installed: that would start a registry for everybody on port 5000.
 const unpack = `
 set -e
 apt-get -q download "$1" || {
-	apt-get -q -o Dir::State::lists="$PWD/lists" -o Dir::Cache="$PWD/cache" update || :
-	apt-get -q -o Dir::State::lists="$PWD/lists" -o Dir::Cache="$PWD/cache" download "$1"
+	mkdir -p lists/partial cache/archives/partial
+	here="-q -o Dir::State::lists=./lists -o Dir::Cache=./cache"
+	apt-get $here update || : # of some sources alone will do
+	apt-get $here download "$1"
 	rm -rf lists cache
 }
 dpkg-deb -x "$1"_*.deb .
@@ -105,14 +119,10 @@ var unpacked = sync.OnceValues(func() (string, error) {
 	})
 })
 
-// debian is the path of the program of Debian's package docker-registry, or ends the test.
-func debian(t testing.TB) string {
-	t.Helper()
+// debian is the path of the program of Debian's package docker-registry.
+func debian() (string, error) {
 	dir, err := unpacked()
-	if err != nil {
-		need.Skip(t, "no docker-registry of Debian's: %v", err)
-	}
-	return filepath.Join(dir, "usr/bin/docker-registry")
+	return filepath.Join(dir, "usr/bin/docker-registry"), err
 }
 
 // keep gives a folder of that name in this user's cache, which fill fills if it isn't there yet. Several processes may call it

@@ -1,3 +1,5 @@
+// Programs for tests, built by the package above. Where it can be, a module that the project has too is of the same version, so
+// that it is compiled once.
 module github.com/godkms-hermetic/godkms-hermetic/internal/registrytest/tools
 
 go 1.26.7
@@ -77,4 +79,5 @@ tool (
 	oras.land/oras/cmd/oras
 )
 
+// See there.
 replace go.opentelemetry.io/contrib/exporters/autoexport => ./autoexport

@@ -52,6 +52,7 @@ var mayImport = map[string][]string{
 	"internal/registrytest":    {"internal/need"},
 	"internal/need":            {},
 	"scripts":                  {},
+	"scripts/bench":            {"internal/registrytest"},
 	"scripts/compare-dkms":     {"builder/dkms", "internal/dkmstest", "kernels"},
 }
 

@@ -20,6 +20,7 @@ import (
 	"github.com/godkms-hermetic/godkms-hermetic/builder"
 	"github.com/godkms-hermetic/godkms-hermetic/builder/dkms"
 	"github.com/godkms-hermetic/godkms-hermetic/images"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/registry"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
@@ -35,6 +36,7 @@ type buildOptions struct {
 	memory  string
 	input   confInput
 	depends []string
+	push    string
 }
 
 func (a *app) buildCommand() *cobra.Command {
@@ -71,6 +73,7 @@ digest of the artifact; where the modules are. With --format json it has one obj
 			" 10  a build failed",
 			" 13  a module of BUILD_DEPENDS is missing, failed or was skipped, or they go in a circle",
 			" 21  a kernel's headers can't be found, fetched or trusted",
+			" 22  the registry of --push can't be reached or refuses",
 			" 77  every kernel was skipped (BUILD_EXCLUSIVE in dkms.conf)",
 			"130  interrupted", "", "With several failures, the lowest of their codes."),
 		Example: `  godkms-hermetic build . --kernels debian/bookworm:6.1.0-56-amd64,debian/trixie:latest
@@ -95,6 +98,7 @@ digest of the artifact; where the modules are. With --format json it has one obj
 	f.StringVar(&o.memory, "memory", "", "limit for each kernel's build, as in 2G; 0 is none (default three quarters of this machine's memory)")
 	o.input.flags(f)
 	f.StringArrayVar(&o.depends, "depends", nil, "`DIR` with the sources of modules that BUILD_DEPENDS names; can be repeated")
+	f.StringVar(&o.push, "push", "", "push what was built to `REF`, a repository; {module} in it is the module's name")
 	cmd.RegisterFlagCompletionFunc("engine", cobra.FixedCompletions(engineNames, cobra.ShellCompDirectiveNoFileComp))
 	cmd.RegisterFlagCompletionFunc("kernels", a.completeKernels)
 	return cmd
@@ -158,7 +162,14 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, sources []string) er
 		return err
 	}
 
-	r := &buildRun{app: a, options: o, distros: distros, units: us, jobs: min(o.jobs, len(targets)*len(us))}
+	var targetsOf map[string]*registry.Repo
+	if o.push != "" {
+		if targetsOf, err = a.pushTargets(o.push, us); err != nil {
+			return err
+		}
+	}
+
+	r := &buildRun{app: a, targets: targetsOf, options: o, distros: distros, units: us, jobs: min(o.jobs, len(targets)*len(us))}
 	r.engine = engineOf{name: o.engine, note: a.board.Print}
 	r.builder = &builder.Builder{
 		Results: results, RootVersion: images.Version, Temp: temp,
@@ -180,6 +191,7 @@ type buildRun struct {
 	builder *builder.Builder
 	engine  engineOf
 	partial partialDir
+	targets map[string]*registry.Repo // of --push, by module
 
 	once   sync.Once // opens the store of header images, which a run that finds all in the cache does not need
 	store  *images.Store
@@ -220,6 +232,7 @@ type cell struct {
 	title  string // for people: the kernel, and the source if there are several
 	line   *ui.Line
 	report ui.Result
+	lock   []byte         // in its canonical form
 	code   int            // exit code that a failure of it stands for
 	result builder.Result // to be read when done is closed
 	done   chan struct{}
@@ -266,6 +279,10 @@ func (r *buildRun) run(ctx context.Context, targets []target) error {
 		}
 	}
 	all.Wait()
+	var pushed error
+	if ctx.Err() == nil {
+		pushed = r.push(ctx, cells)
+	}
 	r.board.Close()
 
 	reports, codes := make([]ui.Result, len(cells)), make([]int, len(cells))
@@ -280,6 +297,9 @@ func (r *buildRun) run(ctx context.Context, targets []target) error {
 		return err
 	}
 	err := outcome(reports, codes)
+	if e := (*exitError)(nil); pushed != nil && (err == nil || errors.As(err, &e) && e.code == exitSkipped) {
+		return pushed
+	}
 	if e := (*exitError)(nil); r.engine.err != nil && errors.As(err, &e) { // the ways out are the same for all kernels
 		return &exitError{code: e.code, err: r.engine.err}
 	}
@@ -340,6 +360,7 @@ func (r *buildRun) one(ctx context.Context, c *cell, row []*cell, built func()) 
 		c.result.Reason = report.Reason
 		return
 	}
+	c.lock = lock.Encode()
 	job := r.options.input.of(c.source, lock)
 	if !c.named {
 		job.Directives = nil

@@ -5,8 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -17,13 +15,11 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/godkms-hermetic/godkms-hermetic/builder"
 	"github.com/godkms-hermetic/godkms-hermetic/builder/dkms"
 	"github.com/godkms-hermetic/godkms-hermetic/images"
-	"github.com/godkms-hermetic/godkms-hermetic/internal/durable"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
@@ -461,106 +457,16 @@ func hiddenFailure(log []byte, step *builder.StepError) ([]byte, bool) {
 	return log, found && step.Step == "collecting the modules" && makeStopped.Match(log)
 }
 
-// handOut writes the modules and the log to their folder below out. None is put in its place before all are written; files that
-// are there already and have other names stay.
+// handOut writes the modules and the log to their folder below out.
 func (r *buildRun) handOut(ctx context.Context, c *cell, b builder.Result) (modules []ui.Module, log string, err error) {
-	out := r.options.out
-	dir := filepath.Join(out, c.kernel.Distro+"-"+c.kernel.Suite, c.kernel.Release)
+	dir := folderOf(r.options.out, c.kernel)
 	if len(r.units) > 1 {
 		dir = filepath.Join(dir, c.source.Module+"-"+c.source.Version)
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if modules, err = handOut(ctx, &r.partial, r.options.out, dir, b.Files, map[string][]byte{buildLog: b.Log}); err != nil {
 		return nil, "", err
 	}
-	partial, done, err := r.partial.enter(ctx, out)
-	if err != nil {
-		return nil, "", err
-	}
-	defer done()
-	if partial, err = os.MkdirTemp(partial, ""); err != nil {
-		return nil, "", err
-	}
-	// Each of these waits for the disk; those that wait together wait once.
-	var files errgroup.Group
-	files.SetLimit(8)
-	log = "build.log"
-	names := []string{log}
-	files.Go(func() error { return write(filepath.Join(partial, log), io.NopCloser(bytes.NewReader(b.Log))) })
-	for _, f := range b.Files {
-		files.Go(func() error {
-			r, err := f.Open()
-			if err != nil {
-				return err
-			}
-			return write(filepath.Join(partial, f.Name), r)
-		})
-		names = append(names, f.Name)
-		modules = append(modules, ui.Module{
-			Name: strings.TrimSuffix(f.Name, ".ko"), Path: filepath.Join(dir, f.Name), SHA256: f.Digest.Hex, Vermagic: f.Vermagic,
-		})
-	}
-	if err := files.Wait(); err != nil {
-		if p := (*fs.PathError)(nil); errors.As(err, &p) {
-			err = &fs.PathError{Op: p.Op, Path: dir, Err: p.Err} // where they were to be
-		}
-		return nil, "", err
-	}
-	return modules, filepath.Join(dir, log), durable.RenameAll(partial, dir, names)
-}
-
-// write makes a file that is on the disk when it returns.
-func write(name string, from io.ReadCloser) error {
-	defer from.Close()
-	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(f, from)
-	if err == nil {
-		err = f.Chmod(0o644) // whatever the umask
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	return errors.Join(err, f.Close())
-}
-
-// partialDir is the folder below --out for files that are being written. The process that has it keeps others out, so that what
-// is in it when it's entered is of one that was killed.
-type partialDir struct {
-	mu    sync.Mutex
-	users int
-	lock  *os.File
-}
-
-// enter gives the folder until done is called.
-func (p *partialDir) enter(ctx context.Context, out string) (dir string, done func(), err error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	dir = filepath.Join(out, ".partial")
-	if p.users == 0 {
-		lock, err := durable.LockDir(ctx, out)
-		if err != nil {
-			return "", nil, err
-		}
-		if err = os.RemoveAll(dir); err == nil {
-			err = os.Mkdir(dir, 0o755)
-		}
-		if err != nil {
-			lock.Close()
-			return "", nil, err
-		}
-		p.lock = lock
-	}
-	p.users++
-	return dir, func() {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		if p.users--; p.users == 0 {
-			os.RemoveAll(dir)
-			p.lock.Close()
-		}
-	}, nil
+	return modules, filepath.Join(dir, buildLog), nil
 }
 
 // writable says whether a folder can be made or written to, without making it: a run that fails leaves none.

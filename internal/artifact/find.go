@@ -78,7 +78,9 @@ func ReadIndex(ctx context.Context, repo *registry.Repo, identifier string) (Ind
 }
 
 func readIndex(ctx context.Context, repo *registry.Repo, identifier string) (Index, error) {
-	fail := func(err error) (Index, error) { return Index{}, fmt.Errorf("%q in %q: %w", identifier, repo.Name(), err) }
+	fail := func(err error) (Index, error) {
+		return Index{}, fmt.Errorf("%q in %q: %w", identifier, repo.Name(), err)
+	}
 	d, raw, err := repo.Manifest(ctx, identifier)
 	if err != nil {
 		return Index{}, err

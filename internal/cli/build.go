@@ -37,6 +37,7 @@ type buildOptions struct {
 	input   confInput
 	depends []string
 	push    string
+	headers headerOptions
 }
 
 func (a *app) buildCommand() *cobra.Command {
@@ -61,6 +62,10 @@ are passed over.
 
 What a build needs beside the compiler and make is named with --with, or as packages below [build] in a godkms.toml beside the
 dkms.conf; a Debian package brings what it depends on. "a | b" is one or the other, whichever the kernel's suite has.
+
+With --images, the header image of a kernel is taken from a registry that has it, rather than assembled from its distribution's
+packages; a kernel that the distribution has no more, and that is named by its release or a pattern, is built for with the packages
+that its newest image there was made of. What comes from the registry is trusted as much as the distribution is.
 
 A build runs in a sandbox of Linux namespaces where the kernel allows it, else in a container of the Docker Engine that
 DOCKER_HOST or the Docker context names; --engine sets one of them. The result is the same to the byte. The engine is looked for
@@ -97,6 +102,7 @@ digest of the artifact; where the modules are. With --format json it has one obj
 	f.DurationVar(&o.timeout, "timeout", 0, "limit for each kernel's build, as in 10m (default none)")
 	f.StringVar(&o.memory, "memory", "", "limit for each kernel's build, as in 2G; 0 is none (default three quarters of this machine's memory)")
 	o.input.flags(f)
+	o.headers.flags(f)
 	f.StringArrayVar(&o.depends, "depends", nil, "`DIR` with the sources of modules that BUILD_DEPENDS names; can be repeated")
 	f.StringVar(&o.push, "push", "", "push what was built to `REF`, a repository; {module} in it is the module's name")
 	cmd.RegisterFlagCompletionFunc("engine", cobra.FixedCompletions(engineNames, cobra.ShellCompDirectiveNoFileComp))
@@ -106,9 +112,11 @@ digest of the artifact; where the modules are. With --format json it has one obj
 
 // target is one kernel of the request. Its err, if any, is why there is nothing to build for.
 type target struct {
-	label  string
-	kernel kernels.Kernel
-	err    error
+	label    string
+	kernel   kernels.Kernel
+	archived bool             // its lock is that of a header image in a registry
+	asked    kernels.Selector // that it's the answer to, where err is set
+	err      error
 }
 
 func (a *app) runBuild(ctx context.Context, o buildOptions, sources []string) error {
@@ -121,6 +129,10 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, sources []string) er
 		return fmt.Errorf("--timeout is %s: it must not be negative", o.timeout)
 	case !slices.Contains(engineNames, o.engine):
 		return fmt.Errorf("--engine is %q: it can be %s", o.engine, strings.Join(engineNames, ", "))
+	}
+	remote, err := a.headersRemote(o.headers)
+	if err != nil {
+		return err
 	}
 	memory, err := parseMemory(o.memory)
 	if err != nil {
@@ -162,6 +174,9 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, sources []string) er
 		return err
 	}
 
+	if targets, err = a.archived(ctx, remote, targets); err != nil {
+		return err
+	}
 	var targetsOf map[string]*registry.Repo
 	if o.push != "" {
 		if targetsOf, err = a.pushTargets(o.push, us); err != nil {
@@ -170,6 +185,7 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, sources []string) er
 	}
 
 	r := &buildRun{app: a, targets: targetsOf, options: o, distros: distros, units: us, jobs: min(o.jobs, len(targets)*len(us))}
+	r.headers.remote = remote
 	r.engine = engineOf{name: o.engine, note: a.board.Print}
 	r.builder = &builder.Builder{
 		Results: results, RootVersion: images.Version, Temp: temp,
@@ -192,6 +208,7 @@ type buildRun struct {
 	engine  engineOf
 	partial partialDir
 	targets map[string]*registry.Repo // of --push, by module
+	headers headerUse
 
 	once   sync.Once // opens the store of header images, which a run that finds all in the cache does not need
 	store  *images.Store
@@ -199,7 +216,7 @@ type buildRun struct {
 }
 
 func (r *buildRun) root(ctx context.Context, l kernels.Lock, progress func(phase string, done, total int64)) (builder.Root, error) {
-	r.once.Do(func() { r.store, r.failed = r.images(r.distros, r.options.jobs) })
+	r.once.Do(func() { r.store, r.failed = r.imagesOf(r.distros, r.options.jobs, r.headers.remote) })
 	if r.failed != nil {
 		return nil, r.failed
 	}
@@ -207,6 +224,7 @@ func (r *buildRun) root(ctx context.Context, l kernels.Lock, progress func(phase
 	if err != nil {
 		return nil, err
 	}
+	r.headers.used(l)
 	return root, nil
 }
 
@@ -279,6 +297,9 @@ func (r *buildRun) run(ctx context.Context, targets []target) error {
 		}
 	}
 	all.Wait()
+	if r.options.headers.push {
+		r.pushHeaders(ctx)
+	}
 	var pushed error
 	if ctx.Err() == nil {
 		pushed = r.push(ctx, cells)
@@ -354,7 +375,7 @@ func (r *buildRun) one(ctx context.Context, c *cell, row []*cell, built func()) 
 		return
 	}
 	line.Phase("locking")
-	lock, err := r.distros[c.kernel.Distro].Lock(ctx, c.kernel, extraOf(c.source, r.options.with))
+	lock, err := r.lock(ctx, c.target, extraOf(c.source, r.options.with))
 	if err != nil {
 		fail(r.advise(askedBy(c.source, r.options.with, err)), lockCode(err))
 		c.result.Reason = report.Reason

@@ -247,12 +247,17 @@ func (a *app) results() (*cache.Dir, error) {
 
 // images is the store of packages and header images.
 func (a *app) images(distros map[string]kernels.Provider, jobs int) (*images.Store, error) {
+	return a.imagesOf(distros, jobs, images.Remote{})
+}
+
+// imagesOf is images with a repository where there may be more.
+func (a *app) imagesOf(distros map[string]kernels.Provider, jobs int, remote images.Remote) (*images.Store, error) {
 	dir, err := a.dir("images")
 	if err != nil {
 		return nil, err
 	}
 	return images.Open(images.Options{
-		Dir: dir, Offline: a.offline, Jobs: jobs,
+		Dir: dir, Offline: a.offline, Jobs: jobs, Remote: remote, Warn: a.board.Warn,
 		Payload: func(distro string, pkg io.Reader) (io.ReadCloser, error) {
 			p, ok := distros[distro]
 			if !ok {

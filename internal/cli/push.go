@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -104,6 +105,11 @@ func (a *app) openToPush(text string) (*registry.Repo, error) {
 func (a *app) publish(ctx context.Context, repo *registry.Repo, list []artifact.Publication, reports []ui.Result) error {
 	if len(list) == 0 {
 		return nil
+	}
+	for i := range list {
+		if list[i].Created.IsZero() { // built, or found in the cache, just now
+			list[i].Created = time.Now()
+		}
 	}
 	line := a.board.Line("push " + reports[0].Module + "/" + reports[0].Version)
 	line.Phase("pushing")

@@ -170,8 +170,12 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, sources []string) er
 		return err
 	}
 
-	if targets, err = a.archived(ctx, remote, targets); err != nil {
+	if found, err := a.archived(ctx, remote, targets); err == nil {
+		targets = found
+	} else if ctx.Err() != nil {
 		return err
+	} else {
+		a.board.Warn(fmt.Sprintf("--images: %v", err))
 	}
 
 	r := &buildRun{app: a, options: o, distros: distros, units: us, jobs: min(o.jobs, len(targets)*len(us))}

@@ -212,11 +212,11 @@ func (a *app) existing(ctx context.Context, distros map[string]kernels.Provider,
 		return nil, errors.New("no kernel given; name one as in debian/trixie:latest")
 	}
 	targets, err := a.resolve(ctx, distros, selectors)
-	if err == nil {
-		targets, err = a.archived(ctx, remote, targets)
-	}
 	if err != nil {
 		return nil, err
+	}
+	if targets, err = a.archived(ctx, remote, targets); err != nil {
+		return nil, registryError(err)
 	}
 	for _, t := range targets {
 		if t.err != nil {

@@ -44,7 +44,7 @@ func stores(t *testing.T, run func(t *testing.T, open func() *registry.Repo)) {
 		"registry": {v1registry.WithReferrersSupport(true)}, "registry without referrers": nil,
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := httptest.NewServer(v1registry.New(opts...))
+			s := httptest.NewServer(newRegistry(opts...))
 			t.Cleanup(s.Close)
 			run(t, func() *registry.Repo { return openRepo(t, strings.TrimPrefix(s.URL, "http://")+"/team/mod") })
 		})
@@ -180,7 +180,7 @@ func TestReadAttachmentsHostile(t *testing.T) {
 // Thousands of referrers cost a bounded number of requests, and of several logs the same one is read, whoever came first.
 func TestReadAttachmentsMany(t *testing.T) {
 	n := 0
-	reg := v1registry.New(v1registry.WithReferrersSupport(true))
+	reg := newRegistry(v1registry.WithReferrersSupport(true))
 	s := httptest.NewServer(countRequests(reg, &n))
 	defer s.Close()
 	ctx, repo := context.Background(), openRepo(t, strings.TrimPrefix(s.URL, "http://")+"/mod")

@@ -1,12 +1,20 @@
 package artifact_test
 
 import (
+	"io"
+	"log"
 	"net/http"
 	"net/url"
 	"strings"
 	"sync"
 	"testing"
+
+	v1registry "github.com/google/go-containerregistry/pkg/registry"
 )
+
+func newRegistry(opts ...v1registry.Option) http.Handler {
+	return v1registry.New(append(opts, v1registry.Logger(log.New(io.Discard, "", 0)))...)
+}
 
 func countRequests(h http.Handler, n *int) http.Handler {
 	var mu sync.Mutex

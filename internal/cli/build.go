@@ -20,6 +20,7 @@ import (
 	"github.com/godkms-hermetic/godkms-hermetic/builder"
 	"github.com/godkms-hermetic/godkms-hermetic/builder/dkms"
 	"github.com/godkms-hermetic/godkms-hermetic/images"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/registry"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
@@ -35,6 +36,7 @@ type buildOptions struct {
 	memory  string
 	input   confInput
 	depends []string
+	push    string
 	headers headerOptions
 }
 
@@ -76,6 +78,7 @@ digest of the artifact; where the modules are. With --format json it has one obj
 			" 10  a build failed",
 			" 13  a module of BUILD_DEPENDS is missing, failed or was skipped, or they go in a circle",
 			" 21  a kernel's headers can't be found, fetched or trusted",
+			" 22  the registry of --push can't be reached or refuses",
 			" 77  every kernel was skipped (BUILD_EXCLUSIVE in dkms.conf)",
 			"130  interrupted", "", "With several failures, the lowest of their codes."),
 		Example: `  godkms-hermetic build . --kernels debian/bookworm:6.1.0-56-amd64,debian/trixie:latest
@@ -101,6 +104,7 @@ digest of the artifact; where the modules are. With --format json it has one obj
 	o.input.flags(f)
 	o.headers.flags(f)
 	f.StringArrayVar(&o.depends, "depends", nil, "`DIR` with the sources of modules that BUILD_DEPENDS names; can be repeated")
+	f.StringVar(&o.push, "push", "", "push what was built to `REF`, a repository; {module} in it is the module's name")
 	cmd.RegisterFlagCompletionFunc("engine", cobra.FixedCompletions(engineNames, cobra.ShellCompDirectiveNoFileComp))
 	cmd.RegisterFlagCompletionFunc("kernels", a.completeKernels)
 	return cmd
@@ -177,8 +181,14 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, sources []string) er
 	} else {
 		a.board.Warn(fmt.Sprintf("--images: %v", err))
 	}
+	var targetsOf map[string]*registry.Repo
+	if o.push != "" {
+		if targetsOf, err = a.pushTargets(o.push, us); err != nil {
+			return err
+		}
+	}
 
-	r := &buildRun{app: a, options: o, distros: distros, units: us, jobs: min(o.jobs, len(targets)*len(us))}
+	r := &buildRun{app: a, targets: targetsOf, options: o, distros: distros, units: us, jobs: min(o.jobs, len(targets)*len(us))}
 	r.headers.remote = remote
 	r.engine = engineOf{name: o.engine, note: a.board.Print}
 	r.builder = &builder.Builder{
@@ -201,6 +211,7 @@ type buildRun struct {
 	builder *builder.Builder
 	engine  engineOf
 	partial partialDir
+	targets map[string]*registry.Repo // of --push, by module
 	headers headerUse
 
 	once   sync.Once // opens the store of header images, which a run that finds all in the cache does not need
@@ -243,6 +254,7 @@ type cell struct {
 	title  string // for people: the kernel, and the source if there are several
 	line   *ui.Line
 	report ui.Result
+	lock   []byte         // in its canonical form
 	code   int            // exit code that a failure of it stands for
 	result builder.Result // to be read when done is closed
 	done   chan struct{}
@@ -292,6 +304,10 @@ func (r *buildRun) run(ctx context.Context, targets []target) error {
 	if r.options.headers.push {
 		r.pushHeaders(ctx)
 	}
+	var pushed error
+	if ctx.Err() == nil {
+		pushed = r.push(ctx, cells)
+	}
 	r.board.Close()
 
 	reports, codes := make([]ui.Result, len(cells)), make([]int, len(cells))
@@ -306,6 +322,9 @@ func (r *buildRun) run(ctx context.Context, targets []target) error {
 		return err
 	}
 	err := outcome(reports, codes)
+	if e := (*exitError)(nil); pushed != nil && (err == nil || errors.As(err, &e) && e.code == exitSkipped) {
+		return pushed
+	}
 	if e := (*exitError)(nil); r.engine.err != nil && errors.As(err, &e) { // the ways out are the same for all kernels
 		return &exitError{code: e.code, err: r.engine.err}
 	}
@@ -366,6 +385,7 @@ func (r *buildRun) one(ctx context.Context, c *cell, row []*cell, built func()) 
 		c.result.Reason = report.Reason
 		return
 	}
+	c.lock = lock.Encode()
 	job := r.options.input.of(c.source, lock)
 	if !c.named {
 		job.Directives = nil

@@ -49,7 +49,8 @@ func TestMain(m *testing.M) {
 // script has:
 //
 //	fresh NAME [KERNEL ...]  makes the cache folder $WORK/NAME: it has the indexes and packages of the other tests, and the unpacked
-//	                         header images of these kernels, which are among $K61, $K612 and $TRIXIE, and no results
+//	                         header images of these kernels, which are among $K61, $K612 and $TRIXIE, and no results; with
+//	                         -packed before the kernels, the images are packed as well
 //	fetch PACKAGE            downloads a Debian package to $WORK/PACKAGE.deb
 //	mirror MODE              starts a mirror on loopback, $MIRROR, that spoils what it passes on, as MODE says
 //	offline CMD ...          runs a command where there is no network
@@ -104,7 +105,12 @@ func TestScripts(t *testing.T) {
 				ts.Check(os.MkdirAll(filepath.Join(dir, "images/packages"), 0o755))
 				ts.Check(exec.Command("cp", "-a", filepath.Join(shared, "index"), dir).Run())
 				linked := []string{"packages/sha256"}
-				for _, name := range args[1:] {
+				of := args[1:]
+				packed := len(of) > 0 && of[0] == "-packed"
+				if packed {
+					of = of[1:]
+				}
+				for _, name := range of {
 					where, release, _ := strings.Cut(name, ":")
 					distro, suite, _ := strings.Cut(where, "/")
 					i, err := plainImage(shared, kernels.Kernel{Distro: distro, Suite: suite, Arch: kernels.HostArch(), Release: release})
@@ -114,6 +120,11 @@ func TestScripts(t *testing.T) {
 						if layer := "layers/" + key; !slices.Contains(linked, layer) { // kernels share their toolchain
 							linked = append(linked, layer)
 						}
+					}
+					if packed {
+						names, err := i.packed(shared)
+						ts.Check(err)
+						linked = append(linked, names...)
 					}
 				}
 				for _, name := range linked {
@@ -183,6 +194,18 @@ type headerImage struct {
 	file   string // of the record, below images
 	Lock   kernels.Lock
 	Layers []string // the keys of toolchain, headers and glue
+}
+
+// packed gives the folders, below images, with the packed layers that the cache has.
+func (i headerImage) packed(cache string) (names []string, err error) {
+	for _, key := range i.Layers {
+		found, err := filepath.Glob(filepath.Join(cache, "images/packed", key+"-*"))
+		if err != nil || len(found) != 1 {
+			return nil, fmt.Errorf("layer %s is packed %d times (%v)", key, len(found), err)
+		}
+		names = append(names, "packed/"+filepath.Base(found[0]))
+	}
+	return names, nil
 }
 
 // plainImage reads the record of a kernel's header image without extra packages.

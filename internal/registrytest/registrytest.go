@@ -264,7 +264,8 @@ func Start(t testing.TB, o Options) *Registry {
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Logf("the registry at %s said:\n%s", s.Host, s.log())
+			said := s.log()
+			t.Logf("the registry at %s said last:\n%s", s.Host, said[max(0, len(said)-4000):])
 		}
 		if err := s.Close(); err != nil {
 			t.Error(err)

@@ -16,8 +16,11 @@ import (
 
 	"github.com/ProtonMail/go-crypto/openpgp"
 	"github.com/ProtonMail/go-crypto/openpgp/clearsign"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/godkms-hermetic/godkms-hermetic/builder/sandbox"
+	"github.com/godkms-hermetic/godkms-hermetic/cache"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/need"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/registrytest"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
@@ -112,6 +115,16 @@ func TestKernelThatIsGone(t *testing.T) {
 		t.Errorf("pulled %+v", p)
 	}
 	contains(run(bare, exitAbsent, nil, "image", "pull", kernel, repo, "--with", "libelf-dev"), "with the extra packages libelf-dev")
+
+	if results, err := cache.Open(filepath.Join(bare, "results"), cache.Options{}); err != nil {
+		t.Error(err)
+	} else if key, err := v1.NewHash(second.Results[0].Key); err != nil {
+		t.Error(err)
+	} else if e, err := results.Get(t.Context(), key); err != nil {
+		t.Error(err)
+	} else if meta, _, err := artifact.Read(e.Image); err != nil || meta.Root.String() != pulled.Images[0].Root {
+		t.Errorf("the artifact's root is %s, %v; want %s", meta.Root, err, pulled.Images[0].Root)
+	}
 
 	// What can't be meant.
 	contains(run(bare, exitUsage, nil, build("--push-images")...), "name a repository with --images")

@@ -49,8 +49,10 @@ var mayImport = map[string][]string{
 	"internal/registry":        {},
 	"internal/dockertest":      {"internal/need"},
 	"internal/dkmstest":        {"images", "internal/need", "kernels", "kernels/deb"},
+	"internal/registrytest":    {"internal/need"},
 	"internal/need":            {},
 	"scripts":                  {},
+	"scripts/bench":            {"internal/registrytest"},
 	"scripts/compare-dkms":     {"builder/dkms", "internal/dkmstest", "kernels"},
 }
 

@@ -21,7 +21,7 @@ import (
 )
 
 // recipe is the version of what a build does. A change that can alter a byte of the output must raise it.
-const recipe = 3
+const recipe = 4
 
 // Status is how a job ended.
 type Status string
@@ -202,7 +202,7 @@ func (b *Builder) build(ctx context.Context, j Job, w Watch) (r Result) {
 	defer o.Close()
 
 	w.phase("storing")
-	r.Err = b.store(ctx, &r, j, o)
+	r.Err = b.store(ctx, &r, j, root.Digest(), o)
 	return r
 }
 
@@ -230,13 +230,13 @@ func (r *Result) load(ctx context.Context, results Results) bool {
 }
 
 // store packs an output and keeps it, or, to verify, compares it with what is kept.
-func (b *Builder) store(ctx context.Context, r *Result, j Job, o *output) error {
+func (b *Builder) store(ctx context.Context, r *Result, j Job, root v1.Hash, o *output) error {
 	k := j.Lock.Kernel
 	meta := artifact.Meta{
 		Module: j.Source.Module, Version: j.Source.Version,
 		Kernel:   artifact.Kernel{Distro: k.Distro, Suite: k.Suite, Arch: k.Arch, Release: k.Release},
 		Compiler: o.compiler, Symvers: o.symvers,
-		Key: r.Key, Source: j.Source.Digest, Lock: j.Lock.Digest(),
+		Key: r.Key, Source: j.Source.Digest, Lock: j.Lock.Digest(), Root: root,
 		Status: artifact.Built, Reason: o.skip,
 	}
 	if o.skip != "" {

@@ -22,6 +22,8 @@ const (
 type Root interface {
 	// Layers are folders of this machine with the unpacked layers, lowest first. They must not be written to.
 	Layers() []string
+	// Digest is a hash of everything in it. It is a function of the lock.
+	Digest() v1.Hash
 	// Image is the same root as an OCI image, packed on demand.
 	Image(ctx context.Context) (v1.Image, error)
 	Close() error

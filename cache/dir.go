@@ -479,6 +479,9 @@ func (l *layer) Digest() (v1.Hash, error)            { return l.desc.Digest, nil
 func (l *layer) Size() (int64, error)                { return l.desc.Size, nil }
 func (l *layer) MediaType() (types.MediaType, error) { return l.desc.MediaType, nil }
 func (l *layer) Compressed() (io.ReadCloser, error) {
+	if l.f == nil {
+		return nil, errors.New("an image without its layers")
+	}
 	return io.NopCloser(&verifier{l: l, r: io.NewSectionReader(l.f, 0, l.desc.Size), sum: sha256.New()}), nil
 }
 

@@ -1,6 +1,7 @@
 package images
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -70,9 +71,8 @@ func (s *Store) assembleOnce(ctx context.Context, lock kernels.Lock, specs []lay
 			tasks = append(tasks, task{t, i, p})
 		}
 		if l.tar != nil {
-			place := func(name string) (string, bool) { return name, true }
-			if err := t.extract(ctx, 0, strings.NewReader(string(l.tar)), policy{place, true}); err != nil {
-				return fmt.Errorf("make glue: %w", err)
+			if err := t.glue(ctx, l); err != nil {
+				return err
 			}
 		}
 	}
@@ -80,27 +80,37 @@ func (s *Store) assembleOnce(ctx context.Context, lock kernels.Lock, specs []lay
 		return err
 	}
 	for i, t := range trees {
-		if err := s.place(t, specs[i]); err != nil {
+		if _, err := s.finish(t, specs[i], ""); err != nil {
+			return fmt.Errorf("make layer %s: %w", specs[i].kind, err)
+		}
+	}
+	for i, t := range trees {
+		if err := placeFolder(t.dir, s.layerDir(specs[i].key)); err != nil {
 			return fmt.Errorf("make layer %s: %w", specs[i].kind, err)
 		}
 	}
 	return nil
 }
 
-// place finishes a layer and gives it its final name.
-func (s *Store) place(t *tree, l layerSpec) error {
+func (t *tree) glue(ctx context.Context, l layerSpec) error {
+	if err := t.extract(ctx, 0, bytes.NewReader(l.tar), policy{asNamed, true}); err != nil {
+		return fmt.Errorf("make glue: %w", err)
+	}
+	return nil
+}
+
+func asNamed(name string) (string, bool) { return name, true }
+
+// finish makes a tree a layer's folder that only needs its final name.
+func (s *Store) finish(t *tree, l layerSpec, from string) (record, error) {
 	rec, err := t.finish()
 	if err != nil {
-		return err
+		return rec, err
 	}
-	rec.Kind, rec.Boot, rec.Created = l.kind, s.boot, time.Now().UTC()
-	err = durable.WriteFile(t.dir, filepath.Join(t.dir, "record.json"), 0o644, func(w io.Writer) error {
+	rec.Kind, rec.Boot, rec.Created, rec.From = l.kind, s.boot, time.Now().UTC(), from
+	return rec, durable.WriteFile(t.dir, filepath.Join(t.dir, "record.json"), 0o644, func(w io.Writer) error {
 		return json.NewEncoder(w).Encode(rec)
 	})
-	if err != nil {
-		return err
-	}
-	return placeFolder(t.dir, s.layerDir(l.key))
 }
 
 // placeFolder gives a finished folder its final name, unless it is there: then it is the same.

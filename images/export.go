@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"regexp"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
@@ -12,30 +11,28 @@ import (
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
 
-var notInTag = regexp.MustCompile(`[^A-Za-z0-9_.-]`)
-
-// Tag is the name that a kernel's image has in an archive: "godkms-hermetic/debian-bookworm:6.1.0-56-amd64". What a tag can't have, such as
-// the plus of 6.12.117+deb13-amd64, is an underscore.
-func Tag(k kernels.Kernel) string {
-	return "godkms-hermetic/" + k.Distro + "-" + k.Suite + ":" + notInTag.ReplaceAllString(k.Release, "_")
+// Tag is the name that the image of a kernel with these extra packages has in an archive, "godkms-hermetic/debian-bookworm:6.1.0-56-amd64".
+// The tag is escaped as KernelTag's is.
+func Tag(k kernels.Kernel, extra kernels.Extra) string {
+	return "godkms-hermetic/" + k.Distro + "-" + k.Suite + ":" + releaseTag(k, extra)
 }
 
-// Export writes the root's image, under its Tag, as the tar that docker load and skopeo's docker-archive read. The same lock gives the same
-// bytes. Every layer is verified while it is read; after an error what was written is of no use.
-func (r *Root) Export(ctx context.Context, w io.Writer) error {
-	err := r.export(ctx, w)
+// Export writes the root's image, under a name such as Tag gives, as the tar that docker load and skopeo's docker-archive read. The same
+// lock and name give the same bytes. Every layer is verified while it is read; after an error what was written is of no use.
+func (r *Root) Export(ctx context.Context, w io.Writer, tag string) error {
+	err := r.export(ctx, w, tag)
 	if err != nil {
 		return fmt.Errorf("export image of %q: %w", r.lock.Kernel, err)
 	}
 	return nil
 }
 
-func (r *Root) export(ctx context.Context, w io.Writer) error {
+func (r *Root) export(ctx context.Context, w io.Writer, as string) error {
 	img, err := r.Image(ctx)
 	if err != nil {
 		return err
 	}
-	tag, err := name.NewTag(Tag(r.lock.Kernel))
+	tag, err := name.NewTag(as)
 	if err != nil {
 		return err
 	}

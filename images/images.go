@@ -5,6 +5,11 @@
 // Layers are unpacked first, for a sandbox to run on; their tar form, and with it the image's digest, is made when it is asked
 // for. Both are functions of the lock alone: not of the mirror, the order of arrival, the user, the machine or the time.
 //
+// A registry can keep header images, by the digests of their locks, for machines that don't assemble them and for kernels that no mirror
+// has any more. What is pulled is checked against itself: every byte has its digest, the image is that of the lock, and its glue is the
+// one that this package makes. That its files are those of the lock's packages is the registry's word: pulled layers are as trusted as
+// the registry that the user named, and stay in the cache for whoever uses it.
+//
 // Of each package, documentation, manuals and translations are left out (see placePackage); licences are kept, because images
 // are handed on.
 package images
@@ -25,8 +30,10 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/durable"
@@ -34,7 +41,7 @@ import (
 )
 
 // Version is part of every layer's key, and of the key of what is built on a root: it changes when the same packages come to another
-// root, glue included.
+// root, glue included. So does the form of LockTag then.
 const Version = "1"
 
 // Options describe a Store.
@@ -50,13 +57,19 @@ type Options struct {
 	// Jobs is how many packages are unpacked at a time, over all roots that are being assembled; at most 6, for each takes some
 	// ten megabytes. Default: the processors.
 	Jobs int
+	// Remote has header images: a root is taken from there, rather than assembled, if it has the lock's and not all packages are in the
+	// cache. Default: none.
+	Remote Remote
+	// Warn is told once why the remote can't be used, and of each image there that is not what it should be. It may be called by several
+	// goroutines at a time. Default: nothing.
+	Warn func(string)
 }
 
 // A Store keeps packages and layers in a folder:
 //
 //	packages/sha256/<hex>   package files
 //	packages/partial/<hex>  downloads that were cut off
-//	layers/<key>/fs         an unpacked layer; beside it index, its entries, and record.json, their totals and hash
+//	layers/<key>/fs         an unpacked layer; beside it index, its entries, and record.json, their totals, hash and origin
 //	packed/<key>/           the layer's tar form: layer.tar.gz and packed.json
 //	roots/<lock>.json       a lock, its layers, and by the file's time when it was last used
 //	tmp, locks, */.lock     unfinished work and advisory locks
@@ -74,6 +87,10 @@ type Store struct {
 	downloads chan struct{}
 	stall     time.Duration // without a byte, an attempt to download is given up
 	limits    limits
+	remote    Remote
+	warn      func(string)
+	down      atomic.Bool // the remote is not asked any more
+	refused   sync.Map    // tags of images of the remote that are not what they should be
 }
 
 // maxJobs is where memory counts for more: the largest packages are what the whole waits for, whatever goes on beside them.
@@ -103,12 +120,15 @@ func Open(o Options) (*Store, error) {
 	if o.Client == nil {
 		o.Client = newClient()
 	}
+	if o.Warn == nil {
+		o.Warn = func(string) {}
+	}
 	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	return &Store{
 		dir: dir, payload: o.Payload, client: o.Client, offline: o.Offline, jobs: o.Jobs,
 		boot:     strings.TrimSpace(string(boot)),
 		decoders: make(chan struct{}, o.Jobs), downloads: make(chan struct{}, max(o.Jobs, minDownloads)),
-		stall: stall, limits: defaultLimits,
+		stall: stall, limits: defaultLimits, remote: o.Remote, warn: o.Warn,
 	}, nil
 }
 
@@ -117,19 +137,28 @@ type Progress = func(phase string, done, total int64)
 
 // A Root is the root file system that a kernel's modules are built on. Nothing removes its layers until Close.
 type Root struct {
-	store *Store
-	lock  kernels.Lock
-	specs []layerSpec
-	hold  *os.File
-	once  sync.Once
-	saved chan struct{} // closed when what was unpacked is known to be on the disk
+	store  *Store
+	lock   kernels.Lock
+	specs  []layerSpec
+	digest v1.Hash
+	hold   *os.File
+	once   sync.Once
+	saved  chan struct{} // closed when what was unpacked is known to be on the disk
 }
 
-// Root gives the root of a lock, and assembles it if the cache has it not. The caller closes it. progress may be nil.
+// Root gives the root of a lock. If the cache has it not, it is pulled from the remote, or else assembled. The caller closes it.
+// progress may be nil.
 //
 // Errors about a package are of type *PackageError. When ctx ends, what is left is finished and partial downloads, for the next
 // call, and the root's record, which List passes over and GC removes.
 func (s *Store) Root(ctx context.Context, lock kernels.Lock, progress Progress) (*Root, error) {
+	return s.root(ctx, lock, func(ctx context.Context, specs, missing []layerSpec) error {
+		return s.provide(ctx, lock, specs, missing, progress)
+	})
+}
+
+// root opens the root of a lock, whose missing layers are made by provide.
+func (s *Store) root(ctx context.Context, lock kernels.Lock, provide func(ctx context.Context, specs, missing []layerSpec) error) (*Root, error) {
 	if err := check(lock); err != nil {
 		return nil, fmt.Errorf("root of %q: %w", lock.Kernel, err)
 	}
@@ -144,7 +173,10 @@ func (s *Store) Root(ctx context.Context, lock kernels.Lock, progress Progress) 
 	}
 	r.hold = hold
 	durable.Sweep(s.path("tmp")) // of processes that were killed; it can wait
-	made, err := s.ensure(ctx, lock, r.specs, progress)
+	made, err := s.ensure(ctx, r.specs, provide)
+	if err == nil {
+		r.digest, err = s.digestOf(specs)
+	}
 	if err != nil {
 		hold.Close()
 		return nil, fmt.Errorf("root of %q: %w", lock.Kernel, located(s.dir, err))
@@ -163,6 +195,30 @@ func (r *Root) Layers() []string {
 		dirs = append(dirs, filepath.Join(r.store.layerDir(l.key), "fs"))
 	}
 	return dirs
+}
+
+// Digest is a hash of everything in the root. It is a function of the lock, and doesn't depend on how layers are packed.
+func (r *Root) Digest() v1.Hash { return r.digest }
+
+// digestOf gives the Digest of layers that are there.
+func (s *Store) digestOf(specs []layerSpec) (v1.Hash, error) {
+	recs := make([]record, len(specs))
+	for i, l := range specs {
+		var err error
+		if recs[i], err = readRecord(s.layerDir(l.key)); err != nil {
+			return v1.Hash{}, err
+		}
+	}
+	return digestOfTrees(recs), nil
+}
+
+func digestOfTrees(recs []record) v1.Hash {
+	sum := sha256.New()
+	fmt.Fprintln(sum, "root 1")
+	for _, r := range recs {
+		fmt.Fprintln(sum, r.Kind, r.Tree)
+	}
+	return hashOf(sum)
 }
 
 // Close lets go of the root's layers. Calling it twice is harmless.
@@ -241,6 +297,7 @@ type record struct {
 	Size    int64     `json:"size"` // bytes of file contents
 	Boot    string    `json:"boot"` // the start of the machine during which it was written
 	Created time.Time `json:"created"`
+	From    string    `json:"from,omitempty"` // the repository that it was pulled from
 }
 
 func (s *Store) path(elem ...string) string {
@@ -302,7 +359,8 @@ func sameKeys(keys []string, specs []layerSpec) bool {
 
 // ensure makes the layers that are missing and returns their keys. A layer is made under a lock of its own. Toolchains are
 // locked before headers and those before glue, so that no two processes wait for each other.
-func (s *Store) ensure(ctx context.Context, lock kernels.Lock, specs []layerSpec, progress Progress) (made []string, err error) {
+func (s *Store) ensure(ctx context.Context, specs []layerSpec,
+	provide func(ctx context.Context, specs, missing []layerSpec) error) (made []string, err error) {
 	var missing []layerSpec
 	var locks []*os.File
 	defer func() {
@@ -328,7 +386,7 @@ func (s *Store) ensure(ctx context.Context, lock kernels.Lock, specs []layerSpec
 	if len(missing) == 0 {
 		return nil, nil
 	}
-	if err := s.assemble(ctx, lock, missing, newMeter(progress)); err != nil {
+	if err := provide(ctx, specs, missing); err != nil {
 		return nil, err
 	}
 	for _, l := range missing {

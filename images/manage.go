@@ -121,8 +121,15 @@ func (s *Store) info(r cachedRoot, all []cachedRoot) (Info, error) {
 	if !sameKeys(r.Layers, specs) {
 		return info, nil
 	}
+	digest, err := s.digestOf(specs)
+	if errors.Is(err, fs.ErrNotExist) { // not complete
+		return info, nil
+	}
+	if err != nil {
+		return info, err
+	}
 	missing := false
-	img, err := (&Root{store: s, lock: r.Lock, specs: specs}).build(func(key string) (packed, error) {
+	img, err := (&Root{store: s, lock: r.Lock, specs: specs, digest: digest}).build(func(key string) (packed, error) {
 		p, err := readPacked(s.packedDir(key))
 		missing = missing || err != nil
 		return p, err

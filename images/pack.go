@@ -30,13 +30,14 @@ import (
 
 // Labels of an image's configuration, and annotations of its manifest.
 const (
-	LabelLock       = "dev.godkms-hermetic.lock" // the whole lock as JSON, without URLs; label only
+	LabelLock       = "dev.godkms-hermetic.lock" // the whole lock, encoded; label only
 	LabelLockDigest = "dev.godkms-hermetic.lock.digest"
 	LabelKernel     = "dev.godkms-hermetic.kernel"  // "debian/bookworm:6.1.0-56-amd64"
 	LabelDistro     = "dev.godkms-hermetic.distro"  // "debian"
 	LabelSuite      = "dev.godkms-hermetic.suite"   // "bookworm"
 	LabelRelease    = "dev.godkms-hermetic.release" // "6.1.0-56-amd64"
 	LabelCompiler   = "dev.godkms-hermetic.compiler"
+	LabelRoot       = "dev.godkms-hermetic.root" // Digest of the root
 )
 
 // The tar form is compressed with gzip, which every Docker loads (20.10 has no zstd), at a level where the toolchain packs in a
@@ -98,10 +99,8 @@ func (r *Root) build(pack func(key string) (packed, error)) (v1.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	labels, err := labelsOf(r.lock)
-	if err != nil {
-		return nil, err
-	}
+	labels := labelsOf(r.lock)
+	labels[LabelRoot] = r.digest.String()
 	cfg := old.DeepCopy()
 	cfg.OS = "linux"
 	cfg.Architecture, cfg.Variant = platform(r.lock.Kernel.Arch)
@@ -131,27 +130,12 @@ func (r *Root) build(pack func(key string) (packed, error)) (v1.Image, error) {
 }
 
 // labelsOf says what an image is for. The lock travels in it, so that a registry that has the image is an archive of the kernel.
-func labelsOf(lock kernels.Lock) (map[string]string, error) {
-	clean := lock
-	clean.Toolchain, clean.Headers = withoutURLs(lock.Toolchain), withoutURLs(lock.Headers)
-	b, err := json.Marshal(clean)
-	if err != nil {
-		return nil, err
-	}
+func labelsOf(lock kernels.Lock) map[string]string {
 	k := lock.Kernel
 	return map[string]string{
-		LabelLock: string(b), LabelLockDigest: lock.Digest().String(), LabelKernel: k.String(), LabelDistro: k.Distro,
+		LabelLock: string(lock.Encode()), LabelLockDigest: lock.Digest().String(), LabelKernel: k.String(), LabelDistro: k.Distro,
 		LabelSuite: k.Suite, LabelRelease: k.Release, LabelCompiler: lock.Compiler,
-	}, nil
-}
-
-func withoutURLs(in []kernels.Package) []kernels.Package {
-	out := make([]kernels.Package, len(in))
-	for i, p := range in {
-		p.URL = ""
-		out[i] = p
 	}
-	return out
 }
 
 // platform gives OCI's names of an architecture.

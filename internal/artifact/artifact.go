@@ -42,6 +42,7 @@ const (
 	AnnotationKey      = prefix + "key"      // of the build
 	AnnotationSource   = prefix + "source"   // digest of the source tree
 	AnnotationLock     = prefix + "lock"     // digest of the packages that the build root was made of
+	AnnotationRoot     = prefix + "root"     // digest of what is in the header image that it was built on: a function of the lock
 	AnnotationStatus   = prefix + "status"   // "built" or "skipped"
 	AnnotationReason   = prefix + "reason"   // why it was skipped
 	AnnotationModules  = prefix + "modules"  // JSON: [{"name","dest","size","digest","vermagic"}], sorted by name
@@ -61,7 +62,7 @@ type Kernel struct {
 	Distro, Suite, Arch, Release string
 }
 
-// Meta is what is known of an artifact. Headers, Compiler and Symvers may be empty, Reason is set for skipped ones only.
+// Meta is what is known of an artifact. Headers, Compiler, Symvers and Root may be empty, Reason is set for skipped ones only.
 type Meta struct {
 	Module, Version string
 	Kernel          Kernel
@@ -71,6 +72,7 @@ type Meta struct {
 	Key             v1.Hash
 	Source          v1.Hash
 	Lock            v1.Hash
+	Root            v1.Hash
 	Status          Status
 	Reason          string
 	Extras          []Extra
@@ -171,7 +173,10 @@ func (m Meta) check() error {
 		what string
 		h    v1.Hash
 		must bool
-	}{{"key", m.Key, true}, {"source digest", m.Source, true}, {"lock digest", m.Lock, true}, {"Module.symvers digest", m.Symvers, false}} {
+	}{
+		{"key", m.Key, true}, {"source digest", m.Source, true}, {"lock digest", m.Lock, true},
+		{"Module.symvers digest", m.Symvers, false}, {"root digest", m.Root, false},
+	} {
 		if f.h == (v1.Hash{}) && !f.must {
 			continue
 		}
@@ -282,20 +287,22 @@ func annotations(m Meta, files []File) (map[string]string, error) {
 	out := map[string]string{
 		ocispec.AnnotationTitle:   m.Module,
 		ocispec.AnnotationVersion: m.Version,
-		AnnotationModule:          m.Module,
-		AnnotationVersion:         m.Version,
-		AnnotationDistro:          m.Kernel.Distro,
-		AnnotationSuite:           m.Kernel.Suite,
-		AnnotationArch:            m.Kernel.Arch,
-		AnnotationRelease:         m.Kernel.Release,
-		AnnotationHeaders:         m.Headers,
-		AnnotationCompiler:        m.Compiler,
-		AnnotationKey:             m.Key.String(),
-		AnnotationSource:          m.Source.String(),
-		AnnotationLock:            m.Lock.String(),
-		AnnotationStatus:          string(m.Status),
-		AnnotationReason:          m.Reason,
-		AnnotationModules:         string(b),
+		ocispec.AnnotationDescription: fmt.Sprintf("kernel modules of %s %s for %s %s %s (%s)", m.Module, m.Version,
+			m.Kernel.Distro, m.Kernel.Suite, m.Kernel.Release, m.Kernel.Arch),
+		AnnotationModule:   m.Module,
+		AnnotationVersion:  m.Version,
+		AnnotationDistro:   m.Kernel.Distro,
+		AnnotationSuite:    m.Kernel.Suite,
+		AnnotationArch:     m.Kernel.Arch,
+		AnnotationRelease:  m.Kernel.Release,
+		AnnotationHeaders:  m.Headers,
+		AnnotationCompiler: m.Compiler,
+		AnnotationKey:      m.Key.String(),
+		AnnotationSource:   m.Source.String(),
+		AnnotationLock:     m.Lock.String(),
+		AnnotationStatus:   string(m.Status),
+		AnnotationReason:   m.Reason,
+		AnnotationModules:  string(b),
 	}
 	if len(m.Extras) > 0 {
 		list := make([]extraJSON, len(m.Extras))
@@ -308,8 +315,10 @@ func annotations(m Meta, files []File) (map[string]string, error) {
 		}
 		out[AnnotationExtras] = string(b)
 	}
-	if m.Symvers != (v1.Hash{}) {
-		out[AnnotationSymvers] = m.Symvers.String()
+	for k, h := range map[string]v1.Hash{AnnotationSymvers: m.Symvers, AnnotationRoot: m.Root} {
+		if h != (v1.Hash{}) {
+			out[k] = h.String()
+		}
 	}
 	maps.DeleteFunc(out, func(_, v string) bool { return v == "" })
 	return out, nil
@@ -334,6 +343,7 @@ func parseAnnotations(a map[string]string) (Meta, []File, error) {
 	}
 	for k, h := range map[string]*v1.Hash{
 		AnnotationSymvers: &m.Symvers, AnnotationKey: &m.Key, AnnotationSource: &m.Source, AnnotationLock: &m.Lock,
+		AnnotationRoot: &m.Root,
 	} {
 		v, ok := a[k]
 		if !ok {

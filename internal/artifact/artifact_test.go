@@ -49,7 +49,7 @@ func meta() artifact.Meta {
 	return artifact.Meta{
 		Module: "xtables-addons", Version: "3.23-1", Kernel: artifact.Kernel{Distro: "debian", Suite: "bookworm", Arch: "amd64", Release: "6.1.0-56-amd64"},
 		Headers: "6.1.192-2", Compiler: "gcc-12 (Debian 12.2.0-14+deb12u1) 12.2.0", Symvers: hash("symvers"),
-		Key: hash("key"), Source: hash("source"), Lock: hash("lock"), Status: artifact.Built,
+		Key: hash("key"), Source: hash("source"), Lock: hash("lock"), Root: hash("root"), Status: artifact.Built,
 	}
 }
 
@@ -95,14 +95,14 @@ func digest(t testing.TB, img v1.Image) string {
 func TestGolden(t *testing.T) {
 	a, b := file("xt_ACCOUNT.ko", "account"), file("compat_xtables.ko", "compat")
 	b.Dest = "updates/dkms/" + strings.Repeat("long", 30) // needs an extended header
-	const want = "f5468d8714bcf3307fca9917b6a61c9f5832eb329eda05baae5e8f61878c99b0"
+	const want = "5735ec125b193ad99ff57e990a0c872b578cf0ea9682f181b1d4a3656a1bc2ff"
 	if got := digest(t, newImage(t, meta(), a, b)); got != want {
 		t.Errorf("digest = %s; want %s", got, want)
 	}
 	if got := digest(t, newImage(t, meta(), b, a)); got != want {
 		t.Errorf("digest in another order = %s; want %s", got, want)
 	}
-	const wantSkipped = "5775e3a4b2bde8f2de5ecc1bd7ae1761a0c7a451a25c327fb87aeffff8fbc3ac"
+	const wantSkipped = "a9df04bf10c9d95beb2616c45f05d1f9b78c3fa053fd3358801813aa6d987fee"
 	if got := digest(t, newImage(t, skipped())); got != wantSkipped {
 		t.Errorf("digest of a skipped result = %s; want %s", got, wantSkipped)
 	}
@@ -119,6 +119,11 @@ func TestRoundTrip(t *testing.T) {
 	}{
 		{"two", meta(), map[string]string{"a.ko": "aaaa", "b-c.ko": strings.Repeat("b", 100_000)}},
 		{"no module", meta(), nil},
+		{"least", func() artifact.Meta { // what may be unknown is
+			m := meta()
+			m.Headers, m.Compiler, m.Symvers, m.Root = "", "", v1.Hash{}, v1.Hash{}
+			return m
+		}(), map[string]string{"a.ko": "aaaa"}},
 		{"extras", withExtras(extra("POST_INSTALL", "scripts/post.sh $kernelver", "#!/bin/sh\n"), extra("Module.symvers", "", "0x1\ta\tb\tEXPORT_SYMBOL\t\n"),
 			extra("POST_ADD", "add", "")), map[string]string{"a.ko": "aaaa"}},
 		{"empty file", meta(), map[string]string{"a.ko": ""}},
@@ -470,6 +475,7 @@ func TestReadRefuses(t *testing.T) {
 		"built with a reason":    set(artifact.AnnotationReason, "x"),
 		"key":                    set(artifact.AnnotationKey, "sha256:12"),
 		"key of another kind":    set(artifact.AnnotationKey, "md5:d41d8cd98f00b204e9800998ecf8427e"),
+		"root":                   set(artifact.AnnotationRoot, "sha256:12"),
 		"release up":             set(artifact.AnnotationRelease, ".."),
 		"release with a slash":   set(artifact.AnnotationRelease, "6.1/../x"),
 		"huge annotation":        set("x", strings.Repeat("x", 5000)),

@@ -5,8 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -17,13 +15,12 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/godkms-hermetic/godkms-hermetic/builder"
 	"github.com/godkms-hermetic/godkms-hermetic/builder/dkms"
 	"github.com/godkms-hermetic/godkms-hermetic/images"
-	"github.com/godkms-hermetic/godkms-hermetic/internal/durable"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/registry"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
@@ -39,6 +36,8 @@ type buildOptions struct {
 	memory  string
 	input   confInput
 	depends []string
+	push    string
+	headers headerOptions
 }
 
 func (a *app) buildCommand() *cobra.Command {
@@ -64,6 +63,10 @@ are passed over.
 What a build needs beside the compiler and make is named with --with, or as packages below [build] in a godkms.toml beside the
 dkms.conf; a Debian package brings what it depends on. "a | b" is one or the other, whichever the kernel's suite has.
 
+With --images, the header image of a kernel is taken from a registry that has it, rather than assembled from its distribution's
+packages; a kernel that the distribution has no more, and that is named by its release or a pattern, is built for with the packages
+that its newest image there was made of. What comes from the registry is trusted as much as the distribution is.
+
 A build runs in a sandbox of Linux namespaces where the kernel allows it, else in a container of the Docker Engine that
 DOCKER_HOST or the Docker context names; --engine sets one of them. The result is the same to the byte. The engine is looked for
 when there is something to build: what is in the cache needs none.
@@ -75,6 +78,7 @@ digest of the artifact; where the modules are. With --format json it has one obj
 			" 10  a build failed",
 			" 13  a module of BUILD_DEPENDS is missing, failed or was skipped, or they go in a circle",
 			" 21  a kernel's headers can't be found, fetched or trusted",
+			" 22  the registry of --push can't be reached or refuses",
 			" 77  every kernel was skipped (BUILD_EXCLUSIVE in dkms.conf)",
 			"130  interrupted", "", "With several failures, the lowest of their codes."),
 		Example: `  godkms-hermetic build . --kernels debian/bookworm:6.1.0-56-amd64,debian/trixie:latest
@@ -98,7 +102,9 @@ digest of the artifact; where the modules are. With --format json it has one obj
 	f.DurationVar(&o.timeout, "timeout", 0, "limit for each kernel's build, as in 10m (default none)")
 	f.StringVar(&o.memory, "memory", "", "limit for each kernel's build, as in 2G; 0 is none (default three quarters of this machine's memory)")
 	o.input.flags(f)
+	o.headers.flags(f)
 	f.StringArrayVar(&o.depends, "depends", nil, "`DIR` with the sources of modules that BUILD_DEPENDS names; can be repeated")
+	f.StringVar(&o.push, "push", "", "push what was built to `REF`, a repository; {module} in it is the module's name")
 	cmd.RegisterFlagCompletionFunc("engine", cobra.FixedCompletions(engineNames, cobra.ShellCompDirectiveNoFileComp))
 	cmd.RegisterFlagCompletionFunc("kernels", a.completeKernels)
 	return cmd
@@ -106,9 +112,11 @@ digest of the artifact; where the modules are. With --format json it has one obj
 
 // target is one kernel of the request. Its err, if any, is why there is nothing to build for.
 type target struct {
-	label  string
-	kernel kernels.Kernel
-	err    error
+	label    string
+	kernel   kernels.Kernel
+	archived bool             // its lock is that of a header image in a registry
+	asked    kernels.Selector // that it's the answer to, where err is set
+	err      error
 }
 
 func (a *app) runBuild(ctx context.Context, o buildOptions, sources []string) error {
@@ -121,6 +129,10 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, sources []string) er
 		return fmt.Errorf("--timeout is %s: it must not be negative", o.timeout)
 	case !slices.Contains(engineNames, o.engine):
 		return fmt.Errorf("--engine is %q: it can be %s", o.engine, strings.Join(engineNames, ", "))
+	}
+	remote, err := a.headersRemote(o.headers)
+	if err != nil {
+		return err
 	}
 	memory, err := parseMemory(o.memory)
 	if err != nil {
@@ -162,7 +174,18 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, sources []string) er
 		return err
 	}
 
-	r := &buildRun{app: a, options: o, distros: distros, units: us, jobs: min(o.jobs, len(targets)*len(us))}
+	if targets, err = a.archived(ctx, remote, targets); err != nil {
+		return err
+	}
+	var targetsOf map[string]*registry.Repo
+	if o.push != "" {
+		if targetsOf, err = a.pushTargets(o.push, us); err != nil {
+			return err
+		}
+	}
+
+	r := &buildRun{app: a, targets: targetsOf, options: o, distros: distros, units: us, jobs: min(o.jobs, len(targets)*len(us))}
+	r.headers.remote = remote
 	r.engine = engineOf{name: o.engine, note: a.board.Print}
 	r.builder = &builder.Builder{
 		Results: results, RootVersion: images.Version, Temp: temp,
@@ -184,6 +207,8 @@ type buildRun struct {
 	builder *builder.Builder
 	engine  engineOf
 	partial partialDir
+	targets map[string]*registry.Repo // of --push, by module
+	headers headerUse
 
 	once   sync.Once // opens the store of header images, which a run that finds all in the cache does not need
 	store  *images.Store
@@ -191,7 +216,7 @@ type buildRun struct {
 }
 
 func (r *buildRun) root(ctx context.Context, l kernels.Lock, progress func(phase string, done, total int64)) (builder.Root, error) {
-	r.once.Do(func() { r.store, r.failed = r.images(r.distros, r.options.jobs) })
+	r.once.Do(func() { r.store, r.failed = r.imagesOf(r.distros, r.options.jobs, r.headers.remote) })
 	if r.failed != nil {
 		return nil, r.failed
 	}
@@ -199,6 +224,7 @@ func (r *buildRun) root(ctx context.Context, l kernels.Lock, progress func(phase
 	if err != nil {
 		return nil, err
 	}
+	r.headers.used(l)
 	return root, nil
 }
 
@@ -224,6 +250,7 @@ type cell struct {
 	title  string // for people: the kernel, and the source if there are several
 	line   *ui.Line
 	report ui.Result
+	lock   []byte         // in its canonical form
 	code   int            // exit code that a failure of it stands for
 	result builder.Result // to be read when done is closed
 	done   chan struct{}
@@ -270,6 +297,13 @@ func (r *buildRun) run(ctx context.Context, targets []target) error {
 		}
 	}
 	all.Wait()
+	if r.options.headers.push {
+		r.pushHeaders(ctx)
+	}
+	var pushed error
+	if ctx.Err() == nil {
+		pushed = r.push(ctx, cells)
+	}
 	r.board.Close()
 
 	reports, codes := make([]ui.Result, len(cells)), make([]int, len(cells))
@@ -284,6 +318,9 @@ func (r *buildRun) run(ctx context.Context, targets []target) error {
 		return err
 	}
 	err := outcome(reports, codes)
+	if e := (*exitError)(nil); pushed != nil && (err == nil || errors.As(err, &e) && e.code == exitSkipped) {
+		return pushed
+	}
 	if e := (*exitError)(nil); r.engine.err != nil && errors.As(err, &e) { // the ways out are the same for all kernels
 		return &exitError{code: e.code, err: r.engine.err}
 	}
@@ -338,12 +375,13 @@ func (r *buildRun) one(ctx context.Context, c *cell, row []*cell, built func()) 
 		return
 	}
 	line.Phase("locking")
-	lock, err := r.distros[c.kernel.Distro].Lock(ctx, c.kernel, extraOf(c.source, r.options.with))
+	lock, err := r.lock(ctx, c.target, extraOf(c.source, r.options.with))
 	if err != nil {
 		fail(r.advise(askedBy(c.source, r.options.with, err)), lockCode(err))
 		c.result.Reason = report.Reason
 		return
 	}
+	c.lock = lock.Encode()
 	job := r.options.input.of(c.source, lock)
 	if !c.named {
 		job.Directives = nil
@@ -461,106 +499,16 @@ func hiddenFailure(log []byte, step *builder.StepError) ([]byte, bool) {
 	return log, found && step.Step == "collecting the modules" && makeStopped.Match(log)
 }
 
-// handOut writes the modules and the log to their folder below out. None is put in its place before all are written; files that
-// are there already and have other names stay.
+// handOut writes the modules and the log to their folder below out.
 func (r *buildRun) handOut(ctx context.Context, c *cell, b builder.Result) (modules []ui.Module, log string, err error) {
-	out := r.options.out
-	dir := filepath.Join(out, c.kernel.Distro+"-"+c.kernel.Suite, c.kernel.Release)
+	dir := folderOf(r.options.out, c.kernel)
 	if len(r.units) > 1 {
 		dir = filepath.Join(dir, c.source.Module+"-"+c.source.Version)
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if modules, err = handOut(ctx, &r.partial, r.options.out, dir, b.Files, map[string][]byte{buildLog: b.Log}); err != nil {
 		return nil, "", err
 	}
-	partial, done, err := r.partial.enter(ctx, out)
-	if err != nil {
-		return nil, "", err
-	}
-	defer done()
-	if partial, err = os.MkdirTemp(partial, ""); err != nil {
-		return nil, "", err
-	}
-	// Each of these waits for the disk; those that wait together wait once.
-	var files errgroup.Group
-	files.SetLimit(8)
-	log = "build.log"
-	names := []string{log}
-	files.Go(func() error { return write(filepath.Join(partial, log), io.NopCloser(bytes.NewReader(b.Log))) })
-	for _, f := range b.Files {
-		files.Go(func() error {
-			r, err := f.Open()
-			if err != nil {
-				return err
-			}
-			return write(filepath.Join(partial, f.Name), r)
-		})
-		names = append(names, f.Name)
-		modules = append(modules, ui.Module{
-			Name: strings.TrimSuffix(f.Name, ".ko"), Path: filepath.Join(dir, f.Name), SHA256: f.Digest.Hex, Vermagic: f.Vermagic,
-		})
-	}
-	if err := files.Wait(); err != nil {
-		if p := (*fs.PathError)(nil); errors.As(err, &p) {
-			err = &fs.PathError{Op: p.Op, Path: dir, Err: p.Err} // where they were to be
-		}
-		return nil, "", err
-	}
-	return modules, filepath.Join(dir, log), durable.RenameAll(partial, dir, names)
-}
-
-// write makes a file that is on the disk when it returns.
-func write(name string, from io.ReadCloser) error {
-	defer from.Close()
-	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(f, from)
-	if err == nil {
-		err = f.Chmod(0o644) // whatever the umask
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	return errors.Join(err, f.Close())
-}
-
-// partialDir is the folder below --out for files that are being written. The process that has it keeps others out, so that what
-// is in it when it's entered is of one that was killed.
-type partialDir struct {
-	mu    sync.Mutex
-	users int
-	lock  *os.File
-}
-
-// enter gives the folder until done is called.
-func (p *partialDir) enter(ctx context.Context, out string) (dir string, done func(), err error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	dir = filepath.Join(out, ".partial")
-	if p.users == 0 {
-		lock, err := durable.LockDir(ctx, out)
-		if err != nil {
-			return "", nil, err
-		}
-		if err = os.RemoveAll(dir); err == nil {
-			err = os.Mkdir(dir, 0o755)
-		}
-		if err != nil {
-			lock.Close()
-			return "", nil, err
-		}
-		p.lock = lock
-	}
-	p.users++
-	return dir, func() {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		if p.users--; p.users == 0 {
-			os.RemoveAll(dir)
-			p.lock.Close()
-		}
-	}, nil
+	return modules, filepath.Join(dir, buildLog), nil
 }
 
 // writable says whether a folder can be made or written to, without making it: a run that fails leaves none.

@@ -82,14 +82,14 @@ func (a *app) runCacheList(ctx context.Context) error {
 	}
 	rows := []row{}
 	for _, i := range infos {
-		e, err := results.Get(ctx, i.Key)
-		if errors.Is(err, cache.ErrNotFound) { // damaged, and reported by the cache
+		img, err := results.Peek(ctx, i.Key)
+		if errors.Is(err, cache.ErrNotFound) { // damaged: verify names it
 			continue
 		}
 		if err != nil {
 			return err
 		}
-		m, _, err := artifact.ReadMeta(e.Image)
+		m, _, err := artifact.ReadMeta(img)
 		if err != nil {
 			return fmt.Errorf("%s: %w", i.Key, err)
 		}

@@ -145,7 +145,7 @@ sandbox without network. The same inputs give the same bytes, and what was built
 	f.BoolVar(&a.refresh, "refresh", false, "ask the mirrors for new indexes, even if that was done less than 6 hours ago")
 	f.BoolVar(&a.acceptExpired, "accept-expired", false, "accept indexes past their Valid-Until, of an archived suite or a stale mirror")
 	f.StringArrayVar(&a.insecure, "insecure-registry", nil, "registry that may be spoken to without TLS, `HOST` or HOST:PORT; can be repeated (those of this machine always may)")
-	root.AddCommand(a.buildCommand(), a.confCommand(), a.kernelsCommand(), a.imageCommand(), a.cacheCommand(), a.doctorCommand(), a.versionCommand())
+	root.AddCommand(a.buildCommand(), a.pushCommand(), a.pullCommand(), a.listCommand(), a.inspectCommand(), a.confCommand(), a.kernelsCommand(), a.imageCommand(), a.cacheCommand(), a.doctorCommand(), a.versionCommand())
 	for _, c := range root.Commands() {
 		for _, sub := range append(c.Commands(), c) {
 			sub.DisableFlagsInUseLine = true
@@ -247,12 +247,17 @@ func (a *app) results() (*cache.Dir, error) {
 
 // images is the store of packages and header images.
 func (a *app) images(distros map[string]kernels.Provider, jobs int) (*images.Store, error) {
+	return a.imagesOf(distros, jobs, images.Remote{})
+}
+
+// imagesOf is images with a repository where there may be more.
+func (a *app) imagesOf(distros map[string]kernels.Provider, jobs int, remote images.Remote) (*images.Store, error) {
 	dir, err := a.dir("images")
 	if err != nil {
 		return nil, err
 	}
 	return images.Open(images.Options{
-		Dir: dir, Offline: a.offline, Jobs: jobs,
+		Dir: dir, Offline: a.offline, Jobs: jobs, Remote: remote, Warn: a.board.Warn,
 		Payload: func(distro string, pkg io.Reader) (io.ReadCloser, error) {
 			p, ok := distros[distro]
 			if !ok {

@@ -23,17 +23,23 @@ import (
 	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
 )
 
-// Where there is no sandbox, auto builds with Docker, says so once, and the bytes are the same, dependencies included.
-func TestAutoFallsToDocker(t *testing.T) {
-	need.Program(t, "unshare")
+// TestDocker has one Engine for all of these: the layers of a header image are loaded once.
+func TestDocker(t *testing.T) {
 	d := dockertest.Start(t, dockertest.Options{})
 	t.Setenv("DOCKER_HOST", d.Host)
+	t.Run("auto", func(t *testing.T) { testAutoFallsToDocker(t, d) })
+	t.Run("dies", func(t *testing.T) { testDockerDies(t, d) })
+	t.Run("export", func(t *testing.T) { testExportIsForDocker(t, d) })
+}
+
+// Where there is no sandbox, auto builds with Docker, says so once, and the bytes are the same, dependencies included.
+func testAutoFallsToDocker(t *testing.T, d *dockertest.Daemon) {
+	need.Program(t, "unshare")
 	shared := sharedCache(t)
-	vars := newestKernels(t, shared)
-	list := strings.TrimPrefix(vars[0], "K61=") + "," + strings.TrimPrefix(vars[2], "K612=") // of one toolchain
+	kernel := strings.TrimPrefix(newestKernels(t, shared)[0], "K61=")
 	build := func(wrap ...string) (results []ui.Result, errs string) {
 		cmd := exec.Command(append(wrap, "godkms-hermetic")[0], append(wrap, "godkms-hermetic", "build", "../../testdata/importer", "../../testdata/exporter",
-			"--kernels", list, "--cache-dir", shared, "--out", filepath.Join(t.TempDir(), "out"), "--format", "json", "--no-cache")[1:]...)
+			"--kernels", kernel, "--cache-dir", shared, "--out", filepath.Join(t.TempDir(), "out"), "--format", "json", "--no-cache")[1:]...)
 		var e bytes.Buffer
 		cmd.Stderr = &e
 		out, err := cmd.Output()
@@ -67,9 +73,7 @@ func TestAutoFallsToDocker(t *testing.T) {
 }
 
 // An Engine that dies in mid-build is not the source's fault: exit code 1, what to do next, nothing half-made. Then it builds.
-func TestDockerDies(t *testing.T) {
-	d := dockertest.Start(t, dockertest.Options{})
-	t.Setenv("DOCKER_HOST", d.Host)
+func testDockerDies(t *testing.T, d *dockertest.Daemon) {
 	shared := sharedCache(t)
 	kernel := strings.TrimPrefix(newestKernels(t, shared)[0], "K61=")
 	dir := t.TempDir()

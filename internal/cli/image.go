@@ -55,8 +55,8 @@ A KERNEL is written as for 'build --kernels'.` + exitStatus(
 		Short: "Write the header image of a kernel to a file, for docker load or skopeo",
 		Long: `Writes a kernel's header image to FILE, a tar that 'docker load' takes, and 'skopeo copy docker-archive:FILE'; assembles the image
 if it isn't there. KERNEL is written as for 'build --kernels', and stands for one kernel. The image's name is that of the kernel,
-as in godkms-hermetic/debian-bookworm:6.1.0-56-amd64; what a tag can't have, such as a plus, becomes an underscore. The same
-packages give the same bytes.
+as in godkms-hermetic/debian-bookworm:6.1.0-56-amd64; a plus in it is written _p, and with extra packages a hash of their names
+follows. The same packages give the same bytes.
 
 FILE appears whole or not at all. "-" is standard output. Prints the kernel, the image's digest and FILE, on standard error where
 the tar is on standard output.` + exitStatus(
@@ -69,14 +69,52 @@ the tar is on standard output.` + exitStatus(
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.runImageExport(cmd.Context(), args[0], args[1], with)
 		},
-		ValidArgsFunction: func(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
-			if len(args) > 0 {
-				return nil, cobra.ShellCompDirectiveDefault
-			}
-			return a.completeKernels(cmd, args, typed)
-		},
+		ValidArgsFunction: kernelThen(a, cobra.ShellCompDirectiveDefault),
 	}
-	cmd.AddCommand(extra(build), extra(export), &cobra.Command{
+	push := &cobra.Command{
+		Use:   "push KERNEL REPO",
+		Short: "Send the header images of kernels to a registry",
+		Long: `Sends the header images of kernels to a repository, REPO of a registry or oci:DIR, for the --images of builds on other machines,
+and for when the distribution has the kernel no more; assembles those that aren't there. KERNEL is written as for 'build
+--kernels'. What the repository has is not sent again: a second kernel costs its headers.
+
+An image has the tag lock-DIGEST, of the packages that it's made of, and that of its kernel, as in debian-bookworm-6.1.0-56-amd64.
+Prints the kernel, the image's digest and its reference.` + exitStatus(
+			"  0  all are there",
+			"  1  the command line is wrong, or the cache or the layout directory can't be written to",
+			" 21  a kernel whose headers can't be found, fetched or trusted",
+			" 22  the registry can't be reached, or refuses"),
+		Example: `  godkms-hermetic image push debian/bookworm:6.1.0-56-amd64 registry.example/headers
+  godkms-hermetic image push 'debian/trixie:*-amd64' oci:headers`,
+		Args: cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.runImagePush(cmd.Context(), args[0], args[1], with)
+		},
+		ValidArgsFunction: kernelThen(a, cobra.ShellCompDirectiveNoFileComp),
+	}
+	pull := &cobra.Command{
+		Use:   "pull KERNEL REPO",
+		Short: "Get the header images of kernels from a registry",
+		Long: `Gets the header images of kernels from a repository, REPO of a registry or oci:DIR, into the cache. KERNEL is written as for 'build
+--kernels'. What the distribution has is pulled with the packages that it has now; of a kernel that it has no more, or that is
+named in full while it can't be asked, the newest image is pulled.
+
+Every byte is checked, and what was pulled is used as if it had been assembled: it's trusted as much as REPO is. A download that
+was cut off goes on where it was. Prints the kernel, the image's digest and its reference.` + exitStatus(
+			"  0  all are in the cache",
+			"  1  the command line is wrong, or the cache can't be written to",
+			" 21  a kernel that neither the distribution nor the repository has",
+			" 22  the registry can't be reached, refuses, or has something else in an image's place",
+			" 23  the repository has no image of a kernel with these packages"),
+		Example: `  godkms-hermetic image pull debian/bookworm:6.1.0-56-amd64 registry.example/headers
+  godkms-hermetic image pull debian/trixie:latest oci:headers --with libelf-dev`,
+		Args: cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.runImagePull(cmd.Context(), args[0], args[1], with)
+		},
+		ValidArgsFunction: kernelThen(a, cobra.ShellCompDirectiveNoFileComp),
+	}
+	cmd.AddCommand(extra(build), extra(export), extra(push), extra(pull), &cobra.Command{
 		Use:     "ls",
 		Short:   "List the header images of this machine",
 		Long:    "Lists the header images in the cache, last used first." + exitStatus("0  the list was printed", "1  the cache can't be read"),
@@ -108,12 +146,22 @@ the image or of its lock. Packages stay until 'cache gc'.` + exitStatus("0  all 
 	return cmd
 }
 
+// kernelThen completes a first argument as a kernel, and says what becomes of the others.
+func kernelThen(a *app, then cobra.ShellCompDirective) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
+		if len(args) > 0 {
+			return nil, then
+		}
+		return a.completeKernels(cmd, args, typed)
+	}
+}
+
 func (a *app) runImageBuild(ctx context.Context, list, with []string) error {
 	distros, err := a.distros()
 	if err != nil {
 		return err
 	}
-	targets, err := a.existing(ctx, distros, list)
+	targets, err := a.existing(ctx, distros, images.Remote{}, list)
 	if err != nil {
 		return err
 	}
@@ -128,7 +176,7 @@ func (a *app) runImageBuild(ctx context.Context, list, with []string) error {
 	}
 	var rows []row
 	one := func(t target) error {
-		return a.withImage(ctx, distros, store, t, with, func(lock kernels.Lock, _ *images.Root, img v1.Image) error {
+		return a.withImage(ctx, distros, store, t, with, ui.Built, func(lock kernels.Lock, _ *images.Root, img v1.Image) error {
 			digest, err := img.Digest()
 			if err == nil {
 				rows = append(rows, row{t.label, digest.String(), lock.Digest().String()})
@@ -154,8 +202,8 @@ func (a *app) runImageBuild(ctx context.Context, list, with []string) error {
 	return w.Flush()
 }
 
-// existing resolves a list of selectors, all of which must name kernels.
-func (a *app) existing(ctx context.Context, distros map[string]kernels.Provider, list []string) ([]target, error) {
+// existing resolves a list of selectors, all of which must name kernels, of the indexes or of a repository that may be none.
+func (a *app) existing(ctx context.Context, distros map[string]kernels.Provider, remote images.Remote, list []string) ([]target, error) {
 	selectors, err := parseSelectors(distros, list)
 	if err != nil {
 		return nil, err
@@ -164,6 +212,9 @@ func (a *app) existing(ctx context.Context, distros map[string]kernels.Provider,
 		return nil, errors.New("no kernel given; name one as in debian/trixie:latest")
 	}
 	targets, err := a.resolve(ctx, distros, selectors)
+	if err == nil {
+		targets, err = a.archived(ctx, remote, targets)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -173,6 +224,131 @@ func (a *app) existing(ctx context.Context, distros map[string]kernels.Provider,
 		}
 	}
 	return targets, nil
+}
+
+// pushed is a header image in a repository.
+type pushed struct {
+	Kernel    string `json:"kernel"`
+	Digest    string `json:"digest"`
+	Lock      string `json:"lock"`
+	Root      string `json:"root"`
+	Reference string `json:"reference"`
+}
+
+func pushedOf(t target, root *images.Root, digest v1.Hash, lock kernels.Lock, repo string, extra kernels.Extra) pushed {
+	tag := images.KernelTag(lock.Kernel, extra)
+	if tag == "" {
+		tag = images.LockTag(lock)
+	}
+	return pushed{t.label, digest.String(), lock.Digest().String(), root.Digest().String(), repo + ":" + tag}
+}
+
+func (a *app) printPushed(list []pushed) error {
+	a.board.Close()
+	if a.json() {
+		return ui.WriteJSON(a.stdout, struct {
+			Images []pushed `json:"images"`
+		}{list})
+	}
+	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
+	for _, p := range list {
+		fmt.Fprintf(w, "%s\t%s\t%s\n", p.Kernel, p.Digest, ui.Clean(p.Reference))
+	}
+	return w.Flush()
+}
+
+func (a *app) runImagePush(ctx context.Context, kernel, repo string, with []string) error {
+	remote, err := a.openHeaders(repo)
+	if err != nil {
+		return err
+	}
+	distros, err := a.distros()
+	if err != nil {
+		return err
+	}
+	targets, err := a.existing(ctx, distros, images.Remote{}, []string{kernel})
+	if err != nil {
+		return err
+	}
+	store, err := a.images(distros, 0)
+	if err != nil {
+		return err
+	}
+	extra := kernels.Extra{Packages: with}
+	var list []pushed
+	for _, t := range targets {
+		err := a.withImage(ctx, distros, store, t, with, ui.Pushed, func(lock kernels.Lock, root *images.Root, _ v1.Image) error {
+			digest, err := root.Push(ctx, remote.Repo, extra, nil)
+			if err != nil {
+				return headerError(err)
+			}
+			list = append(list, pushedOf(t, root, digest, lock, remote.Repo.Name(), extra))
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return a.printPushed(list)
+}
+
+// headerError gives an error about a header image of a registry its exit code.
+func headerError(err error) error {
+	if errors.Is(err, images.ErrInvalid) {
+		return &exitError{code: exitRegistry, err: err}
+	}
+	return registryError(err)
+}
+
+func (a *app) runImagePull(ctx context.Context, kernel, repo string, with []string) error {
+	remote, err := a.openHeaders(repo)
+	if err != nil {
+		return err
+	}
+	distros, err := a.distros()
+	if err != nil {
+		return err
+	}
+	targets, err := a.existing(ctx, distros, remote, []string{kernel})
+	if err != nil {
+		return err
+	}
+	store, err := a.imagesOf(distros, 0, remote)
+	if err != nil {
+		return err
+	}
+	extra := kernels.Extra{Packages: with}
+	var list []pushed
+	for _, t := range targets {
+		line := a.board.Line(t.label)
+		p, err := func() (p pushed, err error) {
+			line.Phase("locking")
+			var lock kernels.Lock
+			if t.archived {
+				if lock, err = a.archivedLock(ctx, remote, t.kernel, extra); err != nil {
+					return p, headerError(err)
+				}
+			} else if lock, err = distros[t.kernel.Distro].Lock(ctx, t.kernel, extra); err != nil {
+				return p, &exitError{code: lockCode(err), err: err}
+			}
+			d, err := remote.Repo.Head(ctx, images.LockTag(lock))
+			if err != nil {
+				return p, headerError(fmt.Errorf("header image of %s: %w", t.label, err))
+			}
+			root, err := store.Pull(ctx, lock, progress(line))
+			if err != nil {
+				return p, headerError(err)
+			}
+			return pushedOf(t, root, d.Digest, lock, remote.Repo.Name(), extra), root.Close()
+		}()
+		if err != nil {
+			line.End(ui.Failed, err.Error())
+			return err
+		}
+		line.End(ui.Pulled, "")
+		list = append(list, p)
+	}
+	return a.printPushed(list)
 }
 
 func (a *app) runImageExport(ctx context.Context, kernel, file string, with []string) error {
@@ -192,7 +368,7 @@ func (a *app) runImageExport(ctx context.Context, kernel, file string, with []st
 	if err != nil {
 		return err
 	}
-	targets, err := a.existing(ctx, distros, []string{kernel})
+	targets, err := a.existing(ctx, distros, images.Remote{}, []string{kernel})
 	if err != nil {
 		return err
 	}
@@ -210,16 +386,17 @@ func (a *app) runImageExport(ctx context.Context, kernel, file string, with []st
 		File   string `json:"file"`
 	}
 	var r result
-	err = a.withImage(ctx, distros, store, targets[0], with, func(lock kernels.Lock, root *images.Root, img v1.Image) error {
+	err = a.withImage(ctx, distros, store, targets[0], with, ui.Built, func(lock kernels.Lock, root *images.Root, img v1.Image) error {
 		digest, err := img.Digest()
 		if err != nil {
 			return err
 		}
-		r = result{targets[0].label, digest.String(), images.Tag(lock.Kernel), file}
+		tag := images.Tag(lock.Kernel, kernels.Extra{Packages: with})
+		r = result{targets[0].label, digest.String(), tag, file}
 		if file == "-" {
-			return root.Export(ctx, a.stdout)
+			return root.Export(ctx, a.stdout, tag)
 		}
-		return writeWhole(ctx, to, func(w io.Writer) error { return root.Export(ctx, w) })
+		return writeWhole(ctx, to, func(w io.Writer) error { return root.Export(ctx, w, tag) })
 	})
 	if err != nil {
 		return err
@@ -278,7 +455,7 @@ func writeWhole(ctx context.Context, name string, write func(io.Writer) error) e
 
 // withImage assembles a kernel's header image, and hands it to use while it can be read.
 func (a *app) withImage(ctx context.Context, distros map[string]kernels.Provider, store *images.Store, t target, with []string,
-	use func(kernels.Lock, *images.Root, v1.Image) error) error {
+	done ui.Status, use func(kernels.Lock, *images.Root, v1.Image) error) error {
 	line := a.board.Line(t.label)
 	fail := func(err error, code int) error {
 		line.End(ui.Failed, err.Error())
@@ -302,10 +479,13 @@ func (a *app) withImage(ctx context.Context, distros map[string]kernels.Provider
 	if err == nil {
 		err = use(lock, root, img)
 	}
+	if e := (*exitError)(nil); errors.As(err, &e) {
+		return fail(e.err, e.code)
+	}
 	if err != nil {
 		return fail(err, exitUsage)
 	}
-	line.End(ui.Built, "")
+	line.End(done, "")
 	return nil
 }
 

@@ -109,7 +109,7 @@ func (a *app) resolve(ctx context.Context, distros map[string]kernels.Provider, 
 			return nil, context.Cause(ctx)
 		}
 		if err != nil {
-			targets = append(targets, target{label: s.String(), kernel: kernels.Kernel{Distro: s.Distro, Suite: s.Suite}, err: a.advise(err)})
+			targets = append(targets, target{label: s.String(), kernel: kernels.Kernel{Distro: s.Distro, Suite: s.Suite}, asked: s, err: a.advise(err)})
 		}
 		for _, k := range found {
 			if !seen[k] {

@@ -48,17 +48,18 @@ func TestMain(m *testing.M) {
 // TestScripts runs the program on real packages, real kernels and the machine's own mirror. Beside testscript's commands a
 // script has:
 //
-//	fresh NAME [bare]  makes the cache folder $WORK/NAME: it has the indexes and packages of the other tests, and the unpacked
-//	                   header images of $K61, $K612 and $TRIXIE, and no results; bare, it has no header images either
-//	fetch PACKAGE      downloads a Debian package to $WORK/PACKAGE.deb
-//	mirror MODE        starts a mirror on loopback, $MIRROR, that spoils what it passes on, as MODE says
-//	offline CMD ...    runs a command where there is no network
-//	nobody CMD ...     runs a command as an ordinary user
-//	nosandbox CODE CMD as exits, where there can be no more user namespaces
-//	exits CODE CMD ... runs a command and wants that exit code
-//	count PATTERN N    wants N files whose paths match
-//	same A B           wants two files with the same bytes
-//	spoil PATTERN      turns one bit of a file
+//	fresh NAME [KERNEL ...]  makes the cache folder $WORK/NAME: it has the indexes and packages of the other tests, and the unpacked
+//	                         header images of these kernels, which are among $K61, $K612 and $TRIXIE, and no results; with
+//	                         -packed before the kernels, the images are packed as well
+//	fetch PACKAGE            downloads a Debian package to $WORK/PACKAGE.deb
+//	mirror MODE              starts a mirror on loopback, $MIRROR, that spoils what it passes on, as MODE says
+//	offline CMD ...          runs a command where there is no network
+//	nobody CMD ...           runs a command as an ordinary user
+//	nosandbox CODE CMD       as exits, where there can be no more user namespaces
+//	exits CODE CMD ...       runs a command and wants that exit code
+//	count PATTERN N          wants N files whose paths match
+//	same A B                 wants two files with the same bytes
+//	spoil PATTERN            turns one bit of a file
 //
 // $K61, $K612 and $TRIXIE are the newest kernels of bookworm's 6.1 and 6.12 lines and of trixie's 6.12; $R61, $R612 and $RTRIXIE
 // their releases. The condition stale-sid holds where the mirror's index of sid is past its Valid-Until, root for
@@ -104,10 +105,27 @@ func TestScripts(t *testing.T) {
 				ts.Check(os.MkdirAll(filepath.Join(dir, "images/packages"), 0o755))
 				ts.Check(exec.Command("cp", "-a", filepath.Join(shared, "index"), dir).Run())
 				linked := []string{"packages/sha256"}
-				if len(args) == 1 {
-					roots, err := plainRoots(shared, ts.Getenv("K61"), ts.Getenv("K612"), ts.Getenv("TRIXIE"))
+				of := args[1:]
+				packed := len(of) > 0 && of[0] == "-packed"
+				if packed {
+					of = of[1:]
+				}
+				for _, name := range of {
+					where, release, _ := strings.Cut(name, ":")
+					distro, suite, _ := strings.Cut(where, "/")
+					i, err := plainImage(shared, kernels.Kernel{Distro: distro, Suite: suite, Arch: kernels.HostArch(), Release: release})
 					ts.Check(err)
-					linked = append(linked, roots...)
+					linked = append(linked, i.file)
+					for _, key := range i.Layers {
+						if layer := "layers/" + key; !slices.Contains(linked, layer) { // kernels share their toolchain
+							linked = append(linked, layer)
+						}
+					}
+					if packed {
+						names, err := i.packed(shared)
+						ts.Check(err)
+						linked = append(linked, names...)
+					}
 				}
 				for _, name := range linked {
 					to := filepath.Join(dir, "images", filepath.Dir(name))
@@ -171,48 +189,41 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// plainRoots are the records and layers, below images, of the header images of kernels that have no extra packages: to link the
-// hundreds of thousands of files of all others would take longer than the scripts.
-func plainRoots(shared string, of ...string) ([]string, error) {
-	records, err := filepath.Glob(filepath.Join(shared, "images/roots/*.json"))
+// headerImage is a cache's record of a header image.
+type headerImage struct {
+	file   string // of the record, below images
+	Lock   kernels.Lock
+	Layers []string // the keys of toolchain, headers and glue
+}
+
+// packed gives the folders, below images, with the packed layers that the cache has.
+func (i headerImage) packed(cache string) (names []string, err error) {
+	for _, key := range i.Layers {
+		found, err := filepath.Glob(filepath.Join(cache, "images/packed", key+"-*"))
+		if err != nil || len(found) != 1 {
+			return nil, fmt.Errorf("layer %s is packed %d times (%v)", key, len(found), err)
+		}
+		names = append(names, "packed/"+filepath.Base(found[0]))
+	}
+	return names, nil
+}
+
+// plainImage reads the record of a kernel's header image without extra packages.
+func plainImage(cache string, k kernels.Kernel) (i headerImage, err error) {
+	p, err := deb.New(deb.Options{CacheDir: filepath.Join(cache, "index")})
 	if err != nil {
-		return nil, err
+		return i, err
 	}
-	type root struct {
-		name   string
-		Lock   kernels.Lock
-		Layers []string
+	l, err := p.Lock(context.Background(), k, kernels.Extra{})
+	if err != nil {
+		return i, err
 	}
-	plain := map[kernels.Kernel][]root{}
-	for _, file := range records {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			return nil, err
-		}
-		r := root{name: "roots/" + filepath.Base(file)}
-		if err := json.Unmarshal(text, &r); err != nil {
-			return nil, fmt.Errorf("%s: %w", file, err)
-		}
-		switch have := plain[r.Lock.Kernel]; {
-		case !slices.Contains(of, r.Lock.Kernel.String()):
-		case len(have) == 0 || len(r.Lock.Headers) < len(have[0].Lock.Headers):
-			plain[r.Lock.Kernel] = []root{r}
-		case len(r.Lock.Headers) == len(have[0].Lock.Headers):
-			plain[r.Lock.Kernel] = append(have, r)
-		}
+	i.file = "roots/" + l.Digest().Hex + ".json"
+	text, err := os.ReadFile(filepath.Join(cache, "images", i.file))
+	if err != nil {
+		return i, err
 	}
-	var out []string
-	for _, roots := range plain {
-		for _, r := range roots {
-			out = append(out, r.name)
-			for _, l := range r.Layers {
-				if layer := "layers/" + l; !slices.Contains(out, layer) {
-					out = append(out, layer)
-				}
-			}
-		}
-	}
-	return out, nil
+	return i, json.Unmarshal(text, &i)
 }
 
 // noNamespaces is for a shell in a user namespace of its own: the limit is that namespace's.

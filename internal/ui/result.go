@@ -16,29 +16,32 @@ type Status string
 const (
 	Built   Status = "built"
 	Cached  Status = "cached"
+	Pushed  Status = "pushed" // to a repository
+	Pulled  Status = "pulled" // from one
 	Skipped Status = "skipped"
 	Failed  Status = "failed"
 )
 
 // Result is what came out for one kernel. Its JSON form is what --format json promises: fields are added, never renamed.
 type Result struct {
-	Module   string   `json:"module"`  // the DKMS package's name
-	Version  string   `json:"version"` // and its version
-	Kernel   string   `json:"kernel"`  // as --kernels takes it: "debian/bookworm:6.1.0-56-amd64"
-	Distro   string   `json:"distro"`
-	Suite    string   `json:"suite"`
-	Release  string   `json:"release"`
-	Status   Status   `json:"status"`
-	Reason   string   `json:"reason"`   // why it was skipped or failed, one line
-	Why      string   `json:"why"`      // what made it fail, where that's one of the common causes, one line
-	Key      string   `json:"key"`      // of the cache
-	Digest   string   `json:"digest"`   // of the OCI image: "sha256:…"
-	Compiler string   `json:"compiler"` // "gcc-12"
-	Modules  []Module `json:"modules"`
-	Log      string   `json:"log"`                 // path of the build's log
-	Hint     string   `json:"hint"`                // what to do about a failure, one line, where that is known
-	Seconds  float64  `json:"seconds"`             // printed to the millisecond
-	DKMSCode int      `json:"dkms_code,omitempty"` // the exit code that dkms ends with in the same case; see builder.DKMSCode
+	Module    string   `json:"module"`  // the DKMS package's name
+	Version   string   `json:"version"` // and its version
+	Kernel    string   `json:"kernel"`  // as --kernels takes it: "debian/bookworm:6.1.0-56-amd64"
+	Distro    string   `json:"distro"`
+	Suite     string   `json:"suite"`
+	Release   string   `json:"release"`
+	Status    Status   `json:"status"`
+	Reason    string   `json:"reason"`              // why it was skipped or failed, one line
+	Why       string   `json:"why"`                 // what made it fail, where that's one of the common causes, one line
+	Key       string   `json:"key"`                 // of the cache
+	Digest    string   `json:"digest"`              // of the OCI image: "sha256:…"
+	Reference string   `json:"reference,omitempty"` // what it was pushed to, or pulled from
+	Compiler  string   `json:"compiler"`            // "gcc-12"
+	Modules   []Module `json:"modules"`
+	Log       string   `json:"log"`                 // path of the build's log
+	Hint      string   `json:"hint"`                // what to do about a failure, one line, where that is known
+	Seconds   float64  `json:"seconds"`             // printed to the millisecond
+	DKMSCode  int      `json:"dkms_code,omitempty"` // the exit code that dkms ends with in the same case; see builder.DKMSCode
 }
 
 // Module is one file that was handed out.
@@ -65,8 +68,11 @@ func PrintText(w io.Writer, results []Result) error {
 	var out strings.Builder
 	for _, r := range results {
 		rest := []string{r.Reason}
-		if r.Status == Built || r.Status == Cached {
+		switch r.Status {
+		case Built, Cached, Pulled:
 			rest = []string{r.Digest, folder(r.Modules)}
+		case Pushed:
+			rest = []string{r.Digest, r.Reference}
 		}
 		line := pad(cleanLine(name(r)), label) + "  " + fmt.Sprintf("%-*s", statusWidth, r.Status)
 		for _, s := range rest {

@@ -354,7 +354,7 @@ func (b *Board) draw(cols, rows int) []string {
 
 func (b *Board) paint(s Status, text string) string {
 	switch s {
-	case Built, Cached:
+	case Built, Cached, Pushed, Pulled:
 		return b.tint("32", text)
 	case Skipped:
 		return b.tint("33", text)

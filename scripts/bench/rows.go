@@ -23,7 +23,7 @@ const grace = 10 * time.Second
 // rows are the comparisons, in the order of the table.
 func (b *bench) rows() []row {
 	newest := b.releases[0]
-	return []row{
+	return append([]row{
 		{
 			name: "one kernel, not cached, sandbox", against: "bare make", warm: true,
 			prepare: func(ctx context.Context) error { return b.sameModule(ctx, newest) },
@@ -90,7 +90,7 @@ func (b *bench) rows() []row {
 			other: func(ctx context.Context) (sample, error) { return b.firstImage(ctx) },
 			asked: limit{Ratio: 0.25},
 		},
-	}
+	}, b.registryRows()...)
 }
 
 // run times the tool, from its start to its end, and follows its memory. The results of wait4 are of no use for the latter: they

@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/godkms-hermetic/godkms-hermetic/internal/registrytest"
 )
 
 // suite is where the kernels, the compiler, dkms and the module come from.
@@ -35,8 +37,16 @@ type bench struct {
 	count         int
 	spare         string // a cache folder with one header image and the packages of another
 	docker        *docker
-	lock          *os.File // of the folder that work is in
-	say           func(string, ...any)
+
+	registry     *registrytest.Server
+	craneProgram string
+	big          string   // a source with a large module
+	pushed       string   // the repository that has it for six kernels, under the tag 1
+	layout       string   // a folder with the same
+	prebuilt     string   // the repository that has the module for six kernels
+	shared       string   // the one that is a shared cache
+	lock         *os.File // of the folder that work is in
+	say          func(string, ...any)
 }
 
 // newBench downloads what is missing and makes the roots. The bench that it returns with an error is to be closed too.
@@ -114,7 +124,7 @@ BUILD_EXCLUSIVE_KERNEL="^never$"
 `
 
 func (b *bench) close() error {
-	err := b.docker.stop()
+	err := errors.Join(b.docker.stop(), b.stopRegistry())
 	return errors.Join(err, os.RemoveAll(b.work))
 }
 

@@ -1,0 +1,127 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/durable"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
+	"github.com/godkms-hermetic/godkms-hermetic/kernels"
+)
+
+const buildLog = "build.log"
+
+// folderOf is where the modules for a kernel are below out.
+func folderOf(out string, k kernels.Kernel) string {
+	return filepath.Join(out, k.Distro+"-"+k.Suite, k.Release)
+}
+
+// handOut writes modules, and texts by name, to dir, a folder below out. None is put in its place before all are written; files that
+// are there already and have other names stay.
+func handOut(ctx context.Context, p *partialDir, out, dir string, files []artifact.File, texts map[string][]byte) ([]ui.Module, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	partial, done, err := p.enter(ctx, out)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if partial, err = os.MkdirTemp(partial, ""); err != nil {
+		return nil, err
+	}
+	// Each of these waits for the disk; those that wait together wait once.
+	var writes errgroup.Group
+	writes.SetLimit(8)
+	var names []string
+	var modules []ui.Module
+	for name, text := range texts {
+		writes.Go(func() error { return write(filepath.Join(partial, name), io.NopCloser(bytes.NewReader(text))) })
+		names = append(names, name)
+	}
+	for _, f := range files {
+		writes.Go(func() error {
+			r, err := f.Open()
+			if err != nil {
+				return err
+			}
+			return write(filepath.Join(partial, f.Name), r)
+		})
+		names = append(names, f.Name)
+		modules = append(modules, ui.Module{
+			Name: strings.TrimSuffix(f.Name, ".ko"), Path: filepath.Join(dir, f.Name), SHA256: f.Digest.Hex, Vermagic: f.Vermagic,
+		})
+	}
+	if err := writes.Wait(); err != nil {
+		if p := (*fs.PathError)(nil); errors.As(err, &p) {
+			err = &fs.PathError{Op: p.Op, Path: dir, Err: p.Err} // where they were to be
+		}
+		return nil, err
+	}
+	return modules, durable.RenameAll(partial, dir, names)
+}
+
+// write makes a file that is on the disk when it returns.
+func write(name string, from io.ReadCloser) error {
+	defer from.Close()
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(f, from)
+	if err == nil {
+		err = f.Chmod(0o644) // whatever the umask
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
+}
+
+// partialDir is the folder below --out for files that are being written. The process that has it keeps others out, so that what
+// is in it when it's entered is of one that was killed.
+type partialDir struct {
+	mu    sync.Mutex
+	users int
+	lock  *os.File
+}
+
+// enter gives the folder until done is called.
+func (p *partialDir) enter(ctx context.Context, out string) (dir string, done func(), err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	dir = filepath.Join(out, ".partial")
+	if p.users == 0 {
+		lock, err := durable.LockDir(ctx, out)
+		if err != nil {
+			return "", nil, err
+		}
+		if err = os.RemoveAll(dir); err == nil {
+			err = os.Mkdir(dir, 0o755)
+		}
+		if err != nil {
+			lock.Close()
+			return "", nil, err
+		}
+		p.lock = lock
+	}
+	p.users++
+	return dir, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.users--; p.users == 0 {
+			os.RemoveAll(dir)
+			p.lock.Close()
+		}
+	}, nil
+}

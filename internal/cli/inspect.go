@@ -1,0 +1,307 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/spf13/cobra"
+
+	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/registry"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
+	"github.com/godkms-hermetic/godkms-hermetic/kernels"
+)
+
+func (a *app) listCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "list REF",
+		Short: "List the prebuilt modules in a registry",
+		Long: `Lists the modules in a repository: module and version, kernel, size of the layer, when it was pushed, and digest.
+REF is a repository, as registry.example/modules/hello, or a directory in OCI's layout, as oci:DIR; with a version behind it, as :1.0,
+only that one is listed.` + exitStatus(
+			"  0  the list was printed",
+			"  1  the command line is wrong",
+			" 22  the registry can't be reached, refuses, or has something that was altered",
+			" 23  the registry has no such modules"),
+		Example: "  godkms-hermetic list registry.example/modules/hello\n  godkms-hermetic list oci:out/layout --format json",
+		Args:    cobra.ExactArgs(1),
+		RunE:    func(cmd *cobra.Command, args []string) error { return a.runList(cmd.Context(), args[0]) },
+	}
+}
+
+func (a *app) runList(ctx context.Context, text string) error {
+	_, repo, ref, err := a.open(text)
+	if err != nil {
+		return err
+	}
+	list, err := artifact.List(ctx, repo)
+	if err == nil {
+		err = artifact.Dates(ctx, repo, list)
+	}
+	if err != nil {
+		return registryError(err)
+	}
+	if id := ref.Identifier(); id != "" {
+		named, err := artifact.Entries(ctx, repo, id)
+		if err != nil {
+			return registryError(err)
+		}
+		list = slices.DeleteFunc(list, func(l artifact.Listed) bool {
+			return !slices.ContainsFunc(named, func(e artifact.Entry) bool { return e.Digest == l.Digest })
+		})
+	}
+	type row struct {
+		Module  string `json:"module"`
+		Version string `json:"version"`
+		Kernel  string `json:"kernel"`
+		Arch    string `json:"arch"`
+		Size    int64  `json:"size"` // bytes of the layer
+		Created string `json:"created"`
+		Digest  string `json:"digest"`
+		Tag     string `json:"tag"`
+	}
+	rows := []row{}
+	for _, e := range list {
+		if e.Err != nil {
+			a.board.Warn(fmt.Sprintf("%s: %v", e.Tag, e.Err))
+			continue
+		}
+		r := row{Module: e.Module, Version: e.Version, Kernel: kernelOf(e.Meta).String(), Arch: e.Kernel.Arch, Size: e.Size, Digest: e.Digest.String(), Tag: e.Tag}
+		if !e.Created.IsZero() {
+			r.Created = e.Created.UTC().Format(time.RFC3339)
+		}
+		rows = append(rows, r)
+	}
+	if a.json() {
+		return ui.WriteJSON(a.stdout, struct {
+			Modules []row `json:"modules"`
+		}{rows})
+	}
+	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
+	for _, r := range rows {
+		date, _, _ := strings.Cut(r.Created, "T")
+		if date == "" {
+			date = "-"
+		}
+		fmt.Fprintf(w, "%s/%s\t%s\t%s\t%s\t%s\n", ui.Clean(r.Module), ui.Clean(r.Version), ui.Clean(r.Kernel), bytesText(r.Size), date, r.Digest)
+	}
+	return w.Flush()
+}
+
+func (a *app) inspectCommand() *cobra.Command {
+	var list []string
+	var arch string
+	var log bool
+	cmd := &cobra.Command{
+		Use:   "inspect REF [--kernel KERNEL]",
+		Short: "Show all that is known of a prebuilt module",
+		Long: `Shows what is known of the modules for a kernel in a registry: what they were built of, the files, and what is attached: the build's
+log, the lock of its packages and its Module.symvers. The modules themselves are not downloaded.
+
+` + referenceHelp + `
+
+KERNEL is [DISTRO/SUITE:]RELEASE; it may be left away where there is one kernel only.` + exitStatus(
+			"  0  it was printed",
+			"  1  the command line is wrong, or there are several kernels",
+			" 22  the registry can't be reached, refuses, or has something that was altered",
+			" 23  the registry has no such module, or none for that kernel"),
+		Example: `  godkms-hermetic inspect registry.example/modules/hello:1.0 --kernel 6.1.0-56-amd64
+  godkms-hermetic inspect oci:out/layout --kernel 6.1.0-56-amd64 --log`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.runInspect(cmd.Context(), args[0], list, arch, log)
+		},
+	}
+	f := cmd.Flags()
+	f.StringSliceVar(&list, "kernel", nil, "`KERNEL` whose modules are shown")
+	f.StringVar(&arch, "arch", kernels.HostArch(), "architecture, as the distribution names it")
+	f.BoolVar(&log, "log", false, "print the build's log instead")
+	return cmd
+}
+
+// inspected is what inspect prints as JSON.
+type inspected struct {
+	Reference   string            `json:"reference"` // by digest
+	Tag         string            `json:"tag"`
+	Digest      string            `json:"digest"`
+	Size        int64             `json:"size"` // bytes of the layer
+	Created     string            `json:"created"`
+	Module      string            `json:"module"`
+	Version     string            `json:"version"`
+	Kernel      string            `json:"kernel"`
+	Distro      string            `json:"distro"`
+	Suite       string            `json:"suite"`
+	Arch        string            `json:"arch"`
+	Release     string            `json:"release"`
+	Headers     string            `json:"headers"`
+	Compiler    string            `json:"compiler"`
+	Symvers     string            `json:"symvers"`
+	Key         string            `json:"key"`
+	Source      string            `json:"source"`
+	Lock        string            `json:"lock"`
+	Root        string            `json:"root"`
+	Modules     []inspectedModule `json:"modules"`
+	Extras      []inspectedExtra  `json:"extras"`
+	Attachments inspectedAttached `json:"attachments"`
+	Annotations map[string]string `json:"annotations"`
+}
+
+type inspectedModule struct {
+	Name     string `json:"name"`
+	Path     string `json:"path"` // on a host
+	Size     int64  `json:"size"`
+	Digest   string `json:"digest"`
+	Vermagic string `json:"vermagic"`
+}
+
+type inspectedExtra struct {
+	Name    string `json:"name"`
+	Command string `json:"command,omitempty"`
+	Size    int64  `json:"size"`
+	Digest  string `json:"digest"`
+}
+
+type inspectedAttached struct {
+	Log     int           `json:"log"`     // bytes; 0: there is none
+	Symvers int           `json:"symvers"` // bytes; 0: there is none
+	Lock    *kernels.Lock `json:"lock"`
+}
+
+func (a *app) runInspect(ctx context.Context, text string, list []string, arch string, log bool) error {
+	selectors, err := listSelectors(list)
+	if err != nil {
+		return err
+	}
+	_, repo, ref, err := a.open(text)
+	if err != nil {
+		return err
+	}
+	var offers []artifact.Entry
+	if len(selectors) > 0 {
+		offers, err = choose(ctx, repo, ref, selectors, host{running: running()}, arch)
+	} else if offers, err = artifact.Entries(ctx, repo, ref.Identifier()); err != nil {
+		err = registryError(err)
+	}
+	if err != nil {
+		return err
+	}
+	switch len(offers) {
+	case 0:
+		return &exitError{code: exitAbsent, err: fmt.Errorf("%s has no modules", ref)}
+	case 1:
+	default:
+		return fmt.Errorf("%s has modules for %s: name one of them with --kernel", ref, names(offers))
+	}
+	e := offers[0]
+	img, err := repo.Image(ctx, e.Digest.String())
+	if err != nil {
+		return registryError(err)
+	}
+	meta, files, err := artifact.ReadMeta(img)
+	if err != nil {
+		return registryError(err)
+	}
+	attached, err := artifact.ReadAttachments(ctx, repo, e.Digest)
+	if err != nil {
+		return registryError(err)
+	}
+	if log {
+		if attached.Log == nil {
+			return &exitError{code: exitAbsent, err: errors.New("no log is attached")}
+		}
+		_, err := io.WriteString(a.stdout, ui.Clean(string(attached.Log)))
+		return err
+	}
+	out, err := inspection(repo, e, meta, files, attached)
+	if err != nil {
+		return err
+	}
+	if a.json() {
+		return ui.WriteJSON(a.stdout, out)
+	}
+	_, err = io.WriteString(a.stdout, out.text())
+	return err
+}
+
+func inspection(repo *registry.Repo, e artifact.Entry, m artifact.Meta, files []artifact.File, attached artifact.Attachments) (inspected, error) {
+	k := kernelOf(m)
+	hash := func(h v1.Hash) string {
+		if h == (v1.Hash{}) {
+			return ""
+		}
+		return h.String()
+	}
+	out := inspected{
+		Reference: repo.Name() + "@" + e.Digest.String(), Tag: e.Tag, Digest: e.Digest.String(), Size: e.Size,
+		Module: m.Module, Version: m.Version, Kernel: k.String(), Distro: k.Distro, Suite: k.Suite, Arch: k.Arch, Release: k.Release,
+		Headers: m.Headers, Compiler: m.Compiler, Symvers: hash(m.Symvers), Key: hash(m.Key), Source: hash(m.Source), Lock: hash(m.Lock), Root: hash(m.Root),
+		Modules: []inspectedModule{}, Extras: []inspectedExtra{},
+	}
+	if !attached.Created.IsZero() {
+		out.Created = attached.Created.UTC().Format(time.RFC3339)
+	}
+	for _, f := range files {
+		out.Modules = append(out.Modules, inspectedModule{f.Name, artifact.InstallPath(k.Release, f.Dest, f.Name), f.Size, f.Digest.String(), f.Vermagic})
+	}
+	for _, x := range m.Extras {
+		out.Extras = append(out.Extras, inspectedExtra{x.Name, x.Command, x.Size, x.Digest.String()})
+	}
+	out.Attachments.Log, out.Attachments.Symvers = len(attached.Log), len(attached.Symvers)
+	if attached.Lock != nil {
+		l, err := kernels.DecodeLock(attached.Lock)
+		if err != nil {
+			return out, fmt.Errorf("the attached lock: %w", err)
+		}
+		out.Attachments.Lock = &l
+	}
+	return out, nil
+}
+
+// text is for people.
+func (i inspected) text() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s/%s for %s\n", i.Module, i.Version, i.Kernel)
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	line := func(name, value string) {
+		if value != "" {
+			fmt.Fprintf(w, "  %s\t%s\n", name, value)
+		}
+	}
+	line("reference", i.Reference)
+	line("tag", i.Tag)
+	line("created", i.Created)
+	line("size", bytesText(i.Size))
+	line("headers", i.Headers)
+	line("compiler", i.Compiler)
+	line("symvers", i.Symvers)
+	line("key", i.Key)
+	line("source", i.Source)
+	line("lock", i.Lock)
+	line("root", i.Root)
+	for _, m := range i.Modules {
+		line("module", fmt.Sprintf("%s  %s  %s", m.Path, bytesText(m.Size), m.Digest))
+		line("", "")
+		line("vermagic", m.Vermagic)
+	}
+	for _, x := range i.Extras {
+		line("extra", strings.TrimSpace(fmt.Sprintf("%s  %s  %s  %s", x.Name, bytesText(x.Size), x.Digest, x.Command)))
+	}
+	if n := i.Attachments.Log; n > 0 {
+		line("attached", "build log, "+bytesText(int64(n))+"; --log prints it")
+	}
+	if l := i.Attachments.Lock; l != nil {
+		line("attached", fmt.Sprintf("lock of %d packages; --format json has it", len(l.Toolchain)+len(l.Headers)))
+	}
+	if n := i.Attachments.Symvers; n > 0 {
+		line("attached", "Module.symvers, "+bytesText(int64(n)))
+	}
+	w.Flush()
+	return ui.Clean(b.String())
+}

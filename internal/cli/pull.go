@@ -1,0 +1,254 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/registry"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
+	"github.com/godkms-hermetic/godkms-hermetic/kernels"
+)
+
+// referenceHelp is for commands that read from a repository.
+const referenceHelp = `REF is a repository, as registry.example/modules/hello, or a directory in OCI's layout, as oci:DIR; behind it may stand a version of
+the module, as :1.0, the tag of one kernel, or a digest, as @sha256:…. Without these it is the only version there.`
+
+func (a *app) pullCommand() *cobra.Command {
+	var list []string
+	var out, arch string
+	cmd := &cobra.Command{
+		Use:   "pull REF [--kernel KERNELS]",
+		Short: "Get prebuilt modules from a registry",
+		Long: `Gets the modules for kernels from a registry, and puts them into DIR/<distro>-<suite>/<release>/. Every byte is checked against
+the digest of what REF names; a download that was cut off goes on where it was; nothing is put in its place before all is there.
+
+` + referenceHelp + `
+
+KERNELS is a list with commas of [DISTRO/SUITE:]RELEASE; RELEASE may be a shell pattern, or "running", which is the default. A kernel
+of this host must fit it: the distribution and the suite are those of its os-release, and where the headers of the kernel are
+installed, their Module.symvers is the one that the modules were built against.` + exitStatus(
+			"  0  the modules are there",
+			"  1  the command line is wrong, or the files can't be written",
+			" 22  the registry can't be reached, refuses, or has something that was altered",
+			" 23  the registry has no such module, or none for that kernel",
+			"130  interrupted"),
+		Example: `  godkms-hermetic pull registry.example/modules/hello
+  godkms-hermetic pull registry.example/modules/hello:1.0 --kernel debian/bookworm:6.1.0-56-amd64 --out modules`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.runPull(cmd.Context(), args[0], list, arch, out)
+		},
+	}
+	f := cmd.Flags()
+	f.StringSliceVar(&list, "kernel", []string{kernels.Running}, "`KERNELS` to get modules for")
+	f.StringVar(&out, "out", "out", "`DIR` for the modules")
+	f.StringVar(&arch, "arch", kernels.HostArch(), "architecture, as the distribution names it")
+	return cmd
+}
+
+// open gives the repository of a reference that was typed.
+func (a *app) open(text string) (*registry.Client, *registry.Repo, registry.Reference, error) {
+	ref, err := registry.Parse(text)
+	if err != nil {
+		return nil, nil, ref, err
+	}
+	client, err := a.registries()
+	if err != nil {
+		return nil, nil, ref, err
+	}
+	repo, err := client.Open(ref)
+	if err != nil {
+		return nil, nil, ref, registryError(err)
+	}
+	return client, repo, ref, nil
+}
+
+func (a *app) runPull(ctx context.Context, text string, list []string, arch, out string) error {
+	selectors, err := listSelectors(list)
+	if err != nil {
+		return err
+	}
+	if len(selectors) == 0 {
+		return errors.New("no kernel given; leave --kernel away for the running one")
+	}
+	if err := writable(out); err != nil {
+		return fmt.Errorf("--out: %w", err)
+	}
+	client, repo, ref, err := a.open(text)
+	if err != nil {
+		return err
+	}
+	chosen, err := choose(ctx, repo, ref, selectors, readHost("/", running()), arch)
+	if err != nil {
+		return err
+	}
+	temp, err := a.temp()
+	if err != nil {
+		return err
+	}
+	var partial partialDir
+	reports := make([]ui.Result, len(chosen))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(4)
+	for i, c := range chosen {
+		line := a.board.Line(kernelOf(c.Meta).String())
+		g.Go(func() error {
+			start := time.Now()
+			err := a.pullOne(gctx, client, repo, c, temp, out, &partial, line, &reports[i])
+			if err != nil {
+				line.End(ui.Failed, err.Error())
+				return err
+			}
+			reports[i].Seconds = time.Since(start).Seconds()
+			line.End(ui.Pulled, "")
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	a.board.Close()
+	if a.json() {
+		return ui.PrintJSON(a.stdout, reports)
+	}
+	return ui.PrintText(a.stdout, reports)
+}
+
+// pullOne downloads one artifact, checks all of it, and hands its modules out.
+func (a *app) pullOne(ctx context.Context, client *registry.Client, repo *registry.Repo, e artifact.Entry, temp, out string, partial *partialDir,
+	line *ui.Line, report *ui.Result) error {
+	line.Phase("pulling")
+	dir, err := os.MkdirTemp(temp, "pull-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	img, err := client.Fetch(ctx, repo, e.Digest.String(), dir, line.Bytes)
+	if err != nil {
+		return registryError(err)
+	}
+	meta, files, err := artifact.Read(img)
+	if err != nil {
+		return registryError(fmt.Errorf("%s@%s: %w", repo.Name(), e.Digest, err))
+	}
+	k := kernelOf(meta)
+	*report = ui.Result{Module: meta.Module, Version: meta.Version, Kernel: k.String(), Distro: k.Distro, Suite: k.Suite, Release: k.Release,
+		Status: ui.Pulled, Key: meta.Key.String(), Digest: e.Digest.String(), Compiler: meta.Compiler,
+		Reference: repo.Name() + "@" + e.Digest.String()}
+	report.Modules, err = handOut(ctx, partial, out, folderOf(out, k), files, nil)
+	if err != nil {
+		return &exitError{code: failureCode(err), err: fmt.Errorf("write the modules: %w; see to it or choose another folder with --out", err)}
+	}
+	return nil
+}
+
+// choose gives what selectors name of what a reference stands for, in their order. A kernel of the host's own must fit it.
+func choose(ctx context.Context, repo *registry.Repo, ref registry.Reference, selectors []kernels.Selector, h host, arch string) ([]artifact.Entry, error) {
+	var out []artifact.Entry
+	for _, s := range selectors {
+		found, err := chooseOne(ctx, repo, ref, s, h, arch)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range found {
+			if !slices.ContainsFunc(out, func(o artifact.Entry) bool { return o.Digest == e.Digest }) {
+				out = append(out, e)
+			}
+		}
+	}
+	return out, nil
+}
+
+func chooseOne(ctx context.Context, repo *registry.Repo, ref registry.Reference, s kernels.Selector, h host, arch string) ([]artifact.Entry, error) {
+	own := s.Release == kernels.Running
+	if own {
+		if h.running == "" {
+			return nil, errors.New("the running kernel's release is not known; name one with --kernel")
+		}
+		s.Release = h.running
+	}
+	if own || s.Distro == "" && s.Release == h.running {
+		if s.Distro == "" && h.suite != "" {
+			s.Distro, s.Suite = h.distro, h.suite
+		}
+	}
+	offers, err := artifact.Entries(ctx, repo, ref.Identifier())
+	if err != nil {
+		return nil, registryError(err)
+	}
+	var wants []artifact.Want
+	if s.Distro != "" && !isPattern(s.Release) {
+		wants = append(wants, artifact.Want{Distro: s.Distro, Suite: s.Suite, Release: s.Release, Arch: arch})
+	} else {
+		for _, e := range offers {
+			k := kernelOf(e.Meta)
+			if k.Arch != arch || !selects(s, k, h.running) {
+				continue
+			}
+			if i := slices.IndexFunc(wants, func(w artifact.Want) bool { return w.Release == k.Release }); i >= 0 && !isPattern(s.Release) {
+				return nil, fmt.Errorf("%q is a release of %s and of %s/%s: put its suite before it", s.Release, k, wants[i].Distro, wants[i].Suite)
+			}
+			wants = append(wants, artifact.Want{Distro: k.Distro, Suite: k.Suite, Release: k.Release, Arch: arch})
+		}
+		if len(wants) == 0 {
+			return nil, &exitError{code: exitAbsent, err: fmt.Errorf("%s has no modules for %q on %s; it has those for %s", ref, s, arch, names(offers))}
+		}
+	}
+	var out []artifact.Entry
+	for _, w := range wants {
+		if w.Symvers, err = h.wanted(w); err != nil {
+			return nil, err
+		}
+		e, _, err := artifact.Find(ctx, repo, ref.Identifier(), w)
+		if no := (*artifact.NoMatchError)(nil); errors.As(err, &no) {
+			return nil, &exitError{code: exitAbsent, err: fmt.Errorf("%w; it has those for %s", err, names(no.Have))}
+		}
+		if err != nil {
+			return nil, registryError(err)
+		}
+		out = append(out, e)
+	}
+	return out, nil
+}
+
+func isPattern(release string) bool { return strings.ContainsAny(release, "*?[") }
+
+// wanted is the digest of the Module.symvers that modules for a kernel must have been built against: that of its headers, if the kernel
+// can be one of the host's and they are installed.
+func (h host) wanted(w artifact.Want) (v1.Hash, error) {
+	if !h.isOwn(kernels.Kernel{Distro: w.Distro, Suite: w.Suite}) {
+		return v1.Hash{}, nil
+	}
+	have, _, err := h.symvers(w.Release)
+	if err != nil {
+		return v1.Hash{}, fmt.Errorf("read the headers of %s: %w", w.Release, err)
+	}
+	return have, nil
+}
+
+// names lists the kernels of what is offered.
+func names(offers []artifact.Entry) string {
+	var out []string
+	for _, o := range offers {
+		out = append(out, kernelOf(o.Meta).String())
+	}
+	slices.Sort(out)
+	out = slices.Compact(out)
+	if len(out) == 0 {
+		return "none"
+	}
+	if n := len(out); n > 20 {
+		out = append(out[:20], fmt.Sprintf("and %d more", n-20))
+	}
+	return strings.Join(out, ", ")
+}

@@ -218,6 +218,22 @@ func (c *Client) Fetch(ctx context.Context, r *Repo, identifier, dir string, pro
 	return img, nil
 }
 
+// FetchBlob is Fetch for one blob. It can be read once it is there whole; that of a layout directory is read where it is.
+func (c *Client) FetchBlob(ctx context.Context, r *Repo, d v1.Descriptor, dir string, progress func(done, total int64)) (io.ReadCloser, error) {
+	reg, ok := r.backend.(*registry)
+	if !ok {
+		return r.Blob(ctx, d)
+	}
+	err := usable(d)
+	if err == nil {
+		err = reg.fetch(ctx, []v1.Descriptor{d}, dir, progress)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("fetch from %q: %w", r.name, err)
+	}
+	return openFile(filepath.Join(dir, d.Digest.Hex), d)
+}
+
 // PushOptions are what a push can have besides. The zero value is nothing.
 type PushOptions struct {
 	// From are repositories that may have some of the blobs: those of the same registry are asked to share them. An image that was

@@ -68,7 +68,7 @@ func (a *app) runPush(ctx context.Context, args, list []string) error {
 		if err != nil {
 			return err
 		}
-		publications = append(publications, artifact.Publication{Image: e.Image, Log: e.Log, Created: s.Created})
+		publications = append(publications, artifact.Publication{Image: e.Image, Log: e.Log, Lock: e.Lock, Created: s.Created})
 	}
 	return a.report(reports, a.publish(ctx, repo, publications, reports))
 }

@@ -64,9 +64,9 @@ are passed over.
 What a build needs beside the compiler and make is named with --with, or as packages below [build] in a godkms.toml beside the
 dkms.conf; a Debian package brings what it depends on. "a | b" is one or the other, whichever the kernel's suite has.
 
-With --images, the header image of a kernel is taken from a registry that has it, rather than assembled from its distribution's
-packages; a kernel that the distribution has no more, and that is named by its release or a pattern, is built for with the packages
-that its newest image there was made of. What comes from the registry is trusted as much as the distribution is.
+With --images, the header image of a kernel is taken from a registry that has it, rather than assembled from the distribution's
+packages; a kernel that the distribution has no more, and that is named by its release or a pattern, is built for with the
+packages that its newest image there was made of. What comes from the registry is trusted as much as the distribution is.
 
 With --cache-to, results go to a repository that other machines look into with --cache-from before they build: what is there under
 the same key, and fits in everything that it says of itself, counts as built here. Neither stops a build: a shared cache that can't
@@ -185,8 +185,12 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, sources []string) er
 		return err
 	}
 
-	if targets, err = a.archived(ctx, remote, targets); err != nil {
+	if found, err := a.archived(ctx, remote, targets); err == nil {
+		targets = found
+	} else if ctx.Err() != nil {
 		return err
+	} else {
+		a.board.Warn(fmt.Sprintf("--images: %v", err))
 	}
 	var targetsOf map[string]*registry.Repo
 	if o.push != "" {

@@ -95,9 +95,9 @@ Prints the kernel, the image's digest and its reference.` + exitStatus(
 	pull := &cobra.Command{
 		Use:   "pull KERNEL REPO",
 		Short: "Get the header images of kernels from a registry",
-		Long: `Gets the header images of kernels from a repository, REPO of a registry or oci:DIR, into the cache. KERNEL is written as for 'build
---kernels'. What the distribution has is pulled with the packages that it has now; of a kernel that it has no more, or that is
-named in full while it can't be asked, the newest image is pulled.
+		Long: `Gets the header images of kernels from a repository, REPO of a registry or oci:DIR, into the cache. KERNEL is written as for
+'build --kernels'. What the distribution has is pulled with the packages that it has now; of a kernel that it has no more, or
+that is named in full while it can't be asked, the newest image is pulled.
 
 Every byte is checked, and what was pulled is used as if it had been assembled: it's trusted as much as REPO is. A download that
 was cut off goes on where it was. Prints the kernel, the image's digest and its reference.` + exitStatus(
@@ -212,11 +212,11 @@ func (a *app) existing(ctx context.Context, distros map[string]kernels.Provider,
 		return nil, errors.New("no kernel given; name one as in debian/trixie:latest")
 	}
 	targets, err := a.resolve(ctx, distros, selectors)
-	if err == nil {
-		targets, err = a.archived(ctx, remote, targets)
-	}
 	if err != nil {
 		return nil, err
+	}
+	if targets, err = a.archived(ctx, remote, targets); err != nil {
+		return nil, registryError(err)
 	}
 	for _, t := range targets {
 		if t.err != nil {

@@ -150,9 +150,9 @@ func TestRegistries(t *testing.T) {
 	t.Run("docker", func(t *testing.T) {
 		d := dockertest.Start(t, dockertest.Options{})
 		d.CLI("pull", ref)
-		d.CLI("create", "--name", "c", ref, "none")
+		d.CLI("create", "--name", "pulled", ref, "none")
 		dir := t.TempDir()
-		d.CLI("cp", "c:/usr/"+path, filepath.Join(dir, "copied.ko"))
+		d.CLI("cp", "pulled:/usr/"+path, filepath.Join(dir, "copied.ko"))
 		if got, err := os.ReadFile(filepath.Join(dir, "copied.ko")); err != nil || !bytes.Equal(got, want[release]) {
 			t.Errorf("docker cp gives %d bytes (%v)", len(got), err)
 		}

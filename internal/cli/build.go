@@ -69,8 +69,8 @@ packages; a kernel that the distribution has no more, and that is named by its r
 packages that its newest image there was made of. What comes from the registry is trusted as much as the distribution is.
 
 With --cache-to, results go to a repository that other machines look into with --cache-from before they build: what is there under
-the same key, and fits in everything that it says of itself, counts as built here. Neither stops a build: a shared cache that can't
-be used is named once and left alone, and a result that doesn't fit is refused with a warning. None is replaced by another.
+the same key, and fits in all that it says of itself, counts as built here. Neither stops a build: a shared cache that can't be
+used is named once and left alone, and a result that doesn't fit is refused with a warning. None is replaced by another.
 
 A build runs in a sandbox of Linux namespaces where the kernel allows it, else in a container of the Docker Engine that
 DOCKER_HOST or the Docker context names; --engine sets one of them. The result is the same to the byte. The engine is looked for

@@ -8,8 +8,11 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
-// ErrNotFound is wrapped by the error of a Get that found nothing, or only something damaged.
-var ErrNotFound = errors.New("not in the cache")
+// What errors of stores wrap.
+var (
+	ErrNotFound = errors.New("not in the cache")        // of a Get that found nothing, or only something damaged
+	ErrDiffers  = errors.New("another result is there") // of a Put that would have replaced what others use
+)
 
 // MaxLog is how many bytes of a log are kept. Of longer ones the middle is left out.
 const MaxLog = 1 << 20
@@ -18,6 +21,7 @@ const MaxLog = 1 << 20
 type Entry struct {
 	Image v1.Image // what the key determines, to the byte
 	Log   []byte   // of the build that made it; differs from build to build, so it is no part of the image
+	Lock  []byte   // kernels.Lock.Encode of what it was built on; nil in entries of earlier versions, and where Get says so
 }
 
 // Store keeps entries by key. Keys are SHA-256 hashes. Implementations are safe for concurrent use, by processes too.
@@ -25,6 +29,7 @@ type Store interface {
 	// Get returns an entry whose bytes have all been checked against their digests. It wraps ErrNotFound when there is none.
 	// The image stays readable for as long as it is referenced, also when the entry is removed meanwhile.
 	Get(ctx context.Context, key v1.Hash) (Entry, error)
-	// Put stores an entry, in place of one that is there. After an error, or a crash, the store has the whole entry or none.
+	// Put stores an entry, in place of one that is there; a store that others share keeps that one instead, and the error wraps
+	// ErrDiffers if its image is another. After an error, or a crash, the store has the whole entry or none.
 	Put(ctx context.Context, key v1.Hash, e Entry) error
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -72,10 +73,16 @@ func open(t testing.TB, dir string) *cache.Dir {
 
 func put(t testing.TB, s cache.Store, key, content string) {
 	t.Helper()
-	if err := s.Put(context.Background(), hash(key), cache.Entry{Image: image(t, content), Log: []byte("log of " + content)}); err != nil {
+	if err := s.Put(context.Background(), hash(key), entry(t, content)); err != nil {
 		t.Fatalf("Put(%s) = %v", key, err)
 	}
 }
+
+func entry(t testing.TB, content string) cache.Entry {
+	return cache.Entry{Image: image(t, content), Log: []byte("log of " + content), Lock: lock(content)}
+}
+
+func lock(content string) []byte { return []byte("lock of " + content[:min(len(content), 4)]) }
 
 // check wants the entry that put stores.
 func check(t testing.TB, s cache.Store, key, content string) {
@@ -95,6 +102,12 @@ func compare(s cache.Store, key, content string) error {
 	}
 	if want := "log of " + content; string(e.Log) != want {
 		return fmt.Errorf("Get(%s): log = %.80q; want %.80q", key, e.Log, want)
+	}
+	if _, shared := s.(*cache.Registry); shared { // who asks it has the lock
+		return nil
+	}
+	if want := lock(content); !bytes.Equal(e.Lock, want) {
+		return fmt.Errorf("Get(%s): lock = %.80q; want %.80q", key, e.Lock, want)
 	}
 	return nil
 }
@@ -161,6 +174,7 @@ func suite(t *testing.T, newStore func(t *testing.T) cache.Store) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		e.Lock = lock("1")
 		if err := b.Put(ctx, hash("a"), e); err != nil {
 			t.Fatal(err)
 		}
@@ -173,8 +187,18 @@ func suite(t *testing.T, newStore func(t *testing.T) cache.Store) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		put(t, s, "a", "2")
-		check(t, s, "a", "2")
+		switch err := s.Put(ctx, hash("a"), entry(t, "2")); s.(type) {
+		case *cache.Registry:
+			if !errors.Is(err, cache.ErrDiffers) {
+				t.Errorf("Put of another = %v; want %v", err, cache.ErrDiffers)
+			}
+			check(t, s, "a", "1")
+		default:
+			if err != nil {
+				t.Fatal(err)
+			}
+			check(t, s, "a", "2")
+		}
 		if got, err := layers(e.Image); err != nil || got != "shared1" {
 			t.Errorf("the image that was got before = %q, %v", got, err)
 		}
@@ -214,6 +238,29 @@ func suite(t *testing.T, newStore func(t *testing.T) cache.Store) {
 			t.Errorf("Put = %v; want %v", err, cause)
 		}
 		checkMissing(t, s, "a")
+		put(t, s, "a", "1")
+		if _, err := s.Get(ctx, hash("a")); !errors.Is(err, cause) {
+			t.Errorf("Get = %v; want %v", err, cause)
+		}
+	})
+	t.Run("at once", func(t *testing.T) {
+		s := newStore(t)
+		var all sync.WaitGroup
+		for i := range 3 {
+			all.Go(func() {
+				key := fmt.Sprint(i % 2)
+				if err := s.Put(ctx, hash(key), entry(t, key)); err != nil {
+					t.Errorf("Put(%s) = %v", key, err)
+				}
+				if err := compare(s, key, key); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		for i := range 2 {
+			check(t, s, fmt.Sprint(i), fmt.Sprint(i))
+		}
 	})
 	t.Run("long log", func(t *testing.T) {
 		s := newStore(t)

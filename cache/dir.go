@@ -27,7 +27,7 @@ import (
 // A Dir is a Store in a directory:
 //
 //	v1/entries/<key>        a record: which blobs an entry is made of, with a checksum of its own; its mtime is the last use
-//	v1/blobs/sha256/<hex>   manifests, configs, layers and logs; entries share them
+//	v1/blobs/sha256/<hex>   manifests, configs, layers, logs and locks; entries share them
 //	v1/locks/<key>          held while a key is being built
 //	v1/logs/<key>.log       of the last failed build of a key
 //	v1/tmp/                 what is being written
@@ -78,7 +78,8 @@ type record struct {
 	Key      v1.Hash   `json:"key"`
 	Manifest v1.Hash   `json:"manifest"`
 	Log      v1.Hash   `json:"log"`
-	Blobs    []blob    `json:"blobs"` // the manifest, what it refers to, and the log
+	Lock     *v1.Hash  `json:"lock,omitempty"`
+	Blobs    []blob    `json:"blobs"` // the manifest, what it refers to, the log and the lock
 	Created  time.Time `json:"created"`
 }
 
@@ -152,11 +153,17 @@ func (d *Dir) load(ctx context.Context, key v1.Hash) (Entry, time.Time, error) {
 	if err != nil {
 		return Entry{}, mtime, err
 	}
+	var lock []byte
+	if r.Lock != nil {
+		if lock, err = d.readBlob(*r.Lock, maxManifest); err != nil {
+			return Entry{}, mtime, err
+		}
+	}
 	i, err := partial.CompressedToImage(img)
 	if err != nil {
 		return Entry{}, mtime, err
 	}
-	return Entry{Image: i, Log: log}, mtime, nil
+	return Entry{Image: i, Log: log, Lock: lock}, mtime, nil
 }
 
 // drop looks at an entry again while nobody writes, removes what is damaged of it, and warns. It returns the entry if it
@@ -224,8 +231,8 @@ func (d *Dir) put(ctx context.Context, key v1.Hash, e Entry) error {
 	if err != nil {
 		return err
 	}
-	if len(manifest) > maxManifest || len(config) > maxManifest {
-		return fmt.Errorf("a manifest of %d bytes and a config of %d, more than %d", len(manifest), len(config), maxManifest)
+	if len(manifest) > maxManifest || len(config) > maxManifest || len(e.Lock) > maxManifest {
+		return fmt.Errorf("a manifest of %d bytes, a config of %d and a lock of %d, more than %d", len(manifest), len(config), len(e.Lock), maxManifest)
 	}
 	if err := durable.Sweep(d.path("tmp")); err != nil {
 		return err
@@ -258,10 +265,20 @@ func (d *Dir) put(ctx context.Context, key v1.Hash, e Entry) error {
 		})
 	}
 	r.Blobs = append(r.Blobs, blob{r.Log, int64(len(log))})
-	for _, b := range []struct {
+	small := []struct {
 		h    v1.Hash
 		data []byte
-	}{{m.Config.Digest, config}, {r.Manifest, manifest}, {r.Log, log}} {
+	}{{m.Config.Digest, config}, {r.Manifest, manifest}, {r.Log, log}}
+	if e.Lock != nil {
+		h := hashBytes(e.Lock)
+		r.Lock = &h
+		r.Blobs = append(r.Blobs, blob{h, int64(len(e.Lock))})
+		small = append(small, struct {
+			h    v1.Hash
+			data []byte
+		}{h, e.Lock})
+	}
+	for _, b := range small {
 		g.Go(func() error {
 			return d.writeBlob(ctx, b.h, int64(len(b.data)), func() (io.ReadCloser, error) {
 				return io.NopCloser(bytes.NewReader(b.data)), nil

@@ -76,7 +76,7 @@ func TestDamage(t *testing.T) {
 		},
 	}
 	for way, damage := range ways {
-		for i := range 6 * 5 { // five blobs and the record, at several places
+		for i := range 7 * 5 { // six blobs and the record, at several places
 			t.Run(fmt.Sprint(way, " ", i), func(t *testing.T) {
 				for _, verify := range []bool{false, true} {
 					dir := t.TempDir()
@@ -87,10 +87,10 @@ func TestDamage(t *testing.T) {
 					}
 					put(t, d, "a", "1")
 					all := append(files(t, dir, "blobs"), files(t, dir, "entries")...)
-					if len(all) != 6 {
+					if len(all) != 7 {
 						t.Fatalf("%q", all)
 					}
-					path := all[i%6]
+					path := all[i%7]
 					damage(t, path)
 					isRecord := strings.Contains(path, "/entries/")
 					if verify {
@@ -161,7 +161,7 @@ func TestDamagedOrphan(t *testing.T) {
 		t.Fatal(err)
 	}
 	rep, err := d.Verify(context.Background())
-	if err != nil || rep.Entries != 1 || rep.Blobs != 5 || len(rep.Damaged) != 1 || rep.Damaged[0].Blob != hash("other") {
+	if err != nil || rep.Entries != 1 || rep.Blobs != 6 || len(rep.Damaged) != 1 || rep.Damaged[0].Blob != hash("other") {
 		t.Errorf("Verify = %+v, %v", rep, err)
 	}
 	if _, err := os.Stat(other); !errors.Is(err, fs.ErrNotExist) {
@@ -225,7 +225,7 @@ func TestListAndLastUsed(t *testing.T) {
 	img := image(t, "1")
 	want, _ := img.Size()
 	m, _ := img.Manifest()
-	want += m.Config.Size + int64(len("shared1log of 1"))
+	want += m.Config.Size + int64(len("shared1log of 1lock of 1"))
 	if infos[1].Size != want {
 		t.Errorf("Size = %d; want %d", infos[1].Size, want)
 	}
@@ -497,7 +497,7 @@ func helperBuild(args []string) error {
 		_, err = d.Get(ctx, hash(key))
 		if errors.Is(err, cache.ErrNotFound) {
 			fmt.Fprintf(log, "%s\n", key)
-			err = d.Put(ctx, hash(key), cache.Entry{Image: image(&testing.B{}, content), Log: []byte("log of " + content)})
+			err = d.Put(ctx, hash(key), entry(&testing.B{}, content))
 		}
 		if err != nil {
 			return err

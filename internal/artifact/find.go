@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -43,12 +44,19 @@ func (e *NoMatchError) Error() string {
 	text := fmt.Sprintf("%q has no artifact for %s", e.Where, e.Want)
 	if len(e.Other) > 0 && (e.Want.Arch == "" || sameArch(e.Other[0].Kernel.Arch, e.Want.Arch)) {
 		return fmt.Sprintf("%s with the Module.symvers of this host, %s: what it has was built against headers %s with %s",
-			text, e.Want.Symvers, cmp.Or(e.Other[0].Headers, "of an unknown version"), e.Other[0].Symvers)
+			text, e.Want.Symvers, cmp.Or(e.Other[0].Headers, "of an unknown version"), said(e.Other[0].Symvers))
 	}
 	if len(e.Other) > 0 {
 		return fmt.Sprintf("%s on %s, but for %s", text, e.Want.Arch, e.Other[0].Kernel.Arch)
 	}
 	return fmt.Sprintf("%s; it has artifacts for %d other kernels", text, len(e.Have))
+}
+
+func said(h v1.Hash) string {
+	if h == (v1.Hash{}) {
+		return "none"
+	}
+	return h.String()
 }
 
 func (e *NoMatchError) Unwrap() error { return registry.ErrNotFound }
@@ -61,7 +69,7 @@ type VersionsError struct {
 
 func (e *VersionsError) Error() string {
 	if len(e.Versions) == 0 {
-		return fmt.Sprintf("%q has no index of a module's kernels", e.Where)
+		return fmt.Sprintf("%q has no artifacts", e.Where)
 	}
 	return fmt.Sprintf("%q has several versions: name one of %s", e.Where, strings.Join(e.Versions, ", "))
 }
@@ -125,6 +133,22 @@ func resolve(ctx context.Context, repo *registry.Repo, identifier string) (strin
 			versions[t.Version] = true
 		}
 	}
+	// Some clients copy an index without the tags of its kernels.
+	if len(versions) == 0 && len(tags) <= maxListed {
+		for _, tag := range tags {
+			t, ok := ParseTag(tag)
+			if !ok {
+				continue
+			}
+			switch idx, err := readIndex(ctx, repo, tag); {
+			case err == nil && idx.Version == t.Version:
+				versions[t.Version] = true
+			case err == nil, errors.Is(err, errForeign), errors.Is(err, ErrInvalid), errors.Is(err, registry.ErrNotFound):
+			default:
+				return "", err
+			}
+		}
+	}
 	e := &VersionsError{Where: repo.Name()}
 	for v := range versions {
 		e.Versions = append(e.Versions, v)
@@ -151,8 +175,8 @@ func Find(ctx context.Context, repo *registry.Repo, identifier string, want Want
 	var e Entry
 	var img v1.Image
 	tag, _ := ParseTag(identifier)
-	idx, err := readIndex(ctx, repo, identifier)
-	switch {
+	idx, missing := readIndex(ctx, repo, identifier)
+	switch err := missing; {
 	case err == nil:
 		tag.Version = idx.Version
 	case errors.Is(err, errForeign) && (tag.Release != "" || tag == Tag{}): // an artifact was named
@@ -160,7 +184,7 @@ func Find(ctx context.Context, repo *registry.Repo, identifier string, want Want
 			return fail(err)
 		}
 		idx.Entries = []Entry{e}
-		tag = Tag{}
+		tag, missing = Tag{}, nil
 	case !errors.Is(err, registry.ErrNotFound) || tag.Version == "" || tag.Release != "":
 		return fail(err)
 	}
@@ -174,7 +198,7 @@ func Find(ctx context.Context, repo *registry.Repo, identifier string, want Want
 		}
 		switch e, img, err = readImage(ctx, repo, kernel); {
 		case errors.Is(err, registry.ErrNotFound):
-			return fail(none)
+			return fail(cmp.Or(missing, error(none)))
 		case err != nil:
 			return fail(err)
 		case e.Tag != kernel || idx.Module != "" && e.Module != idx.Module:
@@ -186,11 +210,11 @@ func Find(ctx context.Context, repo *registry.Repo, identifier string, want Want
 		return fail(none)
 	}
 	if img == nil {
-		said := e
+		entry := e
 		if e, img, err = readImage(ctx, repo, e.Digest.String()); err != nil {
 			return fail(err)
 		}
-		if !said.sameAs(e) {
+		if !entry.sameAs(e) {
 			return fail(fmt.Errorf("%s in %q: %w", e.Digest, repo.Name(), invalid("it is not what the index %s says of it", idx.Digest)))
 		}
 	}
@@ -231,8 +255,11 @@ type Listed struct {
 	Err     error     // Tag can't be read: nothing else is set
 }
 
-// maxListed is how many tags List reads.
-const maxListed = 4096
+// List reads no more than that.
+const (
+	maxListed  = 4096  // tags
+	maxEntries = 65536 // entries of all indexes
+)
 
 // List gives all artifacts of a repository, by version and then as an index has them: those that the versions' indexes have, and those
 // that have a tag but aren't in an index. Other things that are in the repository are left out.
@@ -245,6 +272,7 @@ func List(ctx context.Context, repo *registry.Repo) ([]Listed, error) {
 	if len(tags) > maxListed {
 		return nil, fmt.Errorf("list %q: it has %d tags, more than %d", repo.Name(), len(tags), maxListed)
 	}
+	var entries atomic.Int64
 	read := func(kernels bool, one func(ctx context.Context, tag string) ([]Listed, error)) ([]Listed, error) {
 		lists := make([][]Listed, len(tags))
 		g, gctx := errgroup.WithContext(ctx)
@@ -255,7 +283,9 @@ func List(ctx context.Context, repo *registry.Repo) ([]Listed, error) {
 			}
 			g.Go(func() error {
 				list, err := one(gctx, tag)
-				switch {
+				switch n := entries.Add(int64(len(list))); {
+				case n > maxEntries:
+					return fmt.Errorf("list %q: it has more than %d artifacts", repo.Name(), maxEntries)
 				case errors.Is(err, errForeign), errors.Is(err, registry.ErrNotFound): // not ours, or removed meanwhile
 				case errors.Is(err, ErrInvalid), errors.Is(err, registry.ErrAltered):
 					lists[i] = []Listed{{Entry: Entry{Tag: tag}, Err: err}}

@@ -39,9 +39,10 @@ type Published struct {
 var ErrIndex = errors.New("the artifacts are pushed, but the index may lack some: push them again")
 
 const (
-	maxRounds  = 50   // of bringing an index up to date
-	maxKernels = 4096 // of one version
-	pushes     = 4    // at a time
+	maxRounds   = 50   // of bringing an index up to date
+	maxKernels  = 4096 // of one version
+	maxWarnings = 16
+	pushes      = 4 // at a time
 )
 
 // Publish pushes artifacts of one version of one module by the tags of their kernels, and brings the index of that version up to date: it
@@ -144,8 +145,8 @@ func symversOf(img v1.Image) ([]byte, error) {
 	return io.ReadAll(r)
 }
 
-// checkModule refuses a repository that has another module. It looks at one tag: whatever was pushed there was refused, too, unless it was
-// of the same module.
+// checkModule refuses a repository that has another module, or something else in the place of the version's index. Beside that it looks
+// at one tag: whatever was pushed there was refused, too, unless it was of the same module.
 func checkModule(ctx context.Context, repo *registry.Repo, m Meta) error {
 	tags, err := repo.Tags(ctx)
 	if errors.Is(err, registry.ErrNotFound) {
@@ -158,30 +159,45 @@ func checkModule(ctx context.Context, repo *registry.Repo, m Meta) error {
 	if err != nil {
 		return err
 	}
-	if slices.Contains(tags, index) { // that it is to be refused for, if for any
-		tags = append([]string{index}, tags...)
-	}
-	looks := 0
-	for _, tag := range tags {
-		if _, ok := ParseTag(tag); !ok {
-			continue
-		}
-		if looks++; looks > 8 { // none of them is of any module
-			return nil
-		}
-		module, err := moduleOf(ctx, repo, tag)
-		if err != nil {
+	module := ""
+	if slices.Contains(tags, index) {
+		idx, err := readOwnIndex(ctx, repo, index, m.Version)
+		if err != nil && !errors.Is(err, registry.ErrNotFound) { // which is to say, removed meanwhile
 			return err
 		}
-		if module != "" && module != m.Module {
-			return fmt.Errorf("push %s %s to %q: the repository has modules of %s; each module has a repository of its own, such as %q",
-				m.Module, m.Version, repo.Name(), module, sibling(repo.Name(), m.Module))
-		}
+		module = idx.Module
+	}
+	tags = slices.DeleteFunc(tags, func(tag string) bool { _, ok := ParseTag(tag); return !ok })
+	for _, tag := range tags[:min(len(tags), 16)] { // where none of them is of any module, all may be something else
 		if module != "" {
-			return nil
+			break
+		}
+		if module, err = moduleOf(ctx, repo, tag); err != nil {
+			return err
 		}
 	}
+	if module != "" && module != m.Module {
+		return fmt.Errorf("push %s %s to %q: the repository has modules of %s; each module has a repository of its own, such as %q",
+			m.Module, m.Version, repo.Name(), module, sibling(repo.Name(), m.Module))
+	}
 	return nil
+}
+
+// readOwnIndex reads the index that is to be changed, so what is wrong with its entries does no harm.
+func readOwnIndex(ctx context.Context, repo *registry.Repo, tag, version string) (Index, error) {
+	_, raw, err := repo.Manifest(ctx, tag)
+	if err != nil {
+		return Index{}, err
+	}
+	idx, _, err := parseIndex(raw)
+	if err == nil && idx.Version != version {
+		err = invalid("it is the index of %s %s", idx.Module, idx.Version)
+	}
+	if err != nil {
+		return Index{}, fmt.Errorf("tag %q in %q is in the place of the index, but names something else: %w; remove the tag, or push to another repository",
+			tag, repo.Name(), err)
+	}
+	return idx, nil
 }
 
 // sibling names a repository beside another one.
@@ -304,7 +320,8 @@ func (u *updater) look(ctx context.Context) (want, had []byte, complete bool, wa
 			if err == nil && e.Tag != tag {
 				err = invalid("it is of %s %s, for %s", e.Module, e.Version, e.Tag)
 			}
-			if errors.Is(err, ErrInvalid) || errors.Is(err, registry.ErrNotFound) || errors.Is(err, registry.ErrAltered) {
+			if errors.Is(err, ErrInvalid) || errors.Is(err, registry.ErrNotFound) || errors.Is(err, registry.ErrAltered) ||
+				errors.Is(err, registry.ErrRefused) {
 				keep(e, fmt.Errorf("tag %q is left out of the index: %w", tag, err))
 				return nil
 			}
@@ -333,6 +350,9 @@ func (u *updater) look(ctx context.Context) (want, had []byte, complete bool, wa
 		return fail(err)
 	}
 	slices.SortFunc(warnings, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
+	if more := len(warnings) - maxWarnings; more > 0 {
+		warnings = append(warnings[:maxWarnings], fmt.Errorf("%d further entries or tags are left out of the index", more))
+	}
 	complete = had != nil
 	for _, e := range union {
 		complete = complete && known[e.Tag].Digest == e.Digest

@@ -200,10 +200,12 @@ type headerImage struct {
 func (i headerImage) packed(cache string) (names []string, err error) {
 	for _, key := range i.Layers {
 		found, err := filepath.Glob(filepath.Join(cache, "images/packed", key+"-*"))
-		if err != nil || len(found) != 1 {
-			return nil, fmt.Errorf("layer %s is packed %d times (%v)", key, len(found), err)
+		if err != nil || len(found) == 0 {
+			return nil, fmt.Errorf("layer %s is not packed (%v)", key, err)
 		}
-		names = append(names, "packed/"+filepath.Base(found[0]))
+		for _, dir := range found { // one for each form that there has been
+			names = append(names, "packed/"+filepath.Base(dir))
+		}
 	}
 	return names, nil
 }

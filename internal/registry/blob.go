@@ -9,142 +9,131 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"math/rand/v2"
 	"os"
-	"path/filepath"
-	"time"
+	"slices"
 
+	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/partial"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/types"
-	"golang.org/x/sync/errgroup"
-
-	"github.com/godkms-hermetic/godkms-hermetic/internal/durable"
+	"golang.org/x/sys/unix"
 )
 
-const (
-	attempts = 4                      // in a row that bring nothing new
-	pause    = 200 * time.Millisecond // after the first, and twice as long after each further one
-	stall    = 30 * time.Second       // without a byte, a connection is given up
-)
+// maxLayers bounds the layers of an image; overlayfs takes 500.
+const maxLayers = 512
 
-// stream reads a blob from an offset on, over as many connections as it takes, and hashes it.
+// stream reads a registry's blob, over as many connections as it takes, and fails before EOF if it hasn't its digest.
 type stream struct {
 	ctx  context.Context
-	repo *Repo
+	repo *registry
 	d    v1.Descriptor
-	n    int64 // bytes that were read
+	n    int64 // bytes that were read, and are in sum
 	sum  hash.Hash
-	body io.ReadCloser
-	stop func() bool // of the body's timer
-	idle *time.Timer
-	fail int // attempts in a row that brought nothing
-	done bool
+	body io.ReadCloser // nil: none is open
+	from int64         // n when it was opened
+	poor int           // connections in a row that brought hardly anything
+	err  error         // the end
 }
 
-func openBlob(ctx context.Context, r *Repo, d v1.Descriptor) (*stream, error) {
+func openStream(ctx context.Context, r *registry, d v1.Descriptor) (*stream, error) {
 	s := &stream{ctx: ctx, repo: r, d: d, sum: sha256.New()}
-	if d.Digest.Algorithm != "sha256" || d.Size < 0 {
-		return nil, fmt.Errorf("read blob of %q: %q has an unusable digest or size", r.name, d.Digest)
-	}
-	if err := s.connect(); err != nil {
-		return nil, s.wrap(err)
+	if err := s.connect(nil); err != nil {
+		return nil, s.fail(err)
 	}
 	return s, nil
 }
 
-func (s *stream) wrap(err error) error {
-	return fmt.Errorf("read %s of %q: %w", s.d.Digest, s.repo.name, err)
+func (s *stream) fail(err error) error {
+	if s.ctx.Err() != nil {
+		s.err = context.Cause(s.ctx)
+	} else {
+		s.err = fmt.Errorf("read blob %s of %q: %w", s.d.Digest, s.repo.repo, failure(err))
+	}
+	return s.err
 }
 
-// connect asks for what is missing.
-func (s *stream) connect() error {
-	ctx, cancel := context.WithCancelCause(s.ctx)
-	idle := time.AfterFunc(stall, func() { cancel(fmt.Errorf("%w: no byte for %s", ErrUnavailable, stall)) })
-	body, err := s.repo.blob(ctx, s.d, s.n)
-	if err != nil {
-		idle.Stop()
-		if cause := context.Cause(ctx); cause != nil {
-			err = cause
+// connect asks for what is missing, again and again until there is at least a byte of it. broke is why it isn't the first time.
+func (s *stream) connect(broke error) error {
+	return s.repo.client.pace.retry(s.ctx, func() (err error) {
+		if broke != nil {
+			err, broke = broke, nil
+			return err
 		}
-		cancel(nil)
-		return err
+		if s.body != nil {
+			s.body.Close()
+		}
+		if s.body, err = s.repo.part(s.ctx, s.d, s.n); err != nil {
+			s.body = nil
+			return err
+		}
+		var first [1]byte
+		if s.n < s.d.Size {
+			if _, err := io.ReadFull(s.body, first[:]); err != nil {
+				return early(err)
+			}
+			s.body = &unread{first[:], s.body}
+		}
+		s.from = s.n
+		return nil
+	})
+}
+
+// early makes an error of an end that came too early.
+func early(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return &brokenError{io.ErrUnexpectedEOF}
 	}
-	s.body, s.idle = body, idle
-	s.stop = func() bool { cancel(nil); return idle.Stop() }
-	return nil
+	return err
+}
+
+// unread puts bytes back before a body.
+type unread struct {
+	head []byte
+	io.ReadCloser
+}
+
+func (u *unread) Read(p []byte) (int, error) {
+	if len(u.head) == 0 {
+		return u.ReadCloser.Read(p)
+	}
+	n := copy(p, u.head)
+	u.head = u.head[n:]
+	return n, nil
 }
 
 func (s *stream) Read(p []byte) (int, error) {
-	for {
-		if s.done {
-			return 0, io.EOF
-		}
-		n, err := s.body.Read(p)
+	for s.err == nil && s.n < s.d.Size && len(p) > 0 {
+		n, err := s.body.Read(p[:min(int64(len(p)), s.d.Size-s.n)])
 		s.sum.Write(p[:n])
 		s.n += int64(n)
 		if n > 0 {
-			s.idle.Reset(stall)
-			s.fail = 0
-		}
-		switch {
-		case s.n > s.d.Size:
-			return 0, s.wrap(fmt.Errorf("%w: it has more than %d bytes", ErrAltered, s.d.Size))
-		case err == nil:
 			return n, nil
-		case errors.Is(err, io.EOF) && s.n == s.d.Size:
-			if got := hex.EncodeToString(s.sum.Sum(nil)); got != s.d.Digest.Hex {
-				return 0, s.wrap(fmt.Errorf("%w: it has digest sha256:%s", ErrAltered, got))
+		}
+		if err != nil {
+			if s.poor++; s.n-s.from >= slowest {
+				s.poor = 0
 			}
-			s.done = true
-			if n > 0 {
-				return n, nil
+			if err = early(err); s.poor < s.repo.client.pace.tries {
+				err = s.connect(err)
 			}
-		case s.ctx.Err() != nil:
-			return n, context.Cause(s.ctx)
-		case s.repo.local():
-			if errors.Is(err, io.EOF) {
-				err = fmt.Errorf("%w: it ends after %d of %d bytes", ErrAltered, s.n, s.d.Size)
-			}
-			return n, s.wrap(err)
-		default:
-			if err := s.again(err); err != nil {
-				return n, err
-			}
-			if n > 0 {
-				return n, nil
+			if err != nil {
+				s.fail(err)
 			}
 		}
 	}
-}
-
-// again makes the connection anew after it broke.
-func (s *stream) again(cause error) error {
-	s.stop()
-	s.body.Close()
-	for wait := pause; ; wait *= 2 {
-		if s.fail++; s.fail >= attempts {
-			return s.wrap(fmt.Errorf("%w: the connection broke after %d of %d bytes: %w", ErrUnavailable, s.n, s.d.Size, cause))
+	if s.err == nil && s.n == s.d.Size {
+		s.err = io.EOF
+		if got := hex.EncodeToString(s.sum.Sum(nil)); got != s.d.Digest.Hex {
+			s.fail(fmt.Errorf("%w: it has digest sha256:%s", ErrAltered, got))
 		}
-		select {
-		case <-s.ctx.Done():
-			return context.Cause(s.ctx)
-		case <-time.After(wait + rand.N(wait/2)):
-		}
-		err := s.connect()
-		if err == nil {
-			return nil
-		}
-		if !errors.Is(err, ErrUnavailable) {
-			return s.wrap(err)
-		}
-		cause = err
 	}
+	return 0, s.err
 }
 
 func (s *stream) Close() error {
-	if s.stop != nil {
-		s.stop()
+	if s.body == nil {
+		return nil
 	}
 	return s.body.Close()
 }
@@ -157,12 +146,43 @@ type image struct {
 	open     func(v1.Descriptor) (io.ReadCloser, error)
 }
 
-func newImage(raw []byte, media types.MediaType, open func(v1.Descriptor) (io.ReadCloser, error)) (v1.Image, error) {
+// newImage gives the image of a manifest. from is the repository that has its blobs, for mounting them; it may be the zero value.
+func newImage(raw []byte, media types.MediaType, from name.Repository, open func(v1.Descriptor) (io.ReadCloser, error)) (v1.Image, error) {
 	m, err := v1.ParseManifest(bytes.NewReader(raw))
 	if err != nil {
-		return nil, fmt.Errorf("manifest: %w", err)
+		return nil, fmt.Errorf("%w: its manifest: %w", ErrAltered, err)
 	}
-	return partial.CompressedToImage(&image{raw, media, m, open})
+	if len(m.Layers) > maxLayers {
+		return nil, fmt.Errorf("%w: it has %d layers", ErrRefused, len(m.Layers))
+	}
+	for _, d := range blobs(m) {
+		if err := usable(d); err != nil {
+			return nil, fmt.Errorf("%w: its manifest: %w", ErrAltered, err)
+		}
+	}
+	img, err := partial.CompressedToImage(&image{raw, media, m, open})
+	if err != nil || from == (name.Repository{}) {
+		return img, err
+	}
+	return &mountable{img, from}, nil
+}
+
+// blobs lists what an image consists of, each blob once.
+func blobs(m *v1.Manifest) []v1.Descriptor {
+	var out []v1.Descriptor
+	for _, d := range append([]v1.Descriptor{m.Config}, m.Layers...) {
+		if !slices.ContainsFunc(out, func(o v1.Descriptor) bool { return o.Digest == d.Digest }) {
+			out = append(out, d)
+		}
+	}
+	return out
+}
+
+func usable(d v1.Descriptor) error {
+	if d.Digest.Algorithm != "sha256" || d.Size < 0 {
+		return fmt.Errorf("the blob %q with %d bytes is not usable", d.Digest, d.Size)
+	}
+	return nil
 }
 
 func (i *image) RawManifest() ([]byte, error)        { return i.raw, nil }
@@ -171,7 +191,7 @@ func (i *image) MediaType() (types.MediaType, error) { return i.media, nil }
 func (i *image) RawConfigFile() ([]byte, error) {
 	d := i.manifest.Config
 	if d.Size > maxManifest {
-		return nil, fmt.Errorf("its config has %d bytes", d.Size)
+		return nil, fmt.Errorf("%w: its config has %d bytes", ErrRefused, d.Size)
 	}
 	if d.Digest == emptyJSON {
 		return []byte("{}"), nil
@@ -188,7 +208,7 @@ func (i *image) RawConfigFile() ([]byte, error) {
 var emptyJSON = v1.Hash{Algorithm: "sha256", Hex: "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"}
 
 func (i *image) LayerByDigest(h v1.Hash) (partial.CompressedLayer, error) {
-	for _, d := range append(i.manifest.Layers, i.manifest.Config) {
+	for _, d := range blobs(i.manifest) {
 		if d.Digest == h {
 			return &imageLayer{i, d}, nil
 		}
@@ -204,113 +224,67 @@ type imageLayer struct {
 func (l *imageLayer) Digest() (v1.Hash, error)            { return l.d.Digest, nil }
 func (l *imageLayer) Size() (int64, error)                { return l.d.Size, nil }
 func (l *imageLayer) MediaType() (types.MediaType, error) { return l.d.MediaType, nil }
+func (l *imageLayer) Descriptor() (*v1.Descriptor, error) { return l.d.DeepCopy(), nil }
 func (l *imageLayer) Compressed() (io.ReadCloser, error)  { return l.image.open(l.d) }
 
-// fetch downloads the blobs of an image.
-func (c *Client) fetch(ctx context.Context, r *Repo, img v1.Image, dir string, progress func(done, total int64)) (v1.Image, error) {
-	m, err := img.Manifest()
-	if err != nil {
-		return nil, err
-	}
-	raw, err := img.RawManifest()
-	if err != nil {
-		return nil, err
-	}
-	media, err := img.MediaType()
-	if err != nil {
-		return nil, err
-	}
-	meter := newMeter(progress)
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(4)
-	seen := map[v1.Hash]bool{}
-	for _, d := range append([]v1.Descriptor{m.Config}, m.Layers...) {
-		if seen[d.Digest] {
-			continue
-		}
-		seen[d.Digest] = true
-		meter.add(0, d.Size)
-		g.Go(func() error { return c.download(gctx, r, d, filepath.Join(dir, d.Digest.Hex), meter) })
-	}
-	if err := g.Wait(); err != nil {
-		return nil, err
-	}
-	return newImage(raw, media, func(d v1.Descriptor) (io.ReadCloser, error) {
-		return openFile(filepath.Join(dir, d.Digest.Hex), d)
-	})
+// mountable is an image whose layers say which repository they are from.
+type mountable struct {
+	v1.Image
+	from name.Repository
 }
 
-// download makes a file of a blob. What was downloaded before a process ended is kept in the client's Dir, and is gone on from.
-func (c *Client) download(ctx context.Context, r *Repo, d v1.Descriptor, to string, m *meter) error {
-	base := c.options.Dir
-	if base == "" {
-		base = filepath.Dir(to)
-	}
-	if err := os.MkdirAll(base, 0o755); err != nil {
-		return err
-	}
-	name := filepath.Join(base, d.Digest.Hex+".partial")
-	f, err := durable.Lock(ctx, name, false)
+func (m *mountable) layer(l v1.Layer, err error) (v1.Layer, error) {
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer f.Close()
-	s := &stream{ctx: ctx, repo: r, d: d, sum: sha256.New()}
-	if s.n, err = io.Copy(s.sum, io.LimitReader(f, d.Size)); err != nil {
-		return err
+	h, err := l.Digest()
+	if err != nil {
+		return nil, err
 	}
-	if err := f.Truncate(s.n); err != nil {
-		return err
-	}
-	resumed := s.n > 0
-	for {
-		m.add(s.n, 0)
-		if s.n < d.Size || s.n == 0 {
-			if err := s.connect(); err != nil {
-				return s.wrap(err)
-			}
-		} else {
-			s.body, s.stop, s.idle = io.NopCloser(bytes.NewReader(nil)), func() bool { return true }, time.NewTimer(stall)
-		}
-		_, err := io.Copy(f, io.TeeReader(s, writerFunc(func(p []byte) { m.add(int64(len(p)), 0) })))
-		s.Close()
-		if err == nil {
-			return os.Rename(name, to)
-		}
-		if !errors.Is(err, ErrAltered) {
-			return err
-		}
-		os.Remove(name)
-		if !resumed {
-			return err
-		}
-		// What was there before may have been the damage.
-		resumed = false
-		if err := f.Truncate(0); err != nil {
-			return err
-		}
-		if _, err := f.Seek(0, io.SeekStart); err != nil {
-			return err
-		}
-		m.add(-s.n, 0)
-		s = &stream{ctx: ctx, repo: r, d: d, sum: sha256.New()}
-	}
+	return &remote.MountableLayer{Layer: l, Reference: m.from.Digest(h.String())}, nil
 }
 
-type writerFunc func([]byte)
+func (m *mountable) Layers() ([]v1.Layer, error) {
+	all, err := m.Image.Layers()
+	for i := range all {
+		if all[i], err = m.layer(all[i], err); err != nil {
+			return nil, err
+		}
+	}
+	return all, err
+}
 
-func (w writerFunc) Write(p []byte) (int, error) {
-	w(p)
-	return len(p), nil
+func (m *mountable) LayerByDigest(h v1.Hash) (v1.Layer, error) {
+	return m.layer(m.Image.LayerByDigest(h))
+}
+func (m *mountable) LayerByDiffID(h v1.Hash) (v1.Layer, error) {
+	return m.layer(m.Image.LayerByDiffID(h))
 }
 
 // openFile reads a file that is to have a descriptor's bytes, and fails before EOF if it hasn't.
 func openFile(name string, d v1.Descriptor) (io.ReadCloser, error) {
-	f, err := os.Open(name)
+	f, err := openRegular(name)
 	if err != nil {
 		return nil, err
 	}
 	return &checkedFile{file: f, d: d, sum: sha256.New()}, nil
+}
+
+// openRegular opens a file that is one: others may block, or never end.
+func openRegular(name string) (*os.File, error) {
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		err = fmt.Errorf("%q is not a regular file", name)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 type checkedFile struct {

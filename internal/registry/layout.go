@@ -10,16 +10,17 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/partial"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/durable"
 )
@@ -27,10 +28,9 @@ import (
 // layout is a repository in a directory (image-spec, image-layout.md). Tags are entries of its index.json with the annotation
 // org.opencontainers.image.ref.name; manifests that have none but are to be found, such as referrers, are entries without it.
 //
-// Blobs are written before what names them, each whole; index.json is replaced while the directory is locked.
+// A push gathers its blobs in a folder of its own below .partial. They are moved into place while blobs is locked, and index.json is
+// replaced last: without it there is no layout yet. Blobs are never removed.
 type layout struct{ dir string }
-
-func (l *layout) local() bool { return true }
 
 func (l *layout) path(elem ...string) string {
 	return filepath.Join(append([]string{l.dir}, elem...)...)
@@ -38,21 +38,88 @@ func (l *layout) path(elem ...string) string {
 
 func (l *layout) blobPath(h v1.Hash) string { return l.path("blobs", h.Algorithm, h.Hex) }
 
+// indexFile is an index.json as it is, whoever wrote it.
+type indexFile struct {
+	fields  map[string]json.RawMessage
+	entries []entry
+}
+
+// entry is a descriptor. Those that this package has no use for are kept.
+type entry struct {
+	raw         json.RawMessage
+	Digest      string
+	MediaType   types.MediaType
+	Annotations map[string]string
+}
+
+func (e entry) tag() string {
+	if t := e.Annotations[ocispec.AnnotationRefName]; tagForm.MatchString(t) {
+		return t
+	}
+	return ""
+}
+
 // index reads index.json.
-func (l *layout) index() (*v1.IndexManifest, error) {
-	f, err := os.Open(l.path("index.json"))
+func (l *layout) index() (*indexFile, error) {
+	name := l.path(ocispec.ImageIndexFile)
+	f, err := openRegular(name)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%w: %q is no OCI layout directory: it has no index.json", ErrNotFound, l.dir)
+		return nil, fmt.Errorf("%w: %q is no OCI layout directory: it has no %s", ErrNotFound, l.dir, ocispec.ImageIndexFile)
 	}
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	idx, err := v1.ParseIndexManifest(io.LimitReader(f, maxManifest))
+	raw, err := io.ReadAll(io.LimitReader(f, maxAnswer+1))
 	if err != nil {
-		return nil, fmt.Errorf("%q: %w", l.path("index.json"), err)
+		return nil, err
+	}
+	var version struct{ SchemaVersion int }
+	idx := &indexFile{}
+	var list []json.RawMessage
+	if len(raw) > maxAnswer {
+		err = fmt.Errorf("it has more than %d bytes", maxAnswer)
+	} else if err = json.Unmarshal(raw, &idx.fields); err == nil {
+		err = json.Unmarshal(raw, &version)
+	}
+	if err == nil && version.SchemaVersion != 2 {
+		err = fmt.Errorf("it has schema version %d, not 2", version.SchemaVersion)
+	}
+	if m := idx.fields["manifests"]; err == nil && m != nil {
+		err = json.Unmarshal(m, &list)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %q: %w", ErrAltered, name, err)
+	}
+	for _, raw := range list {
+		e := entry{raw: raw}
+		if json.Unmarshal(raw, &e) != nil {
+			e = entry{raw: raw}
+		}
+		idx.entries = append(idx.entries, e)
 	}
 	return idx, nil
+}
+
+// write replaces index.json. The entries have a total order, so that who pushes first makes no difference.
+func (l *layout) write(idx *indexFile, temp string) error {
+	slices.SortStableFunc(idx.entries, func(a, b entry) int {
+		if c := strings.Compare(a.Annotations[ocispec.AnnotationRefName], b.Annotations[ocispec.AnnotationRefName]); c != 0 {
+			return c
+		}
+		return strings.Compare(a.Digest, b.Digest)
+	})
+	list := make([]json.RawMessage, len(idx.entries))
+	for i, e := range idx.entries {
+		list[i] = e.raw
+	}
+	raw, err := json.Marshal(list)
+	if err != nil {
+		return err
+	}
+	fields := maps.Clone(idx.fields)
+	fields["manifests"] = raw
+	return durable.WriteFile(temp, l.path(ocispec.ImageIndexFile), 0o644, func(w io.Writer) error { return json.NewEncoder(w).Encode(fields) })
 }
 
 func (l *layout) tags(context.Context) ([]string, error) {
@@ -61,8 +128,8 @@ func (l *layout) tags(context.Context) ([]string, error) {
 		return nil, err
 	}
 	var out []string
-	for _, d := range idx.Manifests {
-		if t := d.Annotations[ocispec.AnnotationRefName]; t != "" {
+	for _, e := range idx.entries {
+		if t := e.tag(); t != "" {
 			out = append(out, t)
 		}
 	}
@@ -70,255 +137,320 @@ func (l *layout) tags(context.Context) ([]string, error) {
 	return slices.Compact(out), nil
 }
 
-func (l *layout) head(_ context.Context, identifier string) (v1.Descriptor, error) {
+func (l *layout) head(ctx context.Context, identifier string) (v1.Descriptor, error) {
+	_, d, err := l.manifest(ctx, identifier)
+	return d, err
+}
+
+func (l *layout) manifest(_ context.Context, identifier string) ([]byte, v1.Descriptor, error) {
 	idx, err := l.index()
 	if err != nil {
-		return v1.Descriptor{}, err
+		return nil, v1.Descriptor{}, err
 	}
-	h, err := v1.NewHash(identifier)
-	byDigest := err == nil
-	for _, d := range idx.Manifests {
-		if byDigest && d.Digest == h || !byDigest && d.Annotations[ocispec.AnnotationRefName] == identifier {
-			return v1.Descriptor{MediaType: d.MediaType, Size: d.Size, Digest: d.Digest}, nil
+	digest := identifier // one that an index names is no entry
+	var said types.MediaType
+	for _, e := range idx.entries {
+		if e.Digest == identifier || e.tag() == identifier {
+			digest, said = e.Digest, e.MediaType
+			break
 		}
 	}
-	if byDigest { // one that an index names
-		if raw, err := l.small(h); err == nil {
-			return v1.Descriptor{MediaType: mediaOf(raw), Size: int64(len(raw)), Digest: h}, nil
-		}
+	h, err := v1.NewHash(digest)
+	switch {
+	case err != nil && digest == identifier:
+		return nil, v1.Descriptor{}, fmt.Errorf("%w in %q", ErrNotFound, l.dir)
+	case err != nil, h.Algorithm != "sha256":
+		return nil, v1.Descriptor{}, fmt.Errorf("%w: the digest %q in %q is not usable", ErrAltered, printable(digest), l.path(ocispec.ImageIndexFile))
 	}
-	return v1.Descriptor{}, fmt.Errorf("%w in %q", ErrNotFound, l.dir)
+	raw, err := l.small(h)
+	if err != nil {
+		return nil, v1.Descriptor{}, err
+	}
+	if !slices.Contains(manifestTypes, said) {
+		said = ""
+	}
+	d, err := describe(raw, said, h.String())
+	if err != nil {
+		return nil, v1.Descriptor{}, fmt.Errorf("%q: %w", l.blobPath(h), err)
+	}
+	return raw, d, nil
 }
 
-func (l *layout) manifest(ctx context.Context, identifier string) ([]byte, types.MediaType, error) {
-	d, err := l.head(ctx, identifier)
-	if err != nil {
-		return nil, "", err
-	}
-	raw, err := l.small(d.Digest)
-	if err != nil {
-		return nil, "", err
-	}
-	return raw, d.MediaType, nil
-}
-
-// small reads a manifest's blob and checks it.
+// small reads a manifest's blob.
 func (l *layout) small(h v1.Hash) ([]byte, error) {
-	if h.Algorithm != "sha256" {
-		return nil, fmt.Errorf("digest %q: only SHA-256 is known", h)
-	}
-	f, err := os.Open(l.blobPath(h))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%w: %s in %q", ErrNotFound, h, l.dir)
-	}
+	f, err := l.open(h)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
 	raw, err := io.ReadAll(io.LimitReader(f, maxManifest+1))
-	if err != nil {
-		return nil, err
+	if err == nil && len(raw) > maxManifest {
+		err = fmt.Errorf("%w: %q has more than %d bytes", ErrRefused, f.Name(), maxManifest)
 	}
-	if got, _, err := v1.SHA256(bytes.NewReader(raw)); err != nil || got != h {
-		return nil, fmt.Errorf("%w: %q has digest %s", ErrAltered, f.Name(), got)
-	}
-	return raw, nil
+	return raw, err
 }
 
-func mediaOf(raw []byte) types.MediaType {
-	var m struct {
-		MediaType types.MediaType `json:"mediaType"`
-	}
-	if json.Unmarshal(raw, &m) != nil {
-		return ""
-	}
-	return m.MediaType
-}
-
-func (l *layout) blob(_ context.Context, d v1.Descriptor, offset int64) (io.ReadCloser, error) {
-	f, err := os.Open(l.blobPath(d.Digest))
+func (l *layout) open(h v1.Hash) (*os.File, error) {
+	f, err := openRegular(l.blobPath(h))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%w: %s in %q", ErrNotFound, d.Digest, l.dir)
+		return nil, fmt.Errorf("%w: %s in %q", ErrNotFound, h, l.dir)
 	}
+	return f, err
+}
+
+func (l *layout) blob(_ context.Context, d v1.Descriptor) (io.ReadCloser, error) {
+	f, err := l.open(d.Digest)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := f.Seek(offset, io.SeekStart); err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
+	return &checkedFile{file: f, d: d, sum: sha256.New()}, nil
 }
 
-// lock locks the folder of the blobs, for push locks the layout's own.
+// lock locks the directory. For push, which may come below it, the blobs are locked.
 func (l *layout) lock(ctx context.Context) (io.Closer, error) {
-	if err := l.create(ctx); err != nil {
-		return nil, err
+	for {
+		made, err := l.make()
+		if err != nil {
+			return nil, err
+		}
+		f, err := durable.LockDir(ctx, l.dir)
+		if err != nil {
+			l.unmake(made)
+			return nil, err
+		}
+		if same(f, os.Stat, l.dir) {
+			return &layoutLock{f, l, made}, nil
+		}
+		f.Close() // removed meanwhile, by who made it for nothing
 	}
-	return durable.LockDir(ctx, l.path("blobs"))
 }
 
-func (l *layout) push(ctx context.Context, identifier string, t remote.Taggable) error {
-	if err := l.create(ctx); err != nil {
-		return err
+// same tells whether a file still has its name.
+func same(f *os.File, stat func(string) (fs.FileInfo, error), name string) bool {
+	mine, err := f.Stat()
+	if err != nil {
+		return false
 	}
-	d, err := l.write(ctx, t)
+	now, err := stat(name)
+	return err == nil && os.SameFile(mine, now)
+}
+
+type layoutLock struct {
+	*os.File
+	layout *layout
+	made   bool
+}
+
+func (k *layoutLock) Close() error {
+	k.layout.unmake(k.made)
+	return k.File.Close()
+}
+
+// make makes the directory, and tells whether it did.
+func (l *layout) make() (bool, error) {
+	if err := os.MkdirAll(filepath.Dir(l.dir), 0o755); err != nil {
+		return false, err
+	}
+	err := os.Mkdir(l.dir, 0o755)
+	if errors.Is(err, fs.ErrExist) {
+		if st, serr := os.Stat(l.dir); serr == nil && st.IsDir() {
+			return false, nil
+		}
+	}
+	return err == nil, err
+}
+
+// unmake removes a directory that make made, if it is empty still.
+func (l *layout) unmake(made bool) {
+	if made {
+		os.Remove(l.dir)
+	}
+}
+
+// staging gives a folder for what a push writes, and what is to be called after it. Processes share a lock of .partial for as long as
+// they have something there. Who can have it alone removes it, with all that dead ones have left.
+func (l *layout) staging(ctx context.Context) (string, func(), error) {
+	base := l.path(".partial")
+	for {
+		if err := os.MkdirAll(base, 0o755); err != nil {
+			return "", nil, err
+		}
+		f, err := os.OpenFile(base, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return "", nil, err
+		}
+		if err := shared(ctx, f); err != nil {
+			f.Close()
+			return "", nil, err
+		}
+		if !same(f, os.Lstat, base) { // removed meanwhile
+			f.Close()
+			continue
+		}
+		dir, err := os.MkdirTemp(base, "")
+		if err != nil {
+			f.Close()
+			return "", nil, err
+		}
+		return dir, func() {
+			os.RemoveAll(dir)
+			if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+				os.RemoveAll(base)
+			}
+			f.Close()
+		}, nil
+	}
+}
+
+// shared waits for a shared lock of a folder, which others hold alone for moments only.
+func shared(ctx context.Context, f *os.File) error {
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+		if err == nil || !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			return err
+		}
+		if err := sleep(ctx, 5*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
+
+func (l *layout) push(ctx context.Context, identifier string, c *content, o PushOptions) (err error) {
+	made, err := l.make()
 	if err != nil {
 		return err
 	}
-	if h, err := v1.NewHash(identifier); err == nil {
-		if h != d.Digest {
-			return fmt.Errorf("it has digest %s", d.Digest)
+	defer func() {
+		if err != nil {
+			l.unmake(made)
 		}
-		identifier = ""
+	}()
+	stage, done, err := l.staging(ctx)
+	if err != nil {
+		return err
 	}
-	return l.update(ctx, func(idx *v1.IndexManifest) {
-		if identifier == "" && slices.ContainsFunc(idx.Manifests, func(m v1.Descriptor) bool { return m.Digest == d.Digest }) {
-			return
+	defer done()
+	m := newMeter(o.Progress)
+	for _, b := range c.blobs {
+		m.add(0, b.Size)
+	}
+	var staged []string
+	add := func(d v1.Descriptor, open func() (io.ReadCloser, error)) error {
+		if slices.Contains(staged, d.Digest.Hex) {
+			return nil
 		}
-		if identifier != "" {
-			idx.Manifests = slices.DeleteFunc(idx.Manifests, func(m v1.Descriptor) bool {
-				return m.Annotations[ocispec.AnnotationRefName] == identifier
-			})
-			d.Annotations = map[string]string{ocispec.AnnotationRefName: identifier}
+		ok, err := l.stage(ctx, stage, d, open, m)
+		if ok {
+			staged = append(staged, d.Digest.Hex)
 		}
-		idx.Manifests = append(idx.Manifests, d)
-	})
-}
-
-func (l *layout) create(ctx context.Context) error {
+		return err
+	}
+	for _, b := range c.blobs {
+		if err := add(b.Descriptor, b.open); err != nil {
+			return err
+		}
+	}
+	for _, step := range c.manifests {
+		for _, one := range step {
+			if err := add(one.Descriptor, func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(one.raw)), nil }); err != nil {
+				return err
+			}
+		}
+	}
 	if err := os.MkdirAll(l.path("blobs", "sha256"), 0o755); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(l.temp(), 0o755); err != nil {
-		return err
-	}
-	if _, err := os.Stat(l.path("index.json")); err == nil {
-		return nil
-	}
-	if err := durable.WriteFile(l.temp(), l.path(ocispec.ImageLayoutFile), 0o644, func(w io.Writer) error {
-		_, err := fmt.Fprintf(w, "{%q:%q}", "imageLayoutVersion", ocispec.ImageLayoutVersion)
-		return err
-	}); err != nil {
-		return err
-	}
-	return l.update(ctx, func(*v1.IndexManifest) {})
-}
-
-func (l *layout) temp() string { return l.path(".partial") }
-
-// update replaces index.json while no other process does.
-func (l *layout) update(ctx context.Context, change func(*v1.IndexManifest)) error {
-	lock, err := durable.LockDir(ctx, l.dir)
+	lock, err := durable.LockDir(ctx, l.path("blobs"))
 	if err != nil {
 		return err
 	}
 	defer lock.Close()
-	if err := durable.Sweep(l.temp()); err != nil {
-		return err
-	}
+	// From here on it is quick, and isn't cut off.
 	idx, err := l.index()
 	if errors.Is(err, ErrNotFound) {
-		idx, err = &v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex, Manifests: []v1.Descriptor{}}, nil
+		idx, err = &indexFile{fields: map[string]json.RawMessage{
+			"schemaVersion": json.RawMessage("2"), "mediaType": json.RawMessage(`"` + types.OCIImageIndex + `"`),
+		}}, nil
 	}
 	if err != nil {
 		return err
 	}
-	change(idx)
-	// A total order, so that who pushes first makes no difference.
-	slices.SortStableFunc(idx.Manifests, func(a, b v1.Descriptor) int {
-		if c := strings.Compare(a.Annotations[ocispec.AnnotationRefName], b.Annotations[ocispec.AnnotationRefName]); c != 0 {
-			return c
-		}
-		return strings.Compare(a.Digest.String(), b.Digest.String())
-	})
-	return durable.WriteFile(l.temp(), l.path("index.json"), 0o644, func(w io.Writer) error { return json.NewEncoder(w).Encode(idx) })
-}
-
-// write stores the blobs of an image or an index, and its manifest.
-func (l *layout) write(ctx context.Context, t remote.Taggable) (v1.Descriptor, error) {
-	switch t := t.(type) {
-	case v1.ImageIndex:
-		children, err := partial.Manifests(t)
-		if err != nil {
-			return v1.Descriptor{}, err
-		}
-		for _, c := range children {
-			m, ok := c.(remote.Taggable)
-			if !ok {
-				return v1.Descriptor{}, fmt.Errorf("an index with a %T", c)
-			}
-			if _, err := l.write(ctx, m); err != nil {
-				return v1.Descriptor{}, err
-			}
-		}
-	case v1.Image:
-		m, err := t.Manifest()
-		if err != nil {
-			return v1.Descriptor{}, err
-		}
-		for _, d := range m.Layers {
-			if err := l.writeBlob(ctx, d.Digest, d.Size, func() (io.ReadCloser, error) {
-				layer, err := t.LayerByDigest(d.Digest)
-				if err != nil {
-					return nil, err
-				}
-				return layer.Compressed()
-			}); err != nil {
-				return v1.Descriptor{}, err
-			}
-		}
-		config, err := t.RawConfigFile()
-		if err != nil {
-			return v1.Descriptor{}, err
-		}
-		if err := l.writeBytes(ctx, config); err != nil {
-			return v1.Descriptor{}, err
-		}
-	}
-	raw, err := t.RawManifest()
-	if err != nil {
-		return v1.Descriptor{}, err
-	}
-	h, n, err := v1.SHA256(bytes.NewReader(raw))
-	if err != nil {
-		return v1.Descriptor{}, err
-	}
-	return v1.Descriptor{MediaType: mediaOf(raw), Size: n, Digest: h}, l.writeBytes(ctx, raw)
-}
-
-func (l *layout) writeBytes(ctx context.Context, b []byte) error {
-	h, n, err := v1.SHA256(bytes.NewReader(b))
-	if err != nil {
+	if err := durable.RenameAll(stage, l.path("blobs", "sha256"), staged); err != nil {
 		return err
 	}
-	return l.writeBlob(ctx, h, n, func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil })
+	if _, err := os.Stat(l.path(ocispec.ImageLayoutFile)); errors.Is(err, fs.ErrNotExist) {
+		if err := durable.WriteFile(stage, l.path(ocispec.ImageLayoutFile), 0o644, func(w io.Writer) error {
+			_, err := fmt.Fprintf(w, "{%q:%q}", "imageLayoutVersion", ocispec.ImageLayoutVersion)
+			return err
+		}); err != nil {
+			return err
+		}
+	}
+	if err := idx.set(identifier, c.top().Descriptor); err != nil {
+		return err
+	}
+	return l.write(idx, stage)
 }
 
-// writeBlob stores a blob unless it is there, whole.
-func (l *layout) writeBlob(ctx context.Context, h v1.Hash, size int64, open func() (io.ReadCloser, error)) error {
-	d := v1.Descriptor{Digest: h, Size: size}
-	if f, err := openFile(l.blobPath(h), d); err == nil {
-		_, err := io.Copy(io.Discard, f)
-		f.Close()
-		if err == nil {
+// set lets a tag name a manifest, or lists it without one.
+func (idx *indexFile) set(identifier string, d v1.Descriptor) error {
+	if _, err := v1.NewHash(identifier); err == nil {
+		if slices.ContainsFunc(idx.entries, func(e entry) bool { return e.Digest == d.Digest.String() }) {
 			return nil
+		}
+	} else {
+		if slices.ContainsFunc(idx.entries, func(e entry) bool { return e.tag() == identifier && e.Digest == d.Digest.String() }) {
+			return nil
+		}
+		idx.entries = slices.DeleteFunc(idx.entries, func(e entry) bool { return e.tag() == identifier })
+		d.Annotations = map[string]string{ocispec.AnnotationRefName: identifier}
+	}
+	raw, err := json.Marshal(d)
+	if err != nil {
+		return err
+	}
+	idx.entries = append(idx.entries, entry{raw, d.Digest.String(), d.MediaType, d.Annotations})
+	return nil
+}
+
+// stage writes a blob, unless the layout has it, whole.
+func (l *layout) stage(ctx context.Context, stage string, d v1.Descriptor, open func() (io.ReadCloser, error), m *meter) (bool, error) {
+	if have, err := openFile(l.blobPath(d.Digest), d); err == nil {
+		_, err := io.Copy(io.Discard, contextReader{ctx, have})
+		have.Close()
+		if ctx.Err() != nil {
+			return false, context.Cause(ctx)
+		}
+		if err == nil {
+			m.add(d.Size, 0)
+			return false, nil
 		}
 	}
 	r, err := open()
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer r.Close()
-	return durable.WriteFile(l.temp(), l.blobPath(h), 0o644, func(w io.Writer) error {
-		sum := sha256.New()
-		n, err := io.Copy(io.MultiWriter(w, sum), io.LimitReader(contextReader{ctx, r}, size+1))
-		if got := hex.EncodeToString(sum.Sum(nil)); err == nil && (n != size || got != h.Hex) {
-			err = fmt.Errorf("%w: want %s with %d bytes, have %s with %d", ErrAltered, h, size, got, n)
-		}
-		return err
-	})
+	f, err := os.OpenFile(filepath.Join(stage, d.Digest.Hex), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	sum := sha256.New()
+	n, err := io.Copy(io.MultiWriter(f, sum), &metered{io.LimitReader(contextReader{ctx, r}, d.Size+1), m})
+	if got := hex.EncodeToString(sum.Sum(nil)); err == nil && (n != d.Size || got != d.Digest.Hex) {
+		err = fmt.Errorf("%w: want %s with %d bytes, have %s with %d", ErrAltered, d.Digest, d.Size, got, n)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	return err == nil, err
 }
+
+func (l *layout) refer(context.Context, v1.Hash, []v1.Descriptor) error { return nil }
 
 func (l *layout) referrers(_ context.Context, subject v1.Hash) ([]v1.Descriptor, error) {
 	idx, err := l.index()
@@ -326,25 +458,22 @@ func (l *layout) referrers(_ context.Context, subject v1.Hash) ([]v1.Descriptor,
 		return nil, err
 	}
 	var out []v1.Descriptor
-	seen := map[v1.Hash]bool{}
-	for _, d := range idx.Manifests {
-		if seen[d.Digest] || !d.MediaType.IsImage() {
+	for _, e := range idx.entries {
+		h, err := v1.NewHash(e.Digest)
+		if err != nil || h.Algorithm != "sha256" || !slices.Contains(manifestTypes, e.MediaType) {
 			continue
 		}
-		seen[d.Digest] = true
-		raw, err := l.small(d.Digest)
+		raw, err := l.small(h)
 		if err != nil {
 			continue
 		}
-		m, err := v1.ParseManifest(bytes.NewReader(raw))
-		if err != nil || m.Subject == nil || m.Subject.Digest != subject {
+		d, err := describe(raw, e.MediaType, h.String())
+		if err != nil {
 			continue
 		}
-		d.ArtifactType, d.Annotations = m.ArtifactType, m.Annotations
-		if d.ArtifactType == "" {
-			d.ArtifactType = string(m.Config.MediaType)
+		if d, to, err := asReferrer(manifestSource{d, raw}); err == nil && to == subject {
+			out = merge(out, []v1.Descriptor{d})
 		}
-		out = append(out, d)
 	}
 	return out, nil
 }

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -137,17 +139,30 @@ func (a *app) pullOne(ctx context.Context, client *registry.Client, repo *regist
 	if err != nil {
 		return registryError(err)
 	}
-	meta, files, err := artifact.Read(img)
-	if err != nil {
+	var meta artifact.Meta
+	var files []artifact.File
+	to := folderOf(out, kernelOf(e.Meta))
+	bad := false // what came from the registry
+	err = place(ctx, partial, out, to, func(partial string) (names []string, err error) {
+		meta, files, err = artifact.Unpack(img, func(f artifact.File) (io.WriteCloser, error) {
+			names = append(names, f.Name)
+			return create(filepath.Join(partial, f.Name))
+		})
+		bad = errors.Is(err, artifact.ErrInvalid) || errors.Is(err, registry.ErrAltered)
+		return names, err
+	})
+	if bad {
 		return registryError(fmt.Errorf("%s@%s: %w", repo.Name(), e.Digest, err))
+	}
+	if err != nil {
+		return &exitError{code: failureCode(err), err: fmt.Errorf("write the modules: %w; see to it or choose another folder with --out", err)}
 	}
 	k := kernelOf(meta)
 	*report = ui.Result{Module: meta.Module, Version: meta.Version, Kernel: k.String(), Distro: k.Distro, Suite: k.Suite, Release: k.Release,
 		Status: ui.Pulled, Key: meta.Key.String(), Digest: e.Digest.String(), Compiler: meta.Compiler,
 		Reference: repo.Name() + "@" + e.Digest.String()}
-	report.Modules, err = handOut(ctx, partial, out, folderOf(out, k), files, nil)
-	if err != nil {
-		return &exitError{code: failureCode(err), err: fmt.Errorf("write the modules: %w; see to it or choose another folder with --out", err)}
+	for _, f := range files {
+		report.Modules = append(report.Modules, moduleIn(to, f))
 	}
 	return nil
 }

@@ -63,7 +63,7 @@ func moduleIn(dir string, f artifact.File) ui.Module {
 // place puts files into dir, a folder below out, that fill writes to another folder, and names. None is put in its place before all
 // are written; files that are there already and have other names stay.
 func place(ctx context.Context, p *partialDir, out, dir string, fill func(partial string) (names []string, err error)) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(out, 0o755); err != nil {
 		return err
 	}
 	partial, done, err := p.enter(ctx, out)
@@ -79,6 +79,9 @@ func place(ctx context.Context, p *partialDir, out, dir string, fill func(partia
 		if p := (*fs.PathError)(nil); errors.As(err, &p) && strings.HasPrefix(p.Path, partial) {
 			err = &fs.PathError{Op: p.Op, Path: dir, Err: p.Err} // where they were to be
 		}
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
 	return durable.RenameAll(partial, dir, names)

@@ -139,6 +139,9 @@ func (a *app) pullOne(ctx context.Context, client *registry.Client, repo *regist
 	if err != nil {
 		return registryError(err)
 	}
+	if err := e.Check(img); err != nil {
+		return registryError(fmt.Errorf("%s: %w", repo.Name(), err))
+	}
 	var meta artifact.Meta
 	var files []artifact.File
 	to := folderOf(out, kernelOf(e.Meta))
@@ -169,13 +172,24 @@ func (a *app) pullOne(ctx context.Context, client *registry.Client, repo *regist
 
 // choose gives what selectors name of what a reference stands for, in their order. A kernel of the host's own must fit it.
 func choose(ctx context.Context, repo *registry.Repo, ref registry.Reference, selectors []kernels.Selector, h host, arch string) ([]artifact.Entry, error) {
+	offers, err := artifact.Entries(ctx, repo, ref.Identifier())
+	if err != nil {
+		return nil, registryError(err)
+	}
 	var out []artifact.Entry
 	for _, s := range selectors {
-		found, err := chooseOne(ctx, repo, ref, s, h, arch)
+		wants, err := wanted(offers, s, h, arch)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("%s: %w", ref, err)
 		}
-		for _, e := range found {
+		if len(wants) == 0 {
+			return nil, &exitError{code: exitAbsent, err: fmt.Errorf("%s has no modules for %q on %s; it has those for %s", ref, s, arch, names(offers))}
+		}
+		for _, w := range wants {
+			e, err := find(ctx, repo, ref, offers, w)
+			if err != nil {
+				return nil, err
+			}
 			if !slices.ContainsFunc(out, func(o artifact.Entry) bool { return o.Digest == e.Digest }) {
 				out = append(out, e)
 			}
@@ -184,22 +198,35 @@ func choose(ctx context.Context, repo *registry.Repo, ref registry.Reference, se
 	return out, nil
 }
 
-func chooseOne(ctx context.Context, repo *registry.Repo, ref registry.Reference, s kernels.Selector, h host, arch string) ([]artifact.Entry, error) {
-	own := s.Release == kernels.Running
-	if own {
+// find gives what is offered for a kernel. What isn't offered may be there still: the index can lack what was pushed a moment ago.
+func find(ctx context.Context, repo *registry.Repo, ref registry.Reference, offers []artifact.Entry, w artifact.Want) (artifact.Entry, error) {
+	for _, e := range offers {
+		if k := e.Kernel; k.Distro == w.Distro && k.Suite == w.Suite && k.Release == w.Release && k.Arch == w.Arch &&
+			(w.Symvers == v1.Hash{} || w.Symvers == e.Symvers) {
+			return e, nil
+		}
+	}
+	e, _, err := artifact.Find(ctx, repo, ref.Identifier(), w)
+	if no := (*artifact.NoMatchError)(nil); errors.As(err, &no) {
+		return e, &exitError{code: exitAbsent, err: fmt.Errorf("%w: %s", err, names(no.Have))}
+	}
+	if err != nil {
+		return e, registryError(err)
+	}
+	return e, nil
+}
+
+// wanted are the kernels that a selector stands for, of what is offered. One of the host's own must be of its distribution, and where
+// its headers are installed, of their Module.symvers.
+func wanted(offers []artifact.Entry, s kernels.Selector, h host, arch string) ([]artifact.Want, error) {
+	if s.Release == kernels.Running {
 		if h.running == "" {
 			return nil, errors.New("the running kernel's release is not known; name one with --kernel")
 		}
 		s.Release = h.running
 	}
-	if own || s.Distro == "" && s.Release == h.running {
-		if s.Distro == "" && h.suite != "" {
-			s.Distro, s.Suite = h.distro, h.suite
-		}
-	}
-	offers, err := artifact.Entries(ctx, repo, ref.Identifier())
-	if err != nil {
-		return nil, registryError(err)
+	if s.Distro == "" && s.Release == h.running && h.suite != "" {
+		s.Distro, s.Suite = h.distro, h.suite
 	}
 	var wants []artifact.Want
 	if s.Distro != "" && !isPattern(s.Release) {
@@ -215,41 +242,21 @@ func chooseOne(ctx context.Context, repo *registry.Repo, ref registry.Reference,
 			}
 			wants = append(wants, artifact.Want{Distro: k.Distro, Suite: k.Suite, Release: k.Release, Arch: arch})
 		}
-		if len(wants) == 0 {
-			return nil, &exitError{code: exitAbsent, err: fmt.Errorf("%s has no modules for %q on %s; it has those for %s", ref, s, arch, names(offers))}
+	}
+	for i := range wants {
+		w := &wants[i]
+		if !h.isOwn(kernels.Kernel{Distro: w.Distro, Suite: w.Suite}) {
+			continue
+		}
+		var err error
+		if w.Symvers, _, err = h.symvers(w.Release); err != nil {
+			return nil, fmt.Errorf("read the headers of %s: %w", w.Release, err)
 		}
 	}
-	var out []artifact.Entry
-	for _, w := range wants {
-		if w.Symvers, err = h.wanted(w); err != nil {
-			return nil, err
-		}
-		e, _, err := artifact.Find(ctx, repo, ref.Identifier(), w)
-		if no := (*artifact.NoMatchError)(nil); errors.As(err, &no) {
-			return nil, &exitError{code: exitAbsent, err: fmt.Errorf("%w; it has those for %s", err, names(no.Have))}
-		}
-		if err != nil {
-			return nil, registryError(err)
-		}
-		out = append(out, e)
-	}
-	return out, nil
+	return wants, nil
 }
 
 func isPattern(release string) bool { return strings.ContainsAny(release, "*?[") }
-
-// wanted is the digest of the Module.symvers that modules for a kernel must have been built against: that of its headers, if the kernel
-// can be one of the host's and they are installed.
-func (h host) wanted(w artifact.Want) (v1.Hash, error) {
-	if !h.isOwn(kernels.Kernel{Distro: w.Distro, Suite: w.Suite}) {
-		return v1.Hash{}, nil
-	}
-	have, _, err := h.symvers(w.Release)
-	if err != nil {
-		return v1.Hash{}, fmt.Errorf("read the headers of %s: %w", w.Release, err)
-	}
-	return have, nil
-}
 
 // names lists the kernels of what is offered.
 func names(offers []artifact.Entry) string {

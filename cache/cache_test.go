@@ -215,19 +215,19 @@ func suite(t *testing.T, newStore func(t *testing.T) cache.Store) {
 		}
 	})
 	t.Run("image that lies", func(t *testing.T) {
-		s := newStore(t)
 		for name, img := range map[string]v1.Image{
 			"other bytes": liar{image(t, "1"), "X"},
 			"fewer bytes": liar{image(t, "1"), ""},
 			"more bytes":  liar{image(t, "1"), "12"},
 		} {
+			s := newStore(t) // what a store has already, it doesn't read
 			if err := s.Put(ctx, hash("a"), cache.Entry{Image: img}); err == nil {
 				t.Errorf("Put of a layer with %s succeeds", name)
 			}
 			checkMissing(t, s, "a")
+			put(t, s, "a", "1")
+			check(t, s, "a", "1")
 		}
-		put(t, s, "a", "1")
-		check(t, s, "a", "1")
 	})
 	t.Run("cancelled", func(t *testing.T) {
 		s := newStore(t)

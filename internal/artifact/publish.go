@@ -42,7 +42,7 @@ const (
 	maxRounds   = 50   // of bringing an index up to date
 	maxKernels  = 4096 // of one version
 	maxWarnings = 16
-	pushes      = 4 // at a time
+	pushes      = 8 // at a time
 )
 
 // Publish pushes artifacts of one version of one module by the tags of their kernels, and brings the index of that version up to date: it

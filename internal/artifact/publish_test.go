@@ -413,3 +413,30 @@ func TestPublishIndexFails(t *testing.T) {
 		t.Errorf("the index has %q", got)
 	}
 }
+
+// Another program may write the same index in another way at the same time: the two must not go on correcting each other.
+func TestPublishOtherWriter(t *testing.T) {
+	puts := 0
+	inner := newRegistry(v1registry.WithReferrersSupport(true))
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPut && strings.HasSuffix(r.URL.Path, "/3.23_-1") {
+			puts++
+			body, err := io.ReadAll(r.Body)
+			if err != nil {
+				return
+			}
+			var other bytes.Buffer
+			if err := json.Indent(&other, body, "", "  "); err != nil {
+				t.Error(err)
+			}
+			r.Body = io.NopCloser(&other)
+		}
+		inner.ServeHTTP(w, r)
+	}))
+	defer s.Close()
+	repo := openRepo(t, strings.TrimPrefix(s.URL, "http://")+"/mod")
+	publishOne(t, repo, "6.1.0-1-amd64")
+	if got := releases(t, repo); len(got) != 1 || puts != 1 {
+		t.Errorf("the index has %q after it was written %d times", got, puts)
+	}
+}

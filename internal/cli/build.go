@@ -65,8 +65,9 @@ What a build needs beside the compiler and make is named with --with, or as pack
 dkms.conf; a Debian package brings what it depends on. "a | b" is one or the other, whichever the kernel's suite has.
 
 With --images, the header image of a kernel is taken from a registry that has it, rather than assembled from the distribution's
-packages; a kernel that the distribution has no more, and that is named by its release or a pattern, is built for with the
-packages that its newest image there was made of. What comes from the registry is trusted as much as the distribution is.
+packages. A kernel that the distribution has no more, named by its release or by a pattern that nothing there matches, is built
+for with the packages that its newest image in the registry was made of; so is one that is named in full while the distribution
+can't be asked. What comes from the registry is trusted as much as the distribution is.
 
 With --cache-to, results go to a repository that other machines look into with --cache-from before they build: what is there under
 the same key, and fits in all that it says of itself, counts as built here. Neither stops a build: a shared cache that can't be

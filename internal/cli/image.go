@@ -117,7 +117,7 @@ was cut off goes on where it was. Prints the kernel, the image's digest and its 
 	cmd.AddCommand(extra(build), extra(export), extra(push), extra(pull), &cobra.Command{
 		Use:     "ls",
 		Short:   "List the header images of this machine",
-		Long:    "Lists the header images in the cache, last used first." + exitStatus("0  the list was printed", "1  the cache can't be read"),
+		Long:    "Lists the header images in the cache, last used first, and from where those come that were pulled." + exitStatus("0  the list was printed", "1  the cache can't be read"),
 		Example: "  godkms-hermetic image ls --format json",
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return a.runImageList(cmd.Context()) },
@@ -503,11 +503,12 @@ func (a *app) runImageList(ctx context.Context) error {
 		Digest   string    `json:"digest"` // empty until the image was packed
 		Lock     string    `json:"lock"`
 		Size     int64     `json:"size"`
+		From     string    `json:"from,omitempty"` // the repository that it was pulled from
 		LastUsed time.Time `json:"last_used"`
 	}
 	rows := []row{}
 	for _, i := range list {
-		r := row{Kernel: i.Kernel.String(), Lock: i.Lock.String(), Size: i.Size, LastUsed: i.Used.UTC()}
+		r := row{Kernel: i.Kernel.String(), Lock: i.Lock.String(), Size: i.Size, From: i.From, LastUsed: i.Used.UTC()}
 		if i.Image.Hex != "" {
 			r.Digest = i.Image.String()
 		}
@@ -524,7 +525,11 @@ func (a *app) runImageList(ctx context.Context) error {
 		if digest == "" {
 			digest = "(not packed)"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", r.Kernel, digest, bytesText(r.Size), r.LastUsed.Format(time.DateOnly))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s", r.Kernel, digest, bytesText(r.Size), r.LastUsed.Format(time.DateOnly))
+		if r.From != "" {
+			fmt.Fprintf(w, "\tfrom %s", ui.Clean(r.From))
+		}
+		fmt.Fprintln(w)
 	}
 	return w.Flush()
 }

@@ -45,6 +45,8 @@ type Results interface {
 // Builder builds jobs. Its fields are not changed after the first Build; Build is safe for concurrent use.
 type Builder struct {
 	Results Results
+	Remotes []*Remote // are asked in this order for what Results hasn't got. Default: none.
+	Share   *Remote   // gets what is built, and what Results has. Default: none.
 	// Engine gives the engine. It is called on a cache miss only, and before Root: where there is none, nothing need be fetched.
 	Engine func(context.Context) (Engine, error)
 	// Root assembles the root of a lock. It is called on a cache miss only.
@@ -55,7 +57,7 @@ type Builder struct {
 	Jobs        int           // make's -j, at least 1
 	Timeout     time.Duration // for the commands of one job; 0: none
 	Memory      int64         // bytes that one job's build may hold; see Spec; 0: no limit
-	Verify      bool          // build even what is cached, and fail where the result differs
+	Verify      bool          // build even what is cached, and fail where the result differs; Remotes are not asked
 }
 
 // Job is one source tree for one locked kernel.
@@ -98,6 +100,7 @@ type Watch struct {
 // Result is how a job ended. Log and LogPath are those of the build, however long ago it was.
 type Result struct {
 	Status  Status
+	From    string // where it was found: Local, or the name of a Remote; empty if it was built now
 	Err     error  // of a failed job
 	Reason  string // why it was skipped or failed, one line
 	Key     v1.Hash
@@ -141,6 +144,9 @@ func (b *Builder) Key(j Job) v1.Hash {
 func (b *Builder) Build(ctx context.Context, j Job, w Watch) Result {
 	start := time.Now()
 	r := b.build(ctx, j, w)
+	if r.Err == nil {
+		b.share(ctx, r, j, w)
+	}
 	if r.Err != nil {
 		r.Status, r.Image, r.Files = Failed, nil, nil
 		r.Reason, _, _ = strings.Cut(r.Err.Error(), "\n")
@@ -166,6 +172,9 @@ func (b *Builder) build(ctx context.Context, j Job, w Watch) (r Result) {
 		}
 		defer lock.Close()
 		if r.load(ctx, b.Results) || r.Err != nil { // another process built it meanwhile
+			return r
+		}
+		if b.fetch(ctx, &r, j, w) || r.Err != nil {
 			return r
 		}
 	}
@@ -213,39 +222,38 @@ func (r *Result) load(ctx context.Context, results Results) bool {
 		return false
 	}
 	if err == nil {
-		r.Meta, r.Files, err = artifact.Read(e.Image)
-	}
-	if err == nil {
-		r.Digest, err = e.Image.Digest()
+		err = r.read(e)
 	}
 	if err != nil {
 		r.Err = fmt.Errorf("cache: %w", err)
 		return false
 	}
+	r.From = Local
+	return true
+}
+
+// read fills r from an entry, every byte of which it checks.
+func (r *Result) read(e cache.Entry) (err error) {
+	if r.Meta, r.Files, err = artifact.Read(e.Image); err != nil {
+		return err
+	}
+	if r.Digest, err = e.Image.Digest(); err != nil {
+		return err
+	}
 	r.Status, r.Image, r.Log, r.Reason = Cached, e.Image, e.Log, r.Meta.Reason
 	if r.Meta.Status == artifact.Skipped {
 		r.Status = Skipped
 	}
-	return true
+	return nil
 }
 
 // store packs an output and keeps it, or, to verify, compares it with what is kept.
 func (b *Builder) store(ctx context.Context, r *Result, j Job, root v1.Hash, o *output) error {
-	k := j.Lock.Kernel
-	meta := artifact.Meta{
-		Module: j.Source.Module, Version: j.Source.Version,
-		Kernel:   artifact.Kernel{Distro: k.Distro, Suite: k.Suite, Arch: k.Arch, Release: k.Release},
-		Compiler: o.compiler, Symvers: o.symvers,
-		Key: r.Key, Source: j.Source.Digest, Lock: j.Lock.Digest(), Root: root,
-		Status: artifact.Built, Reason: o.skip,
-	}
+	meta := b.meta(j, r.Key)
+	meta.Compiler, meta.Symvers, meta.Root = o.compiler, o.symvers, root
+	meta.Status, meta.Reason = artifact.Built, o.skip
 	if o.skip != "" {
 		meta.Status = artifact.Skipped
-	}
-	for _, p := range j.Lock.Headers {
-		if p.Name == "linux-headers-"+k.Release {
-			meta.Headers = p.Version
-		}
 	}
 	meta.Extras = o.extras
 	img, err := artifact.New(meta, o.files)
@@ -268,7 +276,7 @@ func (b *Builder) store(ctx context.Context, r *Result, j Job, root v1.Hash, o *
 				"look for the time, random numbers or the order of files in the source's Makefile", digest, had)
 		}
 	case errors.Is(err, cache.ErrNotFound):
-		if err := b.Results.Put(ctx, r.Key, cache.Entry{Image: img, Log: r.Log}); err != nil {
+		if err := b.Results.Put(ctx, r.Key, cache.Entry{Image: img, Log: r.Log, Lock: j.Lock.Encode()}); err != nil {
 			return fmt.Errorf("cache: %w", err)
 		}
 	default:
@@ -281,7 +289,7 @@ func (b *Builder) store(ctx context.Context, r *Result, j Job, root v1.Hash, o *
 		}
 		return r.Err
 	}
-	r.Log = log
+	r.Log, r.From = log, ""
 	if r.Status == Cached {
 		r.Status = Built
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -13,6 +14,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/godkms-hermetic/godkms-hermetic/builder/dkms"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
 
@@ -89,6 +91,18 @@ func TestSameFolder(t *testing.T) {
 	}
 	if _, err := install(Job{Source: a, Depends: []Dependency{{b, Result{Status: Failed}}, {c, built}}}, target(a)); err != nil {
 		t.Errorf("with one that failed: %v", err)
+	}
+}
+
+// A dependency whose modules are for a folder that dkms doesn't install to would hide what the kernel has there.
+func TestDependencyElsewhere(t *testing.T) {
+	for dest, want := range map[string]bool{"updates/dkms": true, "build": false, "build/include": false, "kernel": false} {
+		j := Job{Source: &Source{Module: "a", Version: "1"}, Depends: []Dependency{{&Source{Module: "b", Version: "1"},
+			Result{Status: Cached, Files: []artifact.File{{Name: "b.ko", Dest: dest}}}}}}
+		in, err := install(j, dkms.Target{Module: "a", Version: "1", Release: "6.1", Distro: "debian"})
+		if want != (err == nil) || want && !slices.Equal(in.modules, []string{"/lib/modules/6.1/updates"}) {
+			t.Errorf("%s: %q, %v", dest, in.modules, err)
+		}
 	}
 }
 

@@ -118,8 +118,9 @@ func (b *bench) build(t *testing.T, module, conf, script, post string) builder.R
 }
 
 // What comes out of a build is not trusted. Whatever lies where the module should, whether make left it in its tree or a later
-// step in dkms's folder, the build ends soon, in an error that names it; no file of this machine is read, and none is left.
-func testOutput(t *testing.T, e builder.Engine) {
+// step in dkms's folder, the build ends soon, in an error that names it; no file of this machine is read, and none is left. An engine
+// has no part in what the bytes of an ordinary file are taken for: that is left out without contents.
+func testOutput(t *testing.T, e builder.Engine, contents bool) {
 	b := newBench(t, e)
 	secret := filepath.Join(t.TempDir(), "secret")
 	write(t, secret, "a secret of the host\n")
@@ -156,6 +157,9 @@ func testOutput(t *testing.T, e builder.Engine) {
 		{"script", "printf '#!/bin/sh\n' >m.ko; chmod 4777 m.ko", "m.ko is no kernel module", ""},
 		{"gzip", `printf '\037\213\010' >m.ko`, "m.ko is no kernel module: it is compressed with gzip", ""},
 	} {
+		if !contents && strings.HasPrefix(test.want, "m.ko is no kernel module") {
+			continue
+		}
 		for _, post := range []bool{false, true} {
 			name, script, later, want := test.name, test.script, "", test.want
 			if post {
@@ -283,7 +287,7 @@ func TestCollect(t *testing.T) {
 	} {
 		t.Run(engine.name, func(t *testing.T) {
 			e := engine.make(t)
-			t.Run("Output", func(t *testing.T) { testOutput(t, e) })
+			t.Run("Output", func(t *testing.T) { testOutput(t, e, engine.name == "sandbox") })
 			t.Run("OutputSymvers", func(t *testing.T) { testOutputSymvers(t, e) })
 			t.Run("OutputFolder", func(t *testing.T) { testOutputFolder(t, e) })
 			t.Run("OutputTogether", func(t *testing.T) { testOutputTogether(t, e) })

@@ -64,6 +64,9 @@ func install(j Job, t dkms.Target) (in installed, err error) {
 		}
 		in.sources = append(in.sources, source)
 		for _, f := range d.Result.Files {
+			if !dkms.Installable(t.Distro, f.Dest) { // such as build, which would hide the kernel's headers
+				return in, fmt.Errorf("%s of %s is for the folder %q, where nothing is installed", f.Name, d.Source.Module, f.Dest)
+			}
 			top, _, _ := strings.Cut(f.Dest, "/")
 			in.modules = append(in.modules, path.Join(dkms.InstallTree, t.Release, top))
 		}

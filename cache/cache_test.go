@@ -246,9 +246,9 @@ func suite(t *testing.T, newStore func(t *testing.T) cache.Store) {
 	t.Run("at once", func(t *testing.T) {
 		s := newStore(t)
 		var all sync.WaitGroup
-		for i := range 3 {
+		for i := range 8 {
 			all.Go(func() {
-				key := fmt.Sprint(i % 2)
+				key := fmt.Sprint(i % 4)
 				if err := s.Put(ctx, hash(key), entry(t, key)); err != nil {
 					t.Errorf("Put(%s) = %v", key, err)
 				}
@@ -258,7 +258,7 @@ func suite(t *testing.T, newStore func(t *testing.T) cache.Store) {
 			})
 		}
 		all.Wait()
-		for i := range 2 {
+		for i := range 4 {
 			check(t, s, fmt.Sprint(i), fmt.Sprint(i))
 		}
 	})

@@ -263,7 +263,7 @@ func (s *Registry) put(ctx context.Context, key v1.Hash, e Entry, p *patience) e
 func (s *Registry) there(ctx context.Context, key, digest v1.Hash) (bool, error) {
 	d, err := s.repo.Head(ctx, tag(key))
 	switch {
-	case errors.Is(err, registry.ErrNotFound):
+	case errors.Is(err, registry.ErrNotFound), errors.Is(err, registry.ErrAltered): // what is damaged is of no use to anybody
 		return false, nil
 	case err != nil:
 		return false, err

@@ -32,6 +32,7 @@ type Info struct {
 	Image    v1.Hash        `json:"image"`  // the zero value until the image has been packed
 	Size     int64          `json:"size"`   // bytes of its layers, unpacked and packed
 	Shared   int64          `json:"shared"` // of those, bytes of layers that other roots have too
+	From     string         `json:"from"`   // the repository that layers of it were pulled from; empty if none was
 	Created  time.Time      `json:"created"`
 	Used     time.Time      `json:"used"`
 }
@@ -110,6 +111,9 @@ func (s *Store) info(r cachedRoot, all []cachedRoot) (Info, error) {
 	for _, key := range r.Layers {
 		n := s.layerSize(key)
 		info.Size += n
+		if rec, err := readRecord(s.layerDir(key)); err == nil && rec.From != "" {
+			info.From = rec.From
+		}
 		if slices.ContainsFunc(all, func(o cachedRoot) bool { return o.name != r.name && slices.Contains(o.Layers, key) }) {
 			info.Shared += n
 		}

@@ -482,6 +482,16 @@ func TestPullRefuses(t *testing.T) {
 			t.Errorf("Pull = %v; want ErrInvalid", err)
 		}
 	})
+	t.Run("below another lock's tag", func(t *testing.T) {
+		remote := openRemote(t, "oci:"+filepath.Join(t.TempDir(), "layout"))
+		if err := remote.Repo.Push(t.Context(), LockTag(lock), mustImage(t, second)); err != nil {
+			t.Fatal(err)
+		}
+		s, _ := storeWith(t, remote)
+		if _, err := s.Pull(t.Context(), lock, nil); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), "its lock has digest") {
+			t.Errorf("Pull = %v; want ErrInvalid, for the lock", err)
+		}
+	})
 	t.Run("below another kernel's tag", func(t *testing.T) {
 		remote := openRemote(t, "oci:"+filepath.Join(t.TempDir(), "layout"))
 		if err := remote.Repo.Push(t.Context(), KernelTag(lock.Kernel, kernels.Extra{}), mustImage(t, second)); err != nil {
@@ -561,6 +571,39 @@ func TestPullIsCancelledAndGoesOn(t *testing.T) {
 	r.Close()
 	if got := reg.served - before; got > 4<<20-first+64<<10 {
 		t.Errorf("after %d of 4 MiB were downloaded %d more were", first, got)
+	}
+}
+
+// Several that pull the same at once, as processes do that share a cache, download it once.
+func TestPullAtOnce(t *testing.T) {
+	reg := newRegistry(t)
+	remote := openRemote(t, strings.TrimPrefix(reg.URL, "http://")+"/headers")
+	m := newMirror(t)
+	lock := tinyLock(t, m)
+	mustPush(t, mustRoot(t, openStore(t, t.TempDir()), lock), remote, kernels.Extra{})
+	dir := t.TempDir()
+	var all sync.WaitGroup
+	for range 4 {
+		s, err := Open(Options{Dir: dir, Payload: tarPayload, Remote: remote})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all.Go(func() {
+			r, err := s.Pull(t.Context(), lock, nil)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			r.Close()
+		})
+	}
+	all.Wait()
+	if got := reg.count("GET blobs"); got != 3 { // the config, and two layers
+		t.Errorf("%d blobs were asked for; want 3", got)
+	}
+	list, err := openStore(t, dir).List(t.Context())
+	if err != nil || len(list) != 1 || list[0].From != remote.Repo.Name() {
+		t.Errorf("List = %+v, %v; want one from %q", list, err, remote.Repo.Name())
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/godkms-hermetic/godkms-hermetic/images"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/dkmstest"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/need"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels/deb"
@@ -48,7 +49,8 @@ make -C /lib/modules/$RELEASE/build M=$PWD modules
 strings -a hello.ko | grep "^vermagic=$RELEASE " || grep -a -o "vermagic=$RELEASE [a-z_ A-Z]*" hello.ko
 `
 
-// TestRealKernelsCompile locks and assembles the newest kernel of each suite, and compiles a module in it.
+// TestRealKernelsCompile locks and assembles the newest kernel of each suite, and compiles a module in it. That of bookworm's 6.1 is
+// assembled for, and compiled in by, the program itself: internal/cli's build.txtar.
 func TestRealKernelsCompile(t *testing.T) {
 	if testing.Short() {
 		t.Skip("downloads 300 MB")
@@ -59,6 +61,12 @@ func TestRealKernelsCompile(t *testing.T) {
 	cache := os.Getenv("IMAGES_TEST_CACHE") // keeps the packages between runs
 	if cache == "" {
 		cache = t.TempDir()
+		have := filepath.Join(dkmstest.Cache(), "images/packages/sha256") // what other tests have downloaded
+		if _, err := os.Stat(have); err == nil {
+			if out, err := exec.Command("sh", "-c", `mkdir "$2/packages" && { cp -al "$1" "$2/packages" 2>/dev/null || cp -a "$1" "$2/packages"; }`, "sh", have, cache).CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+		}
 	}
 	p, err := deb.New(deb.Options{CacheDir: filepath.Join(cache, "deb")})
 	if err != nil {
@@ -69,7 +77,7 @@ func TestRealKernelsCompile(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range []struct{ suite, prefix string }{
-		{"bookworm", "6.1."}, {"bookworm", "6.12."}, {"trixie", "6.12."}, {"bullseye", "5.10."},
+		{"bookworm", "6.12."}, {"trixie", "6.12."}, {"bullseye", "5.10."},
 	} {
 		t.Run(c.suite+"-"+c.prefix, func(t *testing.T) {
 			ctx := context.Background()

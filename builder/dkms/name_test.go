@@ -76,3 +76,19 @@ func FuzzRead(f *testing.F) {
 		}
 	})
 }
+
+func TestInstallable(t *testing.T) {
+	for _, tt := range []struct {
+		distro, folder string
+		want           bool
+	}{
+		{"debian", "updates/dkms", true}, {"debian", "updates", false}, {"debian", "build", false}, {"debian", "", false},
+		{"fedora", "extra", true}, {"fedora", "updates/dkms", false}, {"opensuse", "updates", true},
+		{"alpine", "kernel/drivers/net", true}, {"alpine", "extra", true}, {"alpine", "build", false}, {"alpine", ".", false},
+		{"alpine", "kernel/../build", false}, {"alpine", "/kernel", false}, {"alpine", "source/kernel", false},
+	} {
+		if got := Installable(tt.distro, tt.folder); got != tt.want {
+			t.Errorf("Installable(%q, %q) = %v; want %v", tt.distro, tt.folder, got, tt.want)
+		}
+	}
+}

@@ -285,6 +285,15 @@ func destination(distro, location string) string {
 	return strings.Trim(path.Clean(location), "/")
 }
 
+// Installable says whether dkms installs modules in a folder below /lib/modules/<release> on a distribution.
+func Installable(distro, folder string) bool {
+	if fixed := destination(distro, ""); fixed != "." {
+		return folder == fixed
+	}
+	begins := strings.HasPrefix(folder, "kernel") || strings.HasPrefix(folder, "updates") || strings.HasPrefix(folder, "extra")
+	return begins && folder == destination(distro, "/"+folder)
+}
+
 // rules applies the BUILD_EXCLUSIVE directives and OBSOLETE_BY.
 func (b *planner) rules() []Choice {
 	var rules []Choice

@@ -133,6 +133,22 @@ func resolve(ctx context.Context, repo *registry.Repo, identifier string) (strin
 			versions[t.Version] = true
 		}
 	}
+	// Some clients copy an index without the tags of its kernels.
+	if len(versions) == 0 && len(tags) <= maxListed {
+		for _, tag := range tags {
+			t, ok := ParseTag(tag)
+			if !ok {
+				continue
+			}
+			switch idx, err := readIndex(ctx, repo, tag); {
+			case err == nil && idx.Version == t.Version:
+				versions[t.Version] = true
+			case err == nil, errors.Is(err, errForeign), errors.Is(err, ErrInvalid), errors.Is(err, registry.ErrNotFound):
+			default:
+				return "", err
+			}
+		}
+	}
 	e := &VersionsError{Where: repo.Name()}
 	for v := range versions {
 		e.Versions = append(e.Versions, v)

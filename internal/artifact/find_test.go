@@ -140,8 +140,9 @@ func TestFindHostile(t *testing.T) {
 		"no platform": func(m *v1.IndexManifest) { m.Manifests[0].Platform = nil },
 		"twice":       func(m *v1.IndexManifest) { m.Manifests = append(m.Manifests, m.Manifests[0]) },
 		"huge": func(m *v1.IndexManifest) {
-			for len(m.Manifests) < 100_000 {
-				m.Manifests = append(m.Manifests, v1.Descriptor{MediaType: "x", Digest: hash(fmt.Sprint(len(m.Manifests)))})
+			for len(m.Manifests) < 20_000 {
+				m.Manifests = append(m.Manifests, v1.Descriptor{MediaType: "x", Digest: hash(fmt.Sprint(len(m.Manifests))),
+					Annotations: map[string]string{artifact.AnnotationRelease: "6"}})
 			}
 		},
 		"digest": func(m *v1.IndexManifest) { m.Manifests[0].Digest.Algorithm = "sha512" },
@@ -169,11 +170,14 @@ func TestFindHostile(t *testing.T) {
 		}
 		again, err := artifact.Publish(ctx, repo, []artifact.Publication{p})
 		switch name {
-		case "version", "module", "no module", "huge", "digest":
+		case "version", "module", "no module", "digest":
 			if err == nil || errors.Is(err, artifact.ErrIndex) {
 				t.Errorf("%s: Publish over something else = %v; want it refused before anything is pushed", name, err)
 			}
 		default:
+			if len(again.Warnings) > 17 {
+				t.Errorf("%s: %d warnings", name, len(again.Warnings))
+			}
 			if e, _, err2 := artifact.Find(ctx, repo, "3.23_-1", want); err != nil || err2 != nil || e.Digest != out.Entries[0].Digest {
 				t.Errorf("%s: Publish = %+v, %v; then Find = %+v, %v", name, again, err, e, err2)
 			}

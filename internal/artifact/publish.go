@@ -39,9 +39,10 @@ type Published struct {
 var ErrIndex = errors.New("the artifacts are pushed, but the index may lack some: push them again")
 
 const (
-	maxRounds  = 50   // of bringing an index up to date
-	maxKernels = 4096 // of one version
-	pushes     = 4    // at a time
+	maxRounds   = 50   // of bringing an index up to date
+	maxKernels  = 4096 // of one version
+	maxWarnings = 16
+	pushes      = 8 // at a time
 )
 
 // Publish pushes artifacts of one version of one module by the tags of their kernels, and brings the index of that version up to date: it
@@ -319,7 +320,8 @@ func (u *updater) look(ctx context.Context) (want, had []byte, complete bool, wa
 			if err == nil && e.Tag != tag {
 				err = invalid("it is of %s %s, for %s", e.Module, e.Version, e.Tag)
 			}
-			if errors.Is(err, ErrInvalid) || errors.Is(err, registry.ErrNotFound) || errors.Is(err, registry.ErrAltered) {
+			if errors.Is(err, ErrInvalid) || errors.Is(err, registry.ErrNotFound) || errors.Is(err, registry.ErrAltered) ||
+				errors.Is(err, registry.ErrRefused) {
 				keep(e, fmt.Errorf("tag %q is left out of the index: %w", tag, err))
 				return nil
 			}
@@ -348,6 +350,9 @@ func (u *updater) look(ctx context.Context) (want, had []byte, complete bool, wa
 		return fail(err)
 	}
 	slices.SortFunc(warnings, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
+	if more := len(warnings) - maxWarnings; more > 0 {
+		warnings = append(warnings[:maxWarnings], fmt.Errorf("%d further entries or tags are left out of the index", more))
+	}
 	complete = had != nil
 	for _, e := range union {
 		complete = complete && known[e.Tag].Digest == e.Digest

@@ -10,6 +10,8 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,6 +27,7 @@ import (
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/registry"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/registrytest"
 )
 
 // TestMain lets the test binary be another process that pushes.
@@ -180,10 +183,15 @@ func adverse(h http.Handler, n int) http.Handler {
 func TestConcurrentPushers(t *testing.T) {
 	const n = 8
 	ctx := context.Background()
-	serve := func(t *testing.T) string {
-		s := httptest.NewServer(adverse(newRegistry(v1registry.WithReferrersSupport(true)), n))
+	serve := func(t *testing.T, h http.Handler) string {
+		s := httptest.NewServer(adverse(h, n))
 		t.Cleanup(s.Close)
 		return strings.TrimPrefix(s.URL, "http://") + "/team/mod"
+	}
+	inProcess := func(t *testing.T) string { return serve(t, newRegistry(v1registry.WithReferrersSupport(true))) }
+	distribution := func(t *testing.T) string { // the real thing, without the referrers API
+		r := registrytest.Start(t, registrytest.Options{})
+		return serve(t, httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: r.Host}))
 	}
 	want := func(t *testing.T) v1.Hash { // what one who pushes all makes of them
 		var list []artifact.Publication
@@ -201,7 +209,7 @@ func TestConcurrentPushers(t *testing.T) {
 		return out.Index
 	}
 	for name, ref := range map[string]func(*testing.T) string{
-		"registry": serve, "layout": func(t *testing.T) string { return "oci:" + filepath.Join(t.TempDir(), "layout") },
+		"registry": inProcess, "distribution": distribution, "layout": func(t *testing.T) string { return "oci:" + filepath.Join(t.TempDir(), "layout") },
 	} {
 		t.Run(name, func(t *testing.T) {
 			ref := ref(t)
@@ -221,7 +229,7 @@ func TestConcurrentPushers(t *testing.T) {
 	}
 	// The test can fail: who reads the index, changes and writes it, loses what others write.
 	t.Run("naive", func(t *testing.T) {
-		ref := serve(t)
+		ref := inProcess(t)
 		pushers(t, n, ref, true)
 		_, raw, err := openRepo(t, ref).Manifest(ctx, "3.23_-1")
 		if err != nil {
@@ -314,6 +322,30 @@ func TestPublish(t *testing.T) {
 	})
 }
 
+// The forms of an index and of attachments, in their digests. A change of them is a change of the format.
+func TestPublishGolden(t *testing.T) {
+	repo := openRepo(t, "oci:"+filepath.Join(t.TempDir(), "layout"))
+	publishOne(t, repo, "6.1.0-2-amd64")
+	out := publishOne(t, repo, "6.1.0-1-amd64")
+	list, err := repo.Referrers(context.Background(), out.Entries[0].Digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := []string{out.Index.Hex}
+	for _, d := range list {
+		got = append(got, d.ArtifactType+" "+d.Digest.Hex)
+	}
+	slices.Sort(got[1:])
+	if want := []string{
+		"15f55d628eeeed27be41fd9cf2267f8c9f2598665a7932ed68fea89b9918f829",
+		"application/vnd.dev.godkms-hermetic.lock.v1 38da6634516876d403724b5128362e771f3387db0d362726192d22bdb21630ae",
+		"application/vnd.dev.godkms-hermetic.log.v1 0d473fe36a68a181f7a1063fc54e3800ac9f0905b5a4e57765a4c2f99fc282c0",
+		"application/vnd.dev.godkms-hermetic.symvers.v1 093c0e9d811464b392b4928ce6e60b4420ee17ed560e641c692c3e73011d403b",
+	}; !slices.Equal(got, want) {
+		t.Errorf("digests:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
 func TestPublishRefuses(t *testing.T) {
 	stores(t, func(t *testing.T, open func() *registry.Repo) {
 		ctx, repo := context.Background(), open()
@@ -379,5 +411,32 @@ func TestPublishIndexFails(t *testing.T) {
 	publishOne(t, repo, "6.1.0-1-amd64")
 	if got := releases(t, repo); len(got) != 1 {
 		t.Errorf("the index has %q", got)
+	}
+}
+
+// Another program may write the same index in another way at the same time: the two must not go on correcting each other.
+func TestPublishOtherWriter(t *testing.T) {
+	puts := 0
+	inner := newRegistry(v1registry.WithReferrersSupport(true))
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPut && strings.HasSuffix(r.URL.Path, "/3.23_-1") {
+			puts++
+			body, err := io.ReadAll(r.Body)
+			if err != nil {
+				return
+			}
+			var other bytes.Buffer
+			if err := json.Indent(&other, body, "", "  "); err != nil {
+				t.Error(err)
+			}
+			r.Body = io.NopCloser(&other)
+		}
+		inner.ServeHTTP(w, r)
+	}))
+	defer s.Close()
+	repo := openRepo(t, strings.TrimPrefix(s.URL, "http://")+"/mod")
+	publishOne(t, repo, "6.1.0-1-amd64")
+	if got := releases(t, repo); len(got) != 1 || puts != 1 {
+		t.Errorf("the index has %q after it was written %d times", got, puts)
 	}
 }

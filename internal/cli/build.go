@@ -38,6 +38,7 @@ type buildOptions struct {
 	depends []string
 	push    string
 	headers headerOptions
+	shared  sharedOptions
 }
 
 func (a *app) buildCommand() *cobra.Command {
@@ -63,9 +64,14 @@ are passed over.
 What a build needs beside the compiler and make is named with --with, or as packages below [build] in a godkms.toml beside the
 dkms.conf; a Debian package brings what it depends on. "a | b" is one or the other, whichever the kernel's suite has.
 
-With --images, the header image of a kernel is taken from a registry that has it, rather than assembled from its distribution's
-packages; a kernel that the distribution has no more, and that is named by its release or a pattern, is built for with the packages
-that its newest image there was made of. What comes from the registry is trusted as much as the distribution is.
+With --images, the header image of a kernel is taken from a registry that has it, rather than assembled from the distribution's
+packages. A kernel that the distribution has no more, named by its release or by a pattern that nothing there matches, is built
+for with the packages that its newest image in the registry was made of; so is one that is named in full while the distribution
+can't be asked. What comes from the registry is trusted as much as the distribution is.
+
+With --cache-to, results go to a repository that other machines look into with --cache-from before they build: what is there under
+the same key, and fits in all that it says of itself, counts as built here. Neither stops a build: a shared cache that can't be
+used is named once and left alone, and a result that doesn't fit is refused with a warning. None is replaced by another.
 
 A build runs in a sandbox of Linux namespaces where the kernel allows it, else in a container of the Docker Engine that
 DOCKER_HOST or the Docker context names; --engine sets one of them. The result is the same to the byte. The engine is looked for
@@ -84,7 +90,8 @@ digest of the artifact; where the modules are. With --format json it has one obj
 		Example: `  godkms-hermetic build . --kernels debian/bookworm:6.1.0-56-amd64,debian/trixie:latest
   godkms-hermetic build v4l2loopback-dkms_0.12.7-2_all.deb --kernels 'debian/bookworm:6.1.*-amd64' --out modules
   godkms-hermetic build . --kernels running --with libxtables-dev --format json
-  godkms-hermetic build zfs --depends /usr/src --kernels debian/trixie:latest`,
+  godkms-hermetic build zfs --depends /usr/src --kernels debian/trixie:latest
+  godkms-hermetic build . --kernels 'debian/trixie:*' --cache-from registry.example/cache --cache-to registry.example/cache`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				args = []string{"."}
@@ -103,6 +110,7 @@ digest of the artifact; where the modules are. With --format json it has one obj
 	f.StringVar(&o.memory, "memory", "", "limit for each kernel's build, as in 2G; 0 is none (default three quarters of this machine's memory)")
 	o.input.flags(f)
 	o.headers.flags(f)
+	o.shared.flags(f)
 	f.StringArrayVar(&o.depends, "depends", nil, "`DIR` with the sources of modules that BUILD_DEPENDS names; can be repeated")
 	f.StringVar(&o.push, "push", "", "push what was built to `REF`, a repository; {module} in it is the module's name")
 	cmd.RegisterFlagCompletionFunc("engine", cobra.FixedCompletions(engineNames, cobra.ShellCompDirectiveNoFileComp))
@@ -156,7 +164,11 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, sources []string) er
 	if err != nil {
 		return err
 	}
-	exclude := []string{o.out, filepath.Dir(temp)} // both may lie in the source, or be it
+	shared, err := a.shared(o.shared, temp)
+	if err != nil {
+		return err
+	}
+	exclude := append([]string{o.out, filepath.Dir(temp)}, shared.dirs...) // any may lie in the source, or be it
 	for _, suite := range a.suites() {
 		exclude = append(exclude, filepath.Join(o.out, strings.Replace(suite, "/", "-", 1)))
 	}
@@ -174,8 +186,12 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, sources []string) er
 		return err
 	}
 
-	if targets, err = a.archived(ctx, remote, targets); err != nil {
+	if found, err := a.archived(ctx, remote, targets); err == nil {
+		targets = found
+	} else if ctx.Err() != nil {
 		return err
+	} else {
+		a.board.Warn(fmt.Sprintf("--images: %v", err))
 	}
 	var targetsOf map[string]*registry.Repo
 	if o.push != "" {
@@ -188,7 +204,7 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, sources []string) er
 	r.headers.remote = remote
 	r.engine = engineOf{name: o.engine, note: a.board.Print}
 	r.builder = &builder.Builder{
-		Results: results, RootVersion: images.Version, Temp: temp,
+		Results: results, Remotes: shared.from, Share: shared.to, RootVersion: images.Version, Temp: temp,
 		Jobs: max(1, o.jobs/r.jobs), Timeout: o.timeout, Memory: memory, Verify: o.noCache,
 		Engine: r.engine.get,
 		Root:   r.root,
@@ -400,7 +416,7 @@ func (r *buildRun) one(ctx context.Context, c *cell, row []*cell, built func()) 
 		finish()
 	}
 	report.Key, report.Reason, report.Compiler = b.Key.String(), b.Reason, lock.Compiler
-	report.Status, report.Seconds = ui.Status(b.Status), b.Seconds
+	report.Status, report.Seconds, report.Cache = ui.Status(b.Status), b.Seconds, b.From
 	switch b.Status {
 	case builder.Failed:
 		report.Log, report.DKMSCode = b.LogPath, builder.DKMSCode(b.Err)
@@ -441,7 +457,11 @@ func (r *buildRun) one(ctx context.Context, c *cell, row []*cell, built func()) 
 		fail(fmt.Errorf("write the modules: %w; see to it or choose another folder with --out", err), failureCode(err))
 		return
 	}
-	line.End(report.Status, "")
+	detail := ""
+	if b.From != "" && b.From != builder.Local {
+		detail = "from " + b.From
+	}
+	line.End(report.Status, detail)
 }
 
 var errInterrupted = errors.New("interrupted")

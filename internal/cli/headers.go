@@ -70,7 +70,7 @@ func (a *app) headersRemote(o headerOptions) (images.Remote, error) {
 }
 
 // archived finds in a repository what of a request the indexes haven't got: a release, or a pattern; and what is named in full where the
-// index can't be had.
+// index can't be had. An error is of the repository.
 func (a *app) archived(ctx context.Context, remote images.Remote, targets []target) ([]target, error) {
 	if remote.Repo == nil || !slices.ContainsFunc(targets, mayBeArchived) {
 		return targets, nil
@@ -80,8 +80,7 @@ func (a *app) archived(ctx context.Context, remote images.Remote, targets []targ
 		return nil, context.Cause(ctx)
 	}
 	if err != nil && !errors.Is(err, registry.ErrNotFound) {
-		a.board.Warn(fmt.Sprintf("no kernels from %q: %v", remote.Repo.Name(), err))
-		return targets, nil
+		return nil, err
 	}
 	var out []target
 	for _, t := range targets {

@@ -95,9 +95,9 @@ Prints the kernel, the image's digest and its reference.` + exitStatus(
 	pull := &cobra.Command{
 		Use:   "pull KERNEL REPO",
 		Short: "Get the header images of kernels from a registry",
-		Long: `Gets the header images of kernels from a repository, REPO of a registry or oci:DIR, into the cache. KERNEL is written as for 'build
---kernels'. What the distribution has is pulled with the packages that it has now; of a kernel that it has no more, or that is
-named in full while it can't be asked, the newest image is pulled.
+		Long: `Gets the header images of kernels from a repository, REPO of a registry or oci:DIR, into the cache. KERNEL is written as for
+'build --kernels'. What the distribution has is pulled with the packages that it has now; of a kernel that it has no more, or
+that is named in full while it can't be asked, the newest image is pulled.
 
 Every byte is checked, and what was pulled is used as if it had been assembled: it's trusted as much as REPO is. A download that
 was cut off goes on where it was. Prints the kernel, the image's digest and its reference.` + exitStatus(
@@ -117,7 +117,7 @@ was cut off goes on where it was. Prints the kernel, the image's digest and its 
 	cmd.AddCommand(extra(build), extra(export), extra(push), extra(pull), &cobra.Command{
 		Use:     "ls",
 		Short:   "List the header images of this machine",
-		Long:    "Lists the header images in the cache, last used first." + exitStatus("0  the list was printed", "1  the cache can't be read"),
+		Long:    "Lists the header images in the cache, last used first, and from where those come that were pulled." + exitStatus("0  the list was printed", "1  the cache can't be read"),
 		Example: "  godkms-hermetic image ls --format json",
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return a.runImageList(cmd.Context()) },
@@ -212,11 +212,11 @@ func (a *app) existing(ctx context.Context, distros map[string]kernels.Provider,
 		return nil, errors.New("no kernel given; name one as in debian/trixie:latest")
 	}
 	targets, err := a.resolve(ctx, distros, selectors)
-	if err == nil {
-		targets, err = a.archived(ctx, remote, targets)
-	}
 	if err != nil {
 		return nil, err
+	}
+	if targets, err = a.archived(ctx, remote, targets); err != nil {
+		return nil, registryError(err)
 	}
 	for _, t := range targets {
 		if t.err != nil {
@@ -503,11 +503,12 @@ func (a *app) runImageList(ctx context.Context) error {
 		Digest   string    `json:"digest"` // empty until the image was packed
 		Lock     string    `json:"lock"`
 		Size     int64     `json:"size"`
+		From     string    `json:"from,omitempty"` // the repository that it was pulled from
 		LastUsed time.Time `json:"last_used"`
 	}
 	rows := []row{}
 	for _, i := range list {
-		r := row{Kernel: i.Kernel.String(), Lock: i.Lock.String(), Size: i.Size, LastUsed: i.Used.UTC()}
+		r := row{Kernel: i.Kernel.String(), Lock: i.Lock.String(), Size: i.Size, From: i.From, LastUsed: i.Used.UTC()}
 		if i.Image.Hex != "" {
 			r.Digest = i.Image.String()
 		}
@@ -524,7 +525,11 @@ func (a *app) runImageList(ctx context.Context) error {
 		if digest == "" {
 			digest = "(not packed)"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", r.Kernel, digest, bytesText(r.Size), r.LastUsed.Format(time.DateOnly))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s", r.Kernel, digest, bytesText(r.Size), r.LastUsed.Format(time.DateOnly))
+		if r.From != "" {
+			fmt.Fprintf(w, "\tfrom %s", ui.Clean(r.From))
+		}
+		fmt.Fprintln(w)
 	}
 	return w.Flush()
 }

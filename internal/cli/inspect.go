@@ -23,8 +23,8 @@ func (a *app) listCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "list REF",
 		Short: "List the prebuilt modules in a registry",
-		Long: `Lists the modules in a repository: module and version, kernel, size of the layer, when it was pushed, and digest.
-REF is a repository, as registry.example/modules/hello, or a directory in OCI's layout, as oci:DIR; with a version behind it, as :1.0,
+		Long: `Lists the modules in a repository: module and version, kernel, size of the layer, when it was pushed, and digest. REF is a
+repository, as registry.example/modules/hello, or a directory in OCI's layout, as oci:DIR; with a version behind it, as :1.0,
 only that one is listed.` + exitStatus(
 			"  0  the list was printed",
 			"  1  the command line is wrong",
@@ -102,8 +102,8 @@ func (a *app) inspectCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "inspect REF [--kernel KERNEL]",
 		Short: "Show all that is known of a prebuilt module",
-		Long: `Shows what is known of the modules for a kernel in a registry: what they were built of, the files, and what is attached: the build's
-log, the lock of its packages and its Module.symvers. The modules themselves are not downloaded.
+		Long: `Shows what is known of the modules for a kernel in a registry: what they were built of, the files, and what is attached: the
+build's log, the lock of its packages and its Module.symvers. The modules themselves are not downloaded.
 
 ` + referenceHelp + `
 

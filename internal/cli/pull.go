@@ -20,8 +20,8 @@ import (
 )
 
 // referenceHelp is for commands that read from a repository.
-const referenceHelp = `REF is a repository, as registry.example/modules/hello, or a directory in OCI's layout, as oci:DIR; behind it may stand a version of
-the module, as :1.0, the tag of one kernel, or a digest, as @sha256:…. Without these it is the only version there.`
+const referenceHelp = `REF is a repository, as registry.example/modules/hello, or a directory in OCI's layout, as oci:DIR; behind it may stand a
+version of the module, as :1.0, the tag of one kernel, or a digest, as @sha256:…. Without these it is the only version there.`
 
 func (a *app) pullCommand() *cobra.Command {
 	var list []string
@@ -34,9 +34,9 @@ the digest of what REF names; a download that was cut off goes on where it was; 
 
 ` + referenceHelp + `
 
-KERNELS is a list with commas of [DISTRO/SUITE:]RELEASE; RELEASE may be a shell pattern, or "running", which is the default. A kernel
-of this host must fit it: the distribution and the suite are those of its os-release, and where the headers of the kernel are
-installed, their Module.symvers is the one that the modules were built against.` + exitStatus(
+KERNELS is a list with commas of [DISTRO/SUITE:]RELEASE; RELEASE may be a shell pattern, or "running", which is the default. A
+kernel of this host must fit it: the distribution and the suite are those of its os-release, and where the headers of the kernel
+are installed, their Module.symvers is the one that the modules were built against.` + exitStatus(
 			"  0  the modules are there",
 			"  1  the command line is wrong, or the files can't be written",
 			" 22  the registry can't be reached, refuses, or has something that was altered",

@@ -18,13 +18,13 @@ func (a *app) pushCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "push REF [SRC|MODULE/VERSION]",
 		Short: "Push built modules to a registry",
-		Long: `Pushes what was built of a source to a repository, as registry.example/modules/hello, or to a directory in OCI's layout, as oci:DIR:
-for each kernel an image with the tag <version>-<distro>-<suite>-<release>, and the index of all kernels with the tag <version>.
-Several may push to one index at once. A repository is for one module.
+		Long: `Pushes what was built of a source to a repository, as registry.example/modules/hello, or to a directory in OCI's layout, as
+oci:DIR: for each kernel an image with the tag <version>-<distro>-<suite>-<release>, and the index of all kernels with the tag
+<version>. Several may push to one index at once. A repository is for one module.
 
-SRC is written as for build; the default is the current folder. MODULE/VERSION, as hello/1.0, stands for the newest result of each
-kernel, whatever the source. KERNELS is a list with commas of [DISTRO/SUITE:]RELEASE, where RELEASE may be a shell pattern or "running";
-the default is every kernel that there is a result for. Nothing is built: what isn't in the cache is an error.` + exitStatus(
+SRC is written as for build; the default is the current folder. MODULE/VERSION, as hello/1.0, stands for the newest result of
+each kernel, whatever the source. KERNELS is a list with commas of [DISTRO/SUITE:]RELEASE, where RELEASE may be a shell pattern
+or "running"; the default is every kernel that there is a result for. Nothing is built: what isn't in the cache is an error.` + exitStatus(
 			"  0  all were pushed, or had been before",
 			"  1  the command line is wrong, or there is no such result",
 			" 22  the registry can't be reached or refuses",

@@ -34,6 +34,7 @@ type Result struct {
 	Reason    string   `json:"reason"`              // why it was skipped or failed, one line
 	Why       string   `json:"why"`                 // what made it fail, where that's one of the common causes, one line
 	Key       string   `json:"key"`                 // of the cache
+	Cache     string   `json:"cache,omitempty"`     // where it was found, if it was: "local", or the reference of a shared cache
 	Digest    string   `json:"digest"`              // of the OCI image: "sha256:…"
 	Reference string   `json:"reference,omitempty"` // what it was pushed to, or pulled from
 	Compiler  string   `json:"compiler"`            // "gcc-12"

@@ -25,7 +25,7 @@ func (b *bench) registryRows() []row {
 			name: "push of six kernels' modules, 50 MB", against: "crane push", warm: true,
 			prepare: b.warmRegistry,
 			ours: func(ctx context.Context) (sample, error) {
-				return b.run(ctx, b.cache, 0, "push", b.repository("ours"), b.big)
+				return b.run(ctx, b.publisher, 0, "push", b.repository("ours"), b.big)
 			},
 			other: func(ctx context.Context) (sample, error) {
 				return b.crane(ctx, "push", "--index", b.layout, b.repository("crane")+":1")
@@ -36,7 +36,7 @@ func (b *bench) registryRows() []row {
 			name: "pull of the same, 50 MB", against: "crane pull", warm: true,
 			prepare: b.warmRegistry,
 			ours: func(ctx context.Context) (sample, error) {
-				return b.run(ctx, b.cache, 0, "pull", b.pushed+":1", "--kernel", "debian/bookworm:*", "--out", b.folder("out"))
+				return b.run(ctx, b.publisher, 0, "pull", b.pushed+":1", "--kernel", "debian/bookworm:*", "--out", b.folder("out"))
 			},
 			other: func(ctx context.Context) (sample, error) {
 				return b.crane(ctx, "pull", "--format", "oci", b.pushed+":1", b.folder("pulled"))
@@ -50,11 +50,10 @@ func (b *bench) registryRows() []row {
 					return err
 				}
 				b.prebuilt = b.repository("prebuilt")
-				_, _, err := b.build(ctx, b.releases, "--push", b.prebuilt)
-				return err
+				return b.online(ctx, b.releases, "--push", b.prebuilt)
 			},
 			ours: func(ctx context.Context) (sample, error) {
-				return b.run(ctx, b.cache, 0, "pull", b.prebuilt+":"+b.moduleVersion, "--kernel", list(b.releases[0]), "--out", b.folder("out"))
+				return b.run(ctx, b.publisher, 0, "pull", b.prebuilt+":"+b.moduleVersion, "--kernel", list(b.releases[0]), "--out", b.folder("out"))
 			},
 			asked: limit{Total: 0.1},
 		},
@@ -65,15 +64,15 @@ func (b *bench) registryRows() []row {
 					return err
 				}
 				b.shared = b.repository("cache")
-				_, _, err := b.build(ctx, b.releases[:1], "--cache-to", b.shared)
-				return err
+				return b.online(ctx, b.releases[:1], "--cache-to", b.shared)
 			},
 			ours: func(ctx context.Context) (sample, error) {
-				if err := os.RemoveAll(filepath.Join(b.cache, "results")); err != nil {
+				cache, err := b.runner()
+				if err != nil {
 					return sample{}, err
 				}
 				out := b.folder("out")
-				s, text, err := b.text(ctx, b.cache, 0, "build", b.source, "--kernels", list(b.releases[0]), "--out", out, "--cache-from", b.shared)
+				s, text, err := b.text(ctx, cache, 0, "build", b.source, "--kernels", list(b.releases[0]), "--out", out, "--cache-from", b.shared)
 				if err == nil && !strings.Contains(string(text), " cached ") {
 					err = fmt.Errorf("it was no hit: %s", text)
 				}
@@ -97,15 +96,18 @@ func (b *bench) warmRegistry(ctx context.Context) error {
 	if b.craneProgram, err = registrytest.Program("crane"); err != nil {
 		return &unavailable{err.Error()}
 	}
+	if b.publisher, err = b.runner(); err != nil {
+		return err
+	}
 	b.big = filepath.Join(b.work, "big")
 	if err := writeBig(b.big); err != nil {
 		return err
 	}
-	if _, err := b.run(ctx, b.cache, 0, "build", b.big, "--kernels", list(b.releases...), "--out", b.folder("out"), "--offline"); err != nil {
+	if _, err := b.run(ctx, b.publisher, 0, "build", b.big, "--kernels", list(b.releases...), "--out", b.folder("out"), "--offline"); err != nil {
 		return err
 	}
 	pushed := b.repository("big")
-	if _, err := b.run(ctx, b.cache, 0, "push", pushed, b.big); err != nil {
+	if _, err := b.run(ctx, b.publisher, 0, "push", pushed, b.big); err != nil {
 		return err
 	}
 	// What crane pushes is what it pulls: the same images.
@@ -115,6 +117,20 @@ func (b *bench) warmRegistry(ctx context.Context) error {
 	}
 	b.pushed = pushed
 	return nil
+}
+
+// runner is a cache folder without results, which other rows don't remove. Indexes and header images are those of the bench.
+func (b *bench) runner() (string, error) {
+	dir := b.folder("runner")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return "", err
+	}
+	for _, part := range []string{"images", "index"} {
+		if err := os.Symlink(filepath.Join(b.cache, part), filepath.Join(dir, part)); err != nil {
+			return "", err
+		}
+	}
+	return dir, nil
 }
 
 // writeBig writes a source whose module is large, and has bytes that nothing makes smaller.
@@ -146,6 +162,13 @@ MODULE_LICENSE("GPL");
 		}
 	}
 	return nil
+}
+
+// online builds the module with the loopback device, and with flags that are about registries.
+func (b *bench) online(ctx context.Context, releases []string, args ...string) error {
+	args = append([]string{"build", b.source, "--kernels", list(releases...), "--out", b.folder("out")}, args...)
+	_, err := b.run(ctx, b.publisher, 0, args...)
+	return err
 }
 
 // repository is one that nothing has been pushed to.

@@ -40,6 +40,7 @@ type bench struct {
 
 	registry     *registrytest.Server
 	craneProgram string
+	publisher    string   // the cache folder of who pushes
 	big          string   // a source with a large module
 	pushed       string   // the repository that has it for six kernels, under the tag 1
 	layout       string   // a folder with the same

@@ -13,3 +13,8 @@ func (c *Client) Hurry() {
 var ParseChallenges = parseChallenges
 
 const MaxManifest = maxManifest
+
+// Patient makes it wait for a registry that is started again.
+func (c *Client) Patient() {
+	c.pace.backoff, c.pace.patience = 30*time.Millisecond, 2*time.Second
+}

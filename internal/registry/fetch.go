@@ -20,6 +20,7 @@ import (
 
 const (
 	partialSuffix = ".partial"
+	copied        = 128 << 10          // bytes at a time
 	partialAge    = 7 * 24 * time.Hour // after which an unfinished download is dropped
 )
 
@@ -186,7 +187,7 @@ func (r *registry) download(ctx context.Context, d v1.Descriptor, f *os.File, m 
 				s.fail(err)
 			}
 		}
-		_, err := io.Copy(f, &metered{s, m})
+		_, err := io.CopyBuffer(struct{ io.Writer }{f}, &metered{s, m}, make([]byte, copied)) // larger than net/http's buffer: it goes around that
 		s.Close()
 		if err == nil {
 			return nil

@@ -58,7 +58,6 @@ func newTransport() http.RoundTripper {
 		IdleConnTimeout:        30 * time.Second,
 		DisableCompression:     true, // ranges and digests count the bytes of the blob
 		MaxResponseHeaderBytes: 1 << 20,
-		ReadBufferSize:         64 << 10,
 		WriteBufferSize:        64 << 10,
 	}
 }

@@ -249,18 +249,19 @@ func (a *access) token(ctx context.Context, auth authn.AuthConfig, params map[st
 	return "", fmt.Errorf("%w: %s answers without a token", ErrDenied, where)
 }
 
-// again logs in anew after an answer said that a header is not, or no more, enough. It tells whether there is another to try.
-func (a *access) again(ctx context.Context, challenge []string, used string) (bool, error) {
+// again logs in anew after an answer said that a header is not, or no more, enough. It tells whether there is another to try, and
+// whether another request had got that.
+func (a *access) again(ctx context.Context, challenge []string, used string) (more, others bool, err error) {
 	done, err := take(ctx, a.turn)
 	if err != nil {
-		return false, err
+		return false, false, err
 	}
 	defer done()
-	if a.header != used { // another request has done it
-		return true, nil
+	if a.header != used {
+		return true, true, nil
 	}
 	err = a.login(ctx, challenge)
-	return err == nil && a.header != used, err
+	return err == nil && a.header != used, false, err
 }
 
 func (a *access) authorization(ctx context.Context) (string, error) {
@@ -289,9 +290,11 @@ func (a *access) url(path string) *url.URL {
 	return &url.URL{Scheme: a.host.scheme, Host: a.repo.RegistryStr(), Path: "/v2/" + a.repo.RepositoryStr() + path}
 }
 
-// send makes a request once, or twice when its authorization isn't enough any more. Answers other than those wanted are errors.
+// send makes a request once, and again when its authorization isn't enough any more. Answers other than those wanted are errors.
 func (a *access) send(ctx context.Context, r request, want ...int) (*http.Response, error) {
-	for last := false; ; last = true {
+	const most = 5
+	last := false // it has logged in itself
+	for try := 1; ; try++ {
 		used, err := a.authorization(ctx)
 		if err != nil {
 			return nil, err
@@ -304,12 +307,12 @@ func (a *access) send(ctx context.Context, r request, want ...int) (*http.Respon
 			return resp, nil
 		}
 		denied := answer(resp)
-		if challenge := resp.Header.Values("WWW-Authenticate"); resp.StatusCode == http.StatusUnauthorized && !last && len(challenge) > 0 {
-			more, err := a.again(ctx, challenge, used)
+		if challenge := resp.Header.Values("WWW-Authenticate"); resp.StatusCode == http.StatusUnauthorized && !last && try < most && len(challenge) > 0 {
+			more, others, err := a.again(ctx, challenge, used)
 			if err != nil {
 				return nil, err
 			}
-			if more {
+			if last = !others; more {
 				continue
 			}
 		}
@@ -328,7 +331,7 @@ func (a *access) try(parent context.Context, r request, authorization string) (*
 	}
 	ctx, cancel := context.WithCancelCause(parent)
 	pace := a.client.pace
-	w := newWatch(pace.answer, cancel)
+	w := newWatch(pace.answer, cancel, fmt.Errorf("%s %s: nothing came for too long", r.method, redacted(r.url)))
 	fail := func(err error) (*http.Response, error) {
 		w.timer.Stop()
 		if cause := context.Cause(ctx); cause != nil {
@@ -357,7 +360,7 @@ func (a *access) try(parent context.Context, r request, authorization string) (*
 				source.set(err)
 				return nil, err
 			}
-			return &sent{ReadCloser: b, watch: w, pace: pace, left: r.size, failed: &source}, nil
+			return &sent{ReadCloser: b, watch: w, pace: pace, blob: r.blob, left: r.size, failed: &source}, nil
 		}
 		if req.Body, err = req.GetBody(); err != nil {
 			return fail(err)
@@ -429,6 +432,7 @@ type sent struct {
 	io.ReadCloser
 	watch  *watch
 	pace   pace
+	blob   bool
 	left   int64
 	failed *sourceError
 	closed atomic.Bool
@@ -436,9 +440,9 @@ type sent struct {
 
 func (b *sent) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	if b.left -= int64(n); b.left <= 0 {
+	if b.left -= int64(n); b.blob && b.left <= 0 {
 		b.watch.timer.Reset(b.pace.commit)
-	} else {
+	} else if b.blob {
 		b.watch.moved(n, b.pace.stall)
 	}
 	switch {

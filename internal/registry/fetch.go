@@ -16,12 +16,11 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
-
-	"github.com/godkms-hermetic/godkms-hermetic/internal/durable"
 )
 
 const (
 	partialSuffix = ".partial"
+	copied        = 128 << 10          // bytes at a time
 	partialAge    = 7 * 24 * time.Hour // after which an unfinished download is dropped
 )
 
@@ -40,14 +39,26 @@ func (r *registry) fetch(ctx context.Context, list []v1.Descriptor, dir string, 
 	list = slices.SortedFunc(slices.Values(list), func(a, b v1.Descriptor) int { return strings.Compare(a.Digest.Hex, b.Digest.Hex) })
 	m := newMeter(progress)
 	files := make([]*os.File, len(list))
-	for i, d := range list {
-		f, err := openPartial(ctx, filepath.Join(base, d.Digest.Hex+partialSuffix), d.Size)
-		if err != nil {
+	defer func() {
+		for _, f := range files {
+			if f != nil {
+				dropEmpty(f)
+				f.Close()
+			}
+		}
+	}()
+	for i, d := range list { // before any is waited for: what others finish meanwhile can be read still
+		var err error
+		if files[i], err = openPartial(filepath.Join(base, d.Digest.Hex+partialSuffix)); err != nil {
 			return err
 		}
-		defer closePartial(f)
-		files[i] = f
 		m.add(0, d.Size)
+	}
+	for i, d := range list {
+		var err error
+		if files[i], err = lockPartial(ctx, files[i], d.Size); err != nil {
+			return err
+		}
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	for i, d := range list {
@@ -64,62 +75,67 @@ func (r *registry) fetch(ctx context.Context, list []v1.Descriptor, dir string, 
 	return nil
 }
 
-// closePartial leaves nothing where nothing has come.
-func closePartial(f *os.File) {
-	if st, err := f.Stat(); err == nil && st.Size() == 0 {
+// dropEmpty leaves nothing where nothing has come, unless another process has it.
+func dropEmpty(f *os.File) {
+	st, err := f.Stat()
+	if err == nil && st.Size() == 0 && unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil && same(f, os.Lstat, f.Name()) {
 		os.Remove(f.Name())
 	}
-	f.Close()
 }
 
-// openPartial opens and locks the file of an unfinished download. When another process finishes it meanwhile, the new file begins
-// with what that one has brought.
-func openPartial(ctx context.Context, name string, size int64) (*os.File, error) {
+func openPartial(name string) (*os.File, error) {
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+		f.Close()
+		return nil, cmp.Or(err, fmt.Errorf("%q is not a regular file", name))
+	}
+	return f, nil
+}
+
+// lockPartial locks the file of an unfinished download, or closes it and gives another one: when a process has finished it meanwhile,
+// the new file begins with what that one has brought.
+func lockPartial(ctx context.Context, f *os.File, size int64) (_ *os.File, err error) {
 	var finished *os.File
 	defer func() {
 		if finished != nil {
 			finished.Close()
 		}
+		if err != nil && f != nil {
+			f.Close()
+		}
 	}()
 	for {
-		f, err := durable.Lock(ctx, name, false)
+		if err := flock(ctx, f, unix.LOCK_EX); err != nil {
+			return nil, err
+		}
+		st, err := f.Stat()
 		if err != nil {
 			return nil, err
 		}
-		mine, err := f.Stat()
-		if err == nil && !mine.Mode().IsRegular() {
-			err = fmt.Errorf("%q is not a regular file", name)
-		}
-		if err != nil {
-			f.Close()
-			return nil, err
-		}
-		now, err := os.Lstat(name)
-		if err == nil && now.Mode()&os.ModeSymlink != 0 {
-			f.Close()
-			return nil, fmt.Errorf("%q is not a regular file", name)
-		}
-		if err == nil && os.SameFile(mine, now) {
-			if mine.Size() == 0 && finished != nil {
+		if same(f, os.Lstat, f.Name()) {
+			if st.Size() == 0 && finished != nil {
 				if _, err := io.Copy(f, io.LimitReader(finished, size)); err != nil {
-					f.Close()
 					return nil, err
 				}
 			}
 			return f, nil
 		}
-		if mine.Size() != size {
-			f.Close()
-			continue
-		}
-		if finished != nil {
-			finished.Close()
-		}
-		if err := unix.Flock(int(f.Fd()), unix.LOCK_UN); err != nil { // others wait for it too
-			f.Close()
+		old := f
+		if f, err = openPartial(old.Name()); err != nil {
+			old.Close()
 			return nil, err
 		}
-		finished = f
+		if st.Size() != size || finished != nil {
+			old.Close()
+			continue
+		}
+		finished = old
+		if err := unix.Flock(int(old.Fd()), unix.LOCK_UN); err != nil { // others wait for it too
+			return nil, err
+		}
 	}
 }
 
@@ -171,7 +187,7 @@ func (r *registry) download(ctx context.Context, d v1.Descriptor, f *os.File, m 
 				s.fail(err)
 			}
 		}
-		_, err := io.Copy(f, &metered{s, m})
+		_, err := io.CopyBuffer(struct{ io.Writer }{f}, &metered{s, m}, make([]byte, copied)) // larger than net/http's buffer: it goes around that
 		s.Close()
 		if err == nil {
 			return nil

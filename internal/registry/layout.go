@@ -282,7 +282,7 @@ func (l *layout) staging(ctx context.Context) (string, func(), error) {
 		if err != nil {
 			return "", nil, err
 		}
-		if err := shared(ctx, f); err != nil {
+		if err := flock(ctx, f, unix.LOCK_SH); err != nil {
 			f.Close()
 			return "", nil, err
 		}
@@ -305,14 +305,17 @@ func (l *layout) staging(ctx context.Context) (string, func(), error) {
 	}
 }
 
-// shared waits for a shared lock of a folder, which others hold alone for moments only.
-func shared(ctx context.Context, f *os.File) error {
-	for {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
-		if err == nil || !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			return err
+// flock waits for a lock.
+func flock(ctx context.Context, f *os.File, how int) error {
+	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
+		if err == nil {
+			return nil
 		}
-		if err := sleep(ctx, 5*time.Millisecond); err != nil {
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("lock %q: %w", f.Name(), err)
+		}
+		if err := sleep(ctx, wait); err != nil {
 			return err
 		}
 	}

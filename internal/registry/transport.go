@@ -58,7 +58,6 @@ func newTransport() http.RoundTripper {
 		IdleConnTimeout:        30 * time.Second,
 		DisableCompression:     true, // ranges and digests count the bytes of the blob
 		MaxResponseHeaderBytes: 1 << 20,
-		ReadBufferSize:         64 << 10,
 		WriteBufferSize:        64 << 10,
 	}
 }
@@ -327,10 +326,8 @@ type watch struct {
 	n     atomic.Int64 // bytes since it was set
 }
 
-func newWatch(limit time.Duration, cancel context.CancelCauseFunc) *watch {
-	return &watch{timer: time.AfterFunc(limit, func() {
-		cancel(&brokenError{errors.New("nothing came for too long")})
-	})}
+func newWatch(limit time.Duration, cancel context.CancelCauseFunc, why error) *watch {
+	return &watch{timer: time.AfterFunc(limit, func() { cancel(&brokenError{why}) })}
 }
 
 // moved sets the watch anew when enough bytes have moved.

@@ -3,10 +3,12 @@ package cli
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/registry"
@@ -58,17 +60,22 @@ func (a *app) runPush(ctx context.Context, args, list []string) error {
 	if err != nil {
 		return err
 	}
-	var publications []artifact.Publication
+	publications := make([]artifact.Publication, len(found))
 	reports := make([]ui.Result, len(found))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(runtime.NumCPU()) // reading hashes
 	for i, s := range found {
 		k := s.kernel()
 		reports[i] = ui.Result{Module: s.meta.Module, Version: s.meta.Version, Kernel: k.String(), Distro: k.Distro, Suite: k.Suite, Release: k.Release,
 			Key: s.Key.String(), Digest: s.Digest.String(), Compiler: s.meta.Compiler}
-		e, err := results.Get(ctx, s.Key)
-		if err != nil {
+		g.Go(func() error {
+			e, err := results.Get(gctx, s.Key)
+			publications[i] = artifact.Publication{Image: e.Image, Log: e.Log, Lock: e.Lock, Created: s.Created}
 			return err
-		}
-		publications = append(publications, artifact.Publication{Image: e.Image, Log: e.Log, Lock: e.Lock, Created: s.Created})
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
 	}
 	return a.report(reports, a.publish(ctx, repo, publications, reports))
 }

@@ -126,16 +126,23 @@ func (a *app) runPull(ctx context.Context, text string, list []string, arch, out
 	return ui.PrintText(a.stdout, reports)
 }
 
+// smallArtifact is, in bytes, what is put in its place as it comes. Of larger ones, what has come is kept when the program ends before
+// all has, for the next time.
+const smallArtifact = 16 << 20
+
 // pullOne downloads one artifact, checks all of it, and hands its modules out.
 func (a *app) pullOne(ctx context.Context, client *registry.Client, repo *registry.Repo, e artifact.Entry, temp, out string, partial *partialDir,
 	line *ui.Line, report *ui.Result) error {
 	line.Phase("pulling")
-	dir, err := os.MkdirTemp(temp, "pull-")
-	if err != nil {
-		return err
+	img, err := repo.Image(ctx, e.Digest.String())
+	if err == nil && e.Size > smallArtifact {
+		dir, tempErr := os.MkdirTemp(temp, "pull-")
+		if tempErr != nil {
+			return tempErr
+		}
+		defer os.RemoveAll(dir)
+		img, err = client.Fetch(ctx, repo, e.Digest.String(), dir, line.Bytes)
 	}
-	defer os.RemoveAll(dir)
-	img, err := client.Fetch(ctx, repo, e.Digest.String(), dir, line.Bytes)
 	if err != nil {
 		return registryError(err)
 	}

@@ -38,8 +38,10 @@ or "running"; the default is every kernel that there is a result for. Nothing is
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.runPush(cmd.Context(), append(args, ".")[:2], list)
 		},
+		ValidArgsFunction: completeReference(cobra.ShellCompDirectiveDefault),
 	}
 	cmd.Flags().StringSliceVar(&list, "kernels", nil, "`KERNELS` to push for (default all)")
+	cmd.RegisterFlagCompletionFunc("kernels", cobra.NoFileCompletions)
 	return cmd
 }
 

@@ -168,7 +168,7 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, sources []string) er
 	if err != nil {
 		return err
 	}
-	exclude := append([]string{o.out, filepath.Dir(temp)}, shared.dirs...) // any may lie in the source, or be it
+	exclude := slices.Concat([]string{o.out, filepath.Dir(temp)}, shared.dirs, layoutDirs(o.push), layoutDirs(o.headers.repo)) // any may lie in the source, or be it
 	for _, suite := range a.suites() {
 		exclude = append(exclude, filepath.Join(o.out, strings.Replace(suite, "/", "-", 1)))
 	}

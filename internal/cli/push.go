@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"time"
@@ -58,7 +59,7 @@ func (a *app) runPush(ctx context.Context, args, list []string) error {
 	if err != nil {
 		return err
 	}
-	found, err := a.storedOf(ctx, results, args[1], selectors)
+	found, err := a.storedOf(ctx, results, args[1], selectors, layoutDirs(args[0]))
 	if err != nil {
 		return err
 	}
@@ -145,6 +146,26 @@ func (a *app) publish(ctx context.Context, repo *registry.Repo, list []artifact.
 
 // moduleWord stands for the module's name in the reference of build's --push.
 const moduleWord = "{module}"
+
+// layoutDirs are the layout directories that a reference names, which may have moduleWord in it. They are no part of a source that
+// they lie in.
+func layoutDirs(text string) []string {
+	dir, ok := strings.CutPrefix(text, registry.Layout)
+	if !ok || dir == "" {
+		return nil
+	}
+	if !strings.Contains(dir, moduleWord) {
+		return []string{dir}
+	}
+	found, err := filepath.Glob(strings.ReplaceAll(dir, moduleWord, "*") + "/oci-layout")
+	if err != nil {
+		return nil
+	}
+	for i := range found {
+		found[i] = filepath.Dir(found[i])
+	}
+	return found
+}
 
 // pushTargets gives the repository that each source that was named is pushed to.
 func (a *app) pushTargets(text string, us units) (map[string]*registry.Repo, error) {

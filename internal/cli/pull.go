@@ -272,7 +272,7 @@ func wanted(offers []artifact.Entry, s kernels.Selector, h host, arch string) ([
 				continue
 			}
 			if i := slices.IndexFunc(wants, func(w artifact.Want) bool { return w.Release == k.Release }); i >= 0 && !isPattern(s.Release) {
-				return nil, fmt.Errorf("%q is a release of %s and of %s/%s: put its suite before it", s.Release, k, wants[i].Distro, wants[i].Suite)
+				return nil, fmt.Errorf("%q is a release of %s/%s and of %s/%s: put the suite before it, as in %[4]s/%[5]s:%[1]s", s.Release, wants[i].Distro, wants[i].Suite, k.Distro, k.Suite)
 			}
 			wants = append(wants, artifact.Want{Distro: k.Distro, Suite: k.Suite, Release: k.Release, Arch: arch})
 		}

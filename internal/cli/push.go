@@ -128,7 +128,11 @@ func (a *app) publish(ctx context.Context, repo *registry.Repo, list []artifact.
 		line.End(ui.Failed, err.Error())
 		return registryError(err)
 	}
-	line.End(ui.Pushed, repo.Name())
+	if len(done.Entries) == 0 {
+		line.End(ui.Skipped, "")
+	} else {
+		line.End(ui.Pushed, repo.Name())
+	}
 	for _, w := range done.Warnings {
 		a.board.Warn(w.Error())
 	}

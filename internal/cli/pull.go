@@ -167,20 +167,24 @@ func (a *app) pullOne(ctx context.Context, client *registry.Client, repo *regist
 	var meta artifact.Meta
 	var files []artifact.File
 	to := folderOf(out, kernelOf(e.Meta))
-	bad := false // what came from the registry
+	var failed error // of what comes from the registry
 	err = place(ctx, partial, out, to, func(partial string) (names []string, err error) {
 		meta, files, err = artifact.Unpack(img, func(f artifact.File) (io.WriteCloser, error) {
 			names = append(names, f.Name)
 			return create(filepath.Join(partial, f.Name))
 		})
-		bad = errors.Is(err, artifact.ErrInvalid) || errors.Is(err, registry.ErrAltered)
+		for _, kind := range []error{artifact.ErrInvalid, registry.ErrAltered, registry.ErrUnavailable, registry.ErrDenied, registry.ErrNotFound, registry.ErrRefused} {
+			if errors.Is(err, kind) {
+				failed = err
+			}
+		}
 		return names, err
 	})
-	if bad {
-		return registryError(fmt.Errorf("%s@%s: %w", repo.Name(), e.Digest, err))
+	if failed != nil {
+		return registryError(fmt.Errorf("%s@%s: %w", repo.Name(), e.Digest, failed))
 	}
 	if err != nil {
-		return &exitError{code: failureCode(err), err: fmt.Errorf("write the modules: %w; see to it or choose another folder with --out", err)}
+		return &exitError{code: exitUsage, err: fmt.Errorf("write the modules: %w; see to it or choose another folder with --out", err)}
 	}
 	k := kernelOf(meta)
 	*report = ui.Result{Module: meta.Module, Version: meta.Version, Kernel: k.String(), Distro: k.Distro, Suite: k.Suite, Release: k.Release,

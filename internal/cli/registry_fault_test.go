@@ -451,12 +451,14 @@ func testTokenExpired(t *testing.T) {
 	cache, out := t.TempDir(), t.TempDir()
 	stock(t, cache, large, made{version: "1.0", kernel: k2, size: 10})
 	run(t, cache, "push", m.repo(), "made/1.0").wants(t, 0)
-	pushed := given
 	mu.Lock()
+	pushed := given
 	end = 5
 	mu.Unlock()
 	run(t, t.TempDir(), "pull", m.repo(), "--kernel", k1, "--out", out).wants(t, 0)
 	holds(t, out, large)
+	mu.Lock()
+	defer mu.Unlock()
 	if pushed < 2 || given < pushed+2 {
 		t.Errorf("%d tokens for the push, %d for the pull", pushed, given-pushed)
 	}

@@ -36,7 +36,7 @@ func TestRunners(t *testing.T) {
 		}
 	}
 	slices.Sort(want)
-	got := indexed(t, reg.Host+"/ci/hello:1.0")
+	got := indexed(t, reg.Host+"/ci/hello")
 	slices.Sort(got)
 	if !slices.Equal(got, want) {
 		t.Errorf("the index has %q; want %q", got, want)

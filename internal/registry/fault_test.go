@@ -763,3 +763,34 @@ func TestPushAgain(t *testing.T) {
 	}
 	same(t, got, img)
 }
+
+// What ends a context may be the answer to another request, and says nothing about the registry then.
+func TestCancelledByAnswer(t *testing.T) {
+	s := serve(t, v1registry.WithReferrersSupport(true))
+	r := open(t, client(t, registry.Options{}), s.host()+"/team/mod")
+	ctx := context.Background()
+	img := layers(t, 1, 10)
+	if err := r.Push(ctx, "1.0", img); err != nil {
+		t.Fatal(err)
+	}
+	subject, err := partial.Descriptor(img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	about, ok := mutate.Subject(layers(t, 2, 10), *subject).(v1.Image)
+	if !ok {
+		t.Fatal("no image")
+	}
+	if err := r.Attach(ctx, subject.Digest, about); err != nil {
+		t.Fatal(err)
+	}
+	_, _, cause := r.Manifest(ctx, "gone")
+	ended, cancel := context.WithCancelCause(ctx)
+	cancel(cause)
+	if list, err := r.Referrers(ended, subject.Digest); err == nil {
+		t.Errorf("Referrers in an ended context = %v; want an error", list)
+	}
+	if list, err := r.Referrers(ctx, subject.Digest); err != nil || len(list) != 1 {
+		t.Errorf("Referrers afterwards = %v, %v; want one", list, err)
+	}
+}

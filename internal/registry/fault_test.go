@@ -45,8 +45,17 @@ func TestEveryRequestFailsOnce(t *testing.T) {
 			io.Copy(io.Discard, r.Body)
 			return cut(w)
 		},
+		"forgets uploads": func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Method != "PUT" || !strings.Contains(r.URL.Path, "/uploads/") {
+				return false
+			}
+			io.Copy(io.Discard, r.Body)
+			w.WriteHeader(404)
+			io.WriteString(w, `{"errors":[{"code":"BLOB_UPLOAD_UNKNOWN"}]}`)
+			return true
+		},
 		"hangs": func(w http.ResponseWriter, r *http.Request) bool {
-			if strings.Contains(r.URL.Path, "/manifests/") { // one of them is enough
+			if r.Method == "PUT" && strings.Contains(r.URL.Path, "/manifests/") { // one of them is enough
 				select {
 				case <-r.Context().Done():
 				case <-time.After(2 * time.Second):
@@ -736,6 +745,99 @@ func TestAttachAtOnce(t *testing.T) {
 			}
 		})
 	}
+}
+
+// One client is between reading the list and replacing it for as long as another one attaches: neither is lost.
+func TestAttachMeanwhile(t *testing.T) {
+	s := serve(t)
+	img := layers(t, 1, 100)
+	if err := open(t, client(t, registry.Options{}), s.host()+"/team/mod").Push(t.Context(), "1.0", img); err != nil {
+		t.Fatal(err)
+	}
+	subject, err := partial.Descriptor(img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	attach := func(seed uint64) error {
+		c, err := registry.New(registry.Options{}) // it waits for its answer
+		if err != nil {
+			return err
+		}
+		return open(t, c, s.host()+"/team/mod").Attach(context.Background(), subject.Digest, mutate.Subject(layers(t, seed, 10), *subject).(v1.Image))
+	}
+	var once sync.Once
+	stopped, goOn := make(chan bool), make(chan bool)
+	s.breaks(func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method == "PUT" && strings.HasSuffix(r.URL.Path, "/manifests/sha256-"+subject.Digest.Hex) {
+			once.Do(func() {
+				close(stopped)
+				<-goOn
+			})
+		}
+		return false
+	})
+	slow := make(chan error, 1)
+	go func() { slow <- attach(10) }()
+	<-stopped
+	s.breaks(nil)
+	if err := attach(11); err != nil {
+		t.Error(err)
+	}
+	close(goOn)
+	if err := <-slow; err != nil {
+		t.Error(err)
+	}
+	list, err := open(t, client(t, registry.Options{}), s.host()+"/team/mod").Referrers(t.Context(), subject.Digest)
+	if err != nil || len(list) != 2 {
+		t.Errorf("%d referrers, %v; want 2", len(list), err)
+	}
+}
+
+// A connection that breaks while a layer is being read closes the layer: that it then can't be read is no reason to give up.
+func TestClosedWhileRead(t *testing.T) {
+	s := serve(t)
+	img := layers(t, 1, 1_000_000)
+	d, _ := layer(t, img, 0)
+	var once sync.Once
+	s.breaks(func(w http.ResponseWriter, r *http.Request) bool {
+		broken := false
+		if r.Method == "PUT" && r.URL.Query().Get("digest") == d.Digest.String() {
+			once.Do(func() {
+				io.CopyN(io.Discard, r.Body, 1000)
+				broken = cut(w)
+			})
+		}
+		return broken
+	})
+	if err := open(t, client(t, registry.Options{}), s.host()+"/team/mod").Push(t.Context(), "1.0", &stuck{Image: img}); err != nil {
+		t.Error(err)
+	}
+}
+
+// stuck is an image whose first layer, when it is read first, stops until it is closed.
+type stuck struct {
+	v1.Image
+	once sync.Once
+}
+
+func (s *stuck) LayerByDigest(h v1.Hash) (v1.Layer, error) {
+	l, err := s.Image.LayerByDigest(h)
+	return &stuckLayer{l, s}, err
+}
+
+type stuckLayer struct {
+	v1.Layer
+	s *stuck
+}
+
+func (l *stuckLayer) Compressed() (io.ReadCloser, error) {
+	rc, err := l.Layer.Compressed()
+	l.s.once.Do(func() {
+		r, w := io.Pipe()
+		go io.CopyN(w, rc, 70_000)
+		rc = r
+	})
+	return rc, err
 }
 
 // The registry has lost everything between two pushes of one process.

@@ -747,52 +747,6 @@ func TestAttachAtOnce(t *testing.T) {
 	}
 }
 
-// One client is between reading the list and replacing it for as long as another one attaches: neither is lost.
-func TestAttachMeanwhile(t *testing.T) {
-	s := serve(t)
-	img := layers(t, 1, 100)
-	if err := open(t, client(t, registry.Options{}), s.host()+"/team/mod").Push(t.Context(), "1.0", img); err != nil {
-		t.Fatal(err)
-	}
-	subject, err := partial.Descriptor(img)
-	if err != nil {
-		t.Fatal(err)
-	}
-	attach := func(seed uint64) error {
-		c, err := registry.New(registry.Options{}) // it waits for its answer
-		if err != nil {
-			return err
-		}
-		return open(t, c, s.host()+"/team/mod").Attach(context.Background(), subject.Digest, mutate.Subject(layers(t, seed, 10), *subject).(v1.Image))
-	}
-	var once sync.Once
-	stopped, goOn := make(chan bool), make(chan bool)
-	s.breaks(func(w http.ResponseWriter, r *http.Request) bool {
-		if r.Method == "PUT" && strings.HasSuffix(r.URL.Path, "/manifests/sha256-"+subject.Digest.Hex) {
-			once.Do(func() {
-				close(stopped)
-				<-goOn
-			})
-		}
-		return false
-	})
-	slow := make(chan error, 1)
-	go func() { slow <- attach(10) }()
-	<-stopped
-	s.breaks(nil)
-	if err := attach(11); err != nil {
-		t.Error(err)
-	}
-	close(goOn)
-	if err := <-slow; err != nil {
-		t.Error(err)
-	}
-	list, err := open(t, client(t, registry.Options{}), s.host()+"/team/mod").Referrers(t.Context(), subject.Digest)
-	if err != nil || len(list) != 2 {
-		t.Errorf("%d referrers, %v; want 2", len(list), err)
-	}
-}
-
 // A connection that breaks while a layer is being read closes the layer: that it then can't be read is no reason to give up.
 func TestClosedWhileRead(t *testing.T) {
 	s := serve(t)

@@ -150,37 +150,37 @@ func (a *app) pullOne(ctx context.Context, client *registry.Client, repo *regist
 	line *ui.Line, report *ui.Result) error {
 	line.Phase("pulling")
 	img, err := repo.Image(ctx, e.Digest.String())
-	if err == nil && e.Size > smallArtifact {
-		dir, tempErr := os.MkdirTemp(temp, "pull-")
-		if tempErr != nil {
-			return tempErr
-		}
-		defer os.RemoveAll(dir)
-		img, err = client.Fetch(ctx, repo, e.Digest.String(), dir, line.Bytes)
-	}
 	if err != nil {
 		return registryError(err)
 	}
-	if err := e.Check(img); err != nil {
+	if err := e.Check(img); err != nil { // before anything large is downloaded
 		return registryError(fmt.Errorf("%s: %w", repo.Name(), err))
+	}
+	if e.Size > smallArtifact {
+		dir, err := os.MkdirTemp(temp, "pull-")
+		if err != nil {
+			return err
+		}
+		defer os.RemoveAll(dir)
+		if img, err = client.Fetch(ctx, repo, e.Digest.String(), dir, line.Bytes); err != nil {
+			return registryError(err)
+		}
 	}
 	var meta artifact.Meta
 	var files []artifact.File
 	to := folderOf(out, kernelOf(e.Meta))
-	bad := false // what came from the registry
 	err = place(ctx, partial, out, to, func(partial string) (names []string, err error) {
 		meta, files, err = artifact.Unpack(img, func(f artifact.File) (io.WriteCloser, error) {
 			names = append(names, f.Name)
 			return create(filepath.Join(partial, f.Name))
 		})
-		bad = errors.Is(err, artifact.ErrInvalid) || errors.Is(err, registry.ErrAltered)
 		return names, err
 	})
-	if bad {
+	if ofRegistry(err) {
 		return registryError(fmt.Errorf("%s@%s: %w", repo.Name(), e.Digest, err))
 	}
 	if err != nil {
-		return &exitError{code: failureCode(err), err: fmt.Errorf("write the modules: %w; see to it or choose another folder with --out", err)}
+		return fmt.Errorf("write the modules: %w; see to it or choose another folder with --out", err)
 	}
 	k := kernelOf(meta)
 	*report = ui.Result{Module: meta.Module, Version: meta.Version, Kernel: k.String(), Distro: k.Distro, Suite: k.Suite, Release: k.Release,

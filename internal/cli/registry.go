@@ -3,6 +3,7 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/registry"
@@ -21,6 +22,12 @@ func (a *app) registries() (*registry.Client, error) {
 	return a.client, err
 }
 
+// ofRegistry tells whether an error is about a registry or what it has.
+func ofRegistry(err error) bool {
+	return slices.ContainsFunc([]error{registry.ErrNotFound, registry.ErrDenied, registry.ErrUnavailable, registry.ErrAltered, registry.ErrRefused,
+		artifact.ErrInvalid}, func(kind error) bool { return errors.Is(err, kind) })
+}
+
 // registryError gives an error about a registry its exit code, and says what to do next.
 func registryError(err error) error {
 	code, hint := exitUsage, ""
@@ -31,8 +38,7 @@ func registryError(err error) error {
 		code = exitAbsent
 	case errors.Is(err, registry.ErrDenied):
 		code, hint = exitRegistry, "log in with 'docker login', or another program that writes Docker's configuration"
-	case errors.Is(err, registry.ErrUnavailable), errors.Is(err, registry.ErrAltered), errors.Is(err, registry.ErrRefused),
-		errors.Is(err, artifact.ErrInvalid):
+	case ofRegistry(err):
 		code = exitRegistry
 	}
 	if hint != "" {

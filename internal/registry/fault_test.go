@@ -850,3 +850,27 @@ func TestCancelledByAnswer(t *testing.T) {
 		t.Errorf("Referrers afterwards = %v, %v; want one", list, err)
 	}
 }
+
+// Distribution misses a blob for a moment that another client sends too.
+func TestMissedBlob(t *testing.T) {
+	for _, tt := range []struct {
+		code  string
+		times int64
+		good  bool
+	}{{"MANIFEST_BLOB_UNKNOWN", 3, true}, {"DIGEST_INVALID", 1, true}, {"MANIFEST_BLOB_UNKNOWN", 99, false}, {"MANIFEST_INVALID", 1, false}} {
+		s := serve(t)
+		var n atomic.Int64
+		s.breaks(func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Method != http.MethodPut || !strings.Contains(r.URL.Path, "/manifests/") || n.Add(1) > tt.times {
+				return false
+			}
+			w.WriteHeader(http.StatusBadRequest)
+			fmt.Fprintf(w, `{"errors":[{"code":%q,"message":"blob unknown to registry"}]}`, tt.code)
+			return true
+		})
+		err := open(t, client(t, registry.Options{}), s.host()+"/team/mod").Push(t.Context(), "1.0", layers(t, 1, 10))
+		if good := err == nil; good != tt.good || n.Load() > 5 {
+			t.Errorf("Push to one that answers %s %d times = %v, after %d tries", tt.code, tt.times, err, n.Load())
+		}
+	}
+}

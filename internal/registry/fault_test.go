@@ -426,13 +426,16 @@ func TestLyingManifests(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	answer := func(media string, b []byte) func(w http.ResponseWriter, r *http.Request) {
+	announced := func(digest v1.Hash, media string, b []byte) func(w http.ResponseWriter, r *http.Request) {
 		return func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Type", media)
-			w.Header().Set("Docker-Content-Digest", digest(t, img).String())
+			w.Header().Set("Docker-Content-Digest", digest.String())
 			w.Header().Set("Content-Length", strconv.Itoa(len(b)))
 			w.Write(b)
 		}
+	}
+	answer := func(media string, b []byte) func(w http.ResponseWriter, r *http.Request) {
+		return announced(sum(b), media, b)
 	}
 	oci := string(types.OCIManifestSchema1)
 	for _, tt := range []struct {
@@ -440,6 +443,7 @@ func TestLyingManifests(t *testing.T) {
 		answer   func(w http.ResponseWriter, r *http.Request)
 		want     error
 	}{
+		{"another than announced", "1.0", announced(digest(t, img), oci, append(bytes.Clone(raw), ' ')), registry.ErrAltered},
 		{"another by digest", digest(t, img).String(), answer(oci, append(bytes.Clone(raw), ' ')), registry.ErrAltered},
 		{"large", "1.0", answer(oci, append(bytes.Clone(raw), bytes.Repeat([]byte{' '}, registry.MaxManifest)...)), registry.ErrAltered},
 		{"endless", "1.0", func(w http.ResponseWriter, r *http.Request) {

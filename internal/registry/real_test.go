@@ -47,10 +47,12 @@ func TestKilled(t *testing.T) {
 			for _, again := range []bool{false, true} {
 				c := patient(t, registry.Options{})
 				r := open(t, c, ref)
+				restarted := make(chan bool)
 				killed := &killer{Image: after, kill: func() {
 					reg.Kill()
 					if again {
 						time.AfterFunc(50*time.Millisecond, func() {
+							defer close(restarted)
 							if err := reg.Server.Restart(); err != nil {
 								t.Error(err)
 							}
@@ -58,6 +60,9 @@ func TestKilled(t *testing.T) {
 					}
 				}}
 				err := r.Push(t.Context(), "1.0", killed)
+				if again {
+					<-restarted
+				}
 				if again && err != nil {
 					t.Fatalf("Push to a registry that comes back: %v", err)
 				}

@@ -31,7 +31,7 @@ var errNoAPI = errors.New("no referrers API")
 // fallbackTag is the tag that lists what refers to a subject.
 func fallbackTag(subject v1.Hash) string { return subject.Algorithm + "-" + subject.Hex }
 
-var announcement = regexp.MustCompile(`^sha256-[0-9a-f]{64}\.([0-9a-f]{16})$`)
+var announcement = regexp.MustCompile(`^sha256-[0-9a-f]{64}\.[0-9a-f]{16}$`)
 
 func announceTag(subject v1.Hash, raw []byte) string {
 	sum := sha256.Sum256(raw)
@@ -144,19 +144,18 @@ func (r *registry) announce(ctx context.Context, a *access, subject v1.Hash, add
 		}
 		all := add
 		for _, tag := range tags {
-			m := announcement.FindStringSubmatch(tag)
-			if m == nil || !strings.HasPrefix(tag, fallbackTag(subject)) {
+			if !announcement.MatchString(tag) || !strings.HasPrefix(tag, fallbackTag(subject)) {
 				continue
 			}
-			if _, ok := announced[tag]; !ok {
+			if announced[tag] == nil {
 				list, raw, err := a.list(ctx, tag)
 				if err != nil {
 					return err
 				}
-				if announceTag(subject, raw) != tag { // no announcement, or it has been altered
-					list = nil
+				// It may be on its way, and is looked at again then; or it is no announcement, or has been altered.
+				if announceTag(subject, raw) == tag {
+					announced[tag] = list
 				}
-				announced[tag] = list
 			}
 			all = merge(all, announced[tag])
 		}

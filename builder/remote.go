@@ -68,14 +68,7 @@ func (g gate) use(ctx context.Context, f func(context.Context) error) error {
 		case <-inner.Done():
 		}
 	}()
-	err := f(inner)
-	switch {
-	case err == nil || ctx.Err() != nil:
-		return err
-	case errors.Is(context.Cause(inner), errGone):
-		return errGone
-	}
-	return err
+	return f(inner)
 }
 
 func (r *Remote) get(ctx context.Context, key v1.Hash) (e cache.Entry, err error) {

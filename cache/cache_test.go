@@ -215,19 +215,19 @@ func suite(t *testing.T, newStore func(t *testing.T) cache.Store) {
 		}
 	})
 	t.Run("image that lies", func(t *testing.T) {
-		s := newStore(t)
 		for name, img := range map[string]v1.Image{
 			"other bytes": liar{image(t, "1"), "X"},
 			"fewer bytes": liar{image(t, "1"), ""},
 			"more bytes":  liar{image(t, "1"), "12"},
 		} {
+			s := newStore(t) // what a store has already, it doesn't read
 			if err := s.Put(ctx, hash("a"), cache.Entry{Image: img}); err == nil {
 				t.Errorf("Put of a layer with %s succeeds", name)
 			}
 			checkMissing(t, s, "a")
+			put(t, s, "a", "1")
+			check(t, s, "a", "1")
 		}
-		put(t, s, "a", "1")
-		check(t, s, "a", "1")
 	})
 	t.Run("cancelled", func(t *testing.T) {
 		s := newStore(t)
@@ -244,23 +244,7 @@ func suite(t *testing.T, newStore func(t *testing.T) cache.Store) {
 		}
 	})
 	t.Run("at once", func(t *testing.T) {
-		s := newStore(t)
-		var all sync.WaitGroup
-		for i := range 8 {
-			all.Go(func() {
-				key := fmt.Sprint(i % 4)
-				if err := s.Put(ctx, hash(key), entry(t, key)); err != nil {
-					t.Errorf("Put(%s) = %v", key, err)
-				}
-				if err := compare(s, key, key); err != nil {
-					t.Error(err)
-				}
-			})
-		}
-		all.Wait()
-		for i := range 4 {
-			check(t, s, fmt.Sprint(i), fmt.Sprint(i))
-		}
+		atOnce(t, newStore(t))
 	})
 	t.Run("long log", func(t *testing.T) {
 		s := newStore(t)
@@ -279,6 +263,27 @@ func suite(t *testing.T, newStore func(t *testing.T) cache.Store) {
 			t.Errorf("the log has %d bytes, begins with %q and ends with %q", len(e.Log), e.Log[:16], e.Log[len(e.Log)-16:])
 		}
 	})
+}
+
+// atOnce has eight writers, two to a key.
+func atOnce(t *testing.T, s cache.Store) {
+	t.Helper()
+	var all sync.WaitGroup
+	for i := range 8 {
+		all.Go(func() {
+			key := fmt.Sprint(i % 4)
+			if err := s.Put(context.Background(), hash(key), entry(t, key)); err != nil {
+				t.Errorf("Put(%s) = %v", key, err)
+			}
+			if err := compare(s, key, key); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	for i := range 4 {
+		check(t, s, fmt.Sprint(i), fmt.Sprint(i))
+	}
 }
 
 // liar gives other bytes for a layer than its digest says.

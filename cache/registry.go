@@ -249,11 +249,27 @@ func (s *Registry) put(ctx context.Context, key v1.Hash, e Entry, p *patience) e
 	if there, err := s.there(ctx, key, subject.Digest); err != nil || there {
 		return err
 	}
+	for pause := 100 * time.Millisecond; ; pause *= 2 {
+		err := s.send(ctx, key, e, img, *subject)
+		if !errors.Is(err, registry.ErrRefused) || pause > time.Second {
+			return err
+		}
+		// A registry may miss a blob for a moment that two clients send it at once: distribution writes its links in place.
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(pause):
+		}
+	}
+}
+
+// send pushes an entry, the tag last.
+func (s *Registry) send(ctx context.Context, key v1.Hash, e Entry, img *outgoing, subject v1.Descriptor) error {
 	if err := s.repo.Push(ctx, subject.Digest.String(), img); err != nil {
 		return err
 	}
 	with := artifact.Attachments{Log: capLog(e.Log), Created: time.Now(), Lock: e.Lock}
-	if err := artifact.Attach(ctx, s.repo, *subject, with); err != nil {
+	if err := artifact.Attach(ctx, s.repo, subject, with); err != nil {
 		return err
 	}
 	return s.repo.PutManifest(ctx, tag(key), subject.MediaType, img.manifest)

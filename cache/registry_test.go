@@ -25,6 +25,7 @@ import (
 	"github.com/godkms-hermetic/godkms-hermetic/cache"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/registry"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/registrytest"
 )
 
 // A server is a registry that writes down what it's asked, and answers through whatever is put in front.
@@ -133,6 +134,11 @@ func TestRegistry(t *testing.T) {
 	t.Run("layout", func(t *testing.T) {
 		suite(t, func(t *testing.T) cache.Store { return shared(t, "oci:"+filepath.Join(t.TempDir(), "layout")) })
 	})
+}
+
+// Debian's registry misses blobs for moments while several clients send them.
+func TestDebianRegistry(t *testing.T) {
+	atOnce(t, shared(t, registrytest.Start(t, registrytest.Options{Debian: true}).Host+"/team/cache"))
 }
 
 // What is there is not sent again: it's asked for once. A hit takes few requests. Another client sees all of it.

@@ -14,20 +14,20 @@ import (
 
 // Push sends the root's image to a repository, below LockTag and below KernelTag for the extra packages that its lock was made with, and
 // gives its digest. Blobs that are there are not sent: a second kernel's image costs its headers. progress, which may be nil, is told
-// of packing.
+// of packing ("pack") and of bytes that were sent or needn't be ("push").
 func (r *Root) Push(ctx context.Context, to *registry.Repo, extra kernels.Extra, progress Progress) (v1.Hash, error) {
 	img, err := r.image(ctx, progress)
 	if err != nil {
 		return v1.Hash{}, err
 	}
-	digest, err := r.push(ctx, to, extra, img)
+	digest, err := r.push(ctx, to, extra, img, progress)
 	if err != nil {
 		return digest, fmt.Errorf("push image of %q: %w", r.lock.Kernel, err)
 	}
 	return digest, nil
 }
 
-func (r *Root) push(ctx context.Context, to *registry.Repo, extra kernels.Extra, img v1.Image) (v1.Hash, error) {
+func (r *Root) push(ctx context.Context, to *registry.Repo, extra kernels.Extra, img v1.Image, progress Progress) (v1.Hash, error) {
 	digest, err := img.Digest()
 	if err != nil {
 		return digest, err
@@ -37,7 +37,11 @@ func (r *Root) push(ctx context.Context, to *registry.Repo, extra kernels.Extra,
 		return digest, err
 	}
 	// The kernel's tag comes last: what it names can be found by its lock.
-	if err := to.Push(ctx, LockTag(r.lock), img); err != nil {
+	var o registry.PushOptions
+	if progress != nil {
+		o.Progress = func(done, total int64) { progress("push", done, total) }
+	}
+	if err := to.PushWith(ctx, LockTag(r.lock), img, o); err != nil {
 		return digest, err
 	}
 	if tag := KernelTag(r.lock.Kernel, extra); tag != "" {

@@ -3,6 +3,10 @@ package artifact
 import (
 	"context"
 	"errors"
+	"fmt"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/partial"
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/registry"
 )
@@ -42,4 +46,20 @@ func Entries(ctx context.Context, repo *registry.Repo, identifier string) ([]Ent
 		return nil, err
 	}
 	return out, nil
+}
+
+// Check compares an artifact with what an index says of it: the artifact's own word is what counts. A difference wraps ErrInvalid.
+func (e Entry) Check(img v1.Image) error {
+	d, err := partial.Descriptor(img)
+	if err != nil {
+		return err
+	}
+	own, err := entryOf(*d, img)
+	if err != nil {
+		return err
+	}
+	if !e.sameAs(own) {
+		return fmt.Errorf("%s: %w", own.Digest, invalid("it is not what its index says of it"))
+	}
+	return nil
 }

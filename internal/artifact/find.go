@@ -43,11 +43,14 @@ type NoMatchError struct {
 func (e *NoMatchError) Error() string {
 	text := fmt.Sprintf("%q has no artifact for %s", e.Where, e.Want)
 	if len(e.Other) > 0 && (e.Want.Arch == "" || sameArch(e.Other[0].Kernel.Arch, e.Want.Arch)) {
-		return fmt.Sprintf("%s with the Module.symvers of this host, %s: what it has was built against headers %s with %s",
+		return fmt.Sprintf("%s with the Module.symvers of this host, %s: what it has was built against headers %.200q with %s",
 			text, e.Want.Symvers, cmp.Or(e.Other[0].Headers, "of an unknown version"), said(e.Other[0].Symvers))
 	}
 	if len(e.Other) > 0 {
 		return fmt.Sprintf("%s on %s, but for %s", text, e.Want.Arch, e.Other[0].Kernel.Arch)
+	}
+	if len(e.Have) == 1 {
+		return text + "; it has artifacts for 1 other kernel"
 	}
 	return fmt.Sprintf("%s; it has artifacts for %d other kernels", text, len(e.Have))
 }
@@ -178,7 +181,9 @@ func Find(ctx context.Context, repo *registry.Repo, identifier string, want Want
 	idx, missing := readIndex(ctx, repo, identifier)
 	switch err := missing; {
 	case err == nil:
-		tag.Version = idx.Version
+		if tag.Version = idx.Version; identifier == idx.Digest.String() {
+			tag.Version = "" // what a digest names has nothing besides
+		}
 	case errors.Is(err, errForeign) && (tag.Release != "" || tag == Tag{}): // an artifact was named
 		if e, img, err = readImage(ctx, repo, identifier); err != nil {
 			return fail(err)

@@ -109,7 +109,7 @@ func (l *layer) parts() []part {
 	var out []part
 	for i := range l.files {
 		f := &l.files[i]
-		out = append(out, part{fmt.Sprintf("module %q", f.Name), f.Size, &f.Digest, &f.Open})
+		out = append(out, part{moduleName(*f), f.Size, &f.Digest, &f.Open})
 	}
 	for i := range l.meta.Extras {
 		e := &l.meta.Extras[i]
@@ -117,6 +117,8 @@ func (l *layer) parts() []part {
 	}
 	return out
 }
+
+func moduleName(f File) string { return fmt.Sprintf("module %q", f.Name) }
 
 func (p part) hash() (v1.Hash, error) {
 	r, err := (*p.open)()

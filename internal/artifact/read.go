@@ -43,6 +43,43 @@ func Read(img v1.Image) (Meta, []File, error) {
 	return m, files, nil
 }
 
+// Unpack is Read that hands the modules out on the way, each to what create gives for it. What was written is good once Unpack has
+// returned without an error. The files that it returns can't be opened.
+func Unpack(img v1.Image, create func(File) (io.WriteCloser, error)) (Meta, []File, error) {
+	m, files, l, err := readMeta(img)
+	if err != nil {
+		return Meta{}, nil, err
+	}
+	size, _, err := describe(l)
+	if err != nil {
+		return Meta{}, nil, err
+	}
+	// The layer's own digest tells nothing about the files that theirs don't, and nothing else in it is used.
+	as := &layer{meta: m, files: files}
+	err = as.walk(l, func(r io.Reader, p *part) error {
+		i := slices.IndexFunc(files, func(f File) bool { return f.Digest == *p.digest && p.what == moduleName(f) })
+		if i < 0 { // an extra
+			return p.check(r, io.Discard)
+		}
+		w, err := create(files[i])
+		if err != nil {
+			return &createError{err}
+		}
+		err = p.check(r, w)
+		return errors.Join(err, w.Close())
+	}, size, io.Discard)
+	if c := (*createError)(nil); errors.As(err, &c) {
+		err = c.error
+	}
+	if err != nil {
+		return Meta{}, nil, err
+	}
+	return m, files, nil
+}
+
+// createError is not about the artifact.
+type createError struct{ error }
+
 // check reads a part, which goes to w too.
 func (p part) check(r io.Reader, w io.Writer) error {
 	own := sha256.New()

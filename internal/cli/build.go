@@ -168,7 +168,7 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, sources []string) er
 	if err != nil {
 		return err
 	}
-	exclude := append([]string{o.out, filepath.Dir(temp)}, shared.dirs...) // any may lie in the source, or be it
+	exclude := slices.Concat([]string{o.out, filepath.Dir(temp)}, shared.dirs, layoutDirs(o.push), layoutDirs(o.headers.repo)) // any may lie in the source, or be it
 	for _, suite := range a.suites() {
 		exclude = append(exclude, filepath.Join(o.out, strings.Replace(suite, "/", "-", 1)))
 	}
@@ -177,6 +177,12 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, sources []string) er
 		return err
 	}
 	defer us.close()
+	var targetsOf map[string]*registry.Repo
+	if o.push != "" {
+		if targetsOf, err = a.pushTargets(o.push, us); err != nil {
+			return err
+		}
+	}
 	results, err := a.results()
 	if err != nil {
 		return err
@@ -193,13 +199,6 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, sources []string) er
 	} else {
 		a.board.Warn(fmt.Sprintf("--images: %v", err))
 	}
-	var targetsOf map[string]*registry.Repo
-	if o.push != "" {
-		if targetsOf, err = a.pushTargets(o.push, us); err != nil {
-			return err
-		}
-	}
-
 	r := &buildRun{app: a, targets: targetsOf, options: o, distros: distros, units: us, jobs: min(o.jobs, len(targets)*len(us))}
 	r.headers.remote = remote
 	r.engine = engineOf{name: o.engine, note: a.board.Print}

@@ -149,6 +149,14 @@ sandbox without network. The same inputs give the same bytes, and what was built
 	for _, c := range root.Commands() {
 		for _, sub := range append(c.Commands(), c) {
 			sub.DisableFlagsInUseLine = true
+			if check := sub.Args; check != nil {
+				sub.Args = func(cmd *cobra.Command, args []string) error {
+					if err := check(cmd, args); err != nil {
+						return fmt.Errorf("%w; it is '%s'", err, cmd.UseLine())
+					}
+					return nil
+				}
+			}
 		}
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {

@@ -26,67 +26,93 @@ func folderOf(out string, k kernels.Kernel) string {
 	return filepath.Join(out, k.Distro+"-"+k.Suite, k.Release)
 }
 
-// handOut writes modules, and texts by name, to dir, a folder below out. None is put in its place before all are written; files that
-// are there already and have other names stay.
+// handOut writes modules, and texts by name, to dir, a folder below out.
 func handOut(ctx context.Context, p *partialDir, out, dir string, files []artifact.File, texts map[string][]byte) ([]ui.Module, error) {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, err
-	}
-	partial, done, err := p.enter(ctx, out)
+	var modules []ui.Module
+	err := place(ctx, p, out, dir, func(partial string) (names []string, err error) {
+		// Each of these waits for the disk; those that wait together wait once.
+		var writes errgroup.Group
+		writes.SetLimit(8)
+		for name, text := range texts {
+			writes.Go(func() error { return write(filepath.Join(partial, name), io.NopCloser(bytes.NewReader(text))) })
+			names = append(names, name)
+		}
+		for _, f := range files {
+			writes.Go(func() error {
+				r, err := f.Open()
+				if err != nil {
+					return err
+				}
+				return write(filepath.Join(partial, f.Name), r)
+			})
+			names = append(names, f.Name)
+			modules = append(modules, moduleIn(dir, f))
+		}
+		return names, writes.Wait()
+	})
 	if err != nil {
 		return nil, err
 	}
+	return modules, nil
+}
+
+func moduleIn(dir string, f artifact.File) ui.Module {
+	return ui.Module{Name: strings.TrimSuffix(f.Name, ".ko"), Path: filepath.Join(dir, f.Name), SHA256: f.Digest.Hex, Vermagic: f.Vermagic}
+}
+
+// place puts files into dir, a folder below out, that fill writes to another folder, and names. None is put in its place before all
+// are written; files that are there already and have other names stay.
+func place(ctx context.Context, p *partialDir, out, dir string, fill func(partial string) (names []string, err error)) error {
+	if err := os.MkdirAll(out, 0o755); err != nil {
+		return err
+	}
+	partial, done, err := p.enter(ctx, out)
+	if err != nil {
+		return err
+	}
 	defer done()
 	if partial, err = os.MkdirTemp(partial, ""); err != nil {
-		return nil, err
+		return err
 	}
-	// Each of these waits for the disk; those that wait together wait once.
-	var writes errgroup.Group
-	writes.SetLimit(8)
-	var names []string
-	var modules []ui.Module
-	for name, text := range texts {
-		writes.Go(func() error { return write(filepath.Join(partial, name), io.NopCloser(bytes.NewReader(text))) })
-		names = append(names, name)
-	}
-	for _, f := range files {
-		writes.Go(func() error {
-			r, err := f.Open()
-			if err != nil {
-				return err
-			}
-			return write(filepath.Join(partial, f.Name), r)
-		})
-		names = append(names, f.Name)
-		modules = append(modules, ui.Module{
-			Name: strings.TrimSuffix(f.Name, ".ko"), Path: filepath.Join(dir, f.Name), SHA256: f.Digest.Hex, Vermagic: f.Vermagic,
-		})
-	}
-	if err := writes.Wait(); err != nil {
-		if p := (*fs.PathError)(nil); errors.As(err, &p) {
+	names, err := fill(partial)
+	if err != nil {
+		if p := (*fs.PathError)(nil); errors.As(err, &p) && strings.HasPrefix(p.Path, partial) {
 			err = &fs.PathError{Op: p.Op, Path: dir, Err: p.Err} // where they were to be
 		}
-		return nil, err
+		return err
 	}
-	return modules, durable.RenameAll(partial, dir, names)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	return durable.RenameAll(partial, dir, names)
 }
 
 // write makes a file that is on the disk when it returns.
 func write(name string, from io.ReadCloser) error {
 	defer from.Close()
-	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	f, err := create(name)
 	if err != nil {
 		return err
 	}
 	_, err = io.Copy(f, from)
-	if err == nil {
-		err = f.Chmod(0o644) // whatever the umask
-	}
-	if err == nil {
-		err = f.Sync()
-	}
 	return errors.Join(err, f.Close())
 }
+
+// create makes a file that is on the disk when Close has returned.
+func create(name string) (io.WriteCloser, error) {
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.Chmod(0o644); err != nil { // whatever the umask
+		return nil, errors.Join(err, f.Close())
+	}
+	return synced{f}, nil
+}
+
+type synced struct{ *os.File }
+
+func (s synced) Close() error { return errors.Join(s.Sync(), s.File.Close()) }
 
 // partialDir is the folder below --out for files that are being written. The process that has it keeps others out, so that what
 // is in it when it's entered is of one that was killed.

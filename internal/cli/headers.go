@@ -219,13 +219,7 @@ func (r *buildRun) pushHeader(ctx context.Context, lock kernels.Lock, extra kern
 	}
 	defer root.Close()
 	line := r.board.Line("header image of " + lock.Kernel.String())
-	sent, err := root.PushMissing(ctx, extra, func(phase string, done, total int64) {
-		line.Phase("packing")
-		line.Bytes(done, total)
-		if done == total {
-			line.Phase("pushing")
-		}
-	})
+	sent, err := root.PushMissing(ctx, extra, progress(line))
 	switch {
 	case err != nil:
 		line.End(ui.Failed, "")

@@ -53,6 +53,7 @@ func TestKernelThatIsGone(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	at := mirror
 	run := func(cache string, want int, v any, args ...string) string {
 		t.Helper()
 		var out, errs bytes.Buffer
@@ -60,7 +61,7 @@ func TestKernelThatIsGone(t *testing.T) {
 		args = append(args, "--cache-dir", cache, "--format", "json")
 		if cache != full {
 			a.keyring = keys
-			args = append(args, "--mirror", "debian="+mirror)
+			args = append(args, "--mirror", "debian="+at)
 		}
 		if code := a.run(t.Context(), args); code != want {
 			t.Fatalf("godkms-hermetic %s: exit code %d; want %d\n%s%s", strings.Join(args, " "), code, want, &out, &errs)
@@ -126,11 +127,26 @@ func TestKernelThatIsGone(t *testing.T) {
 		t.Errorf("the artifact's root is %s, %v; want %s", meta.Root, err, pulled.Images[0].Root)
 	}
 
+	// A mirror that refuses, and a registry that does: a warning each.
+	refusing := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no", http.StatusForbidden) }))
+	defer refusing.Close()
+	closed := strings.TrimPrefix(refusing.URL, "http://") + "/headers"
+	at = refusing.URL + "/debian"
+	contains(run(bare, 0, &second, build("--images", repo)...), at, "its packages are those of its header image")
+	if r := second.Results[0]; r.Status != ui.Cached || r.Digest != first.Results[0].Digest {
+		t.Errorf("%+v; want what was built before", r)
+	}
+	at = mirror
+	said = run(full, exitSkipped, nil, append(build("--images", closed, "--push-images"), "--directive", "BUILD_EXCLUSIVE_KERNEL=none")...)
+	if n := strings.Count(said, "warning"); n != 1 || !strings.Contains(said, "--push-images: ") {
+		t.Errorf("%d warnings in\n%s", n, said)
+	}
+
 	// What can't be meant.
 	contains(run(bare, exitUsage, nil, build("--push-images")...), "name a repository with --images")
 	contains(run(bare, exitUsage, nil, build("--images", repo+":latest")...), "header images have tags of their own")
 	contains(run(bare, exitUsage, nil, "image", "push", kernel, repo, "--offline"), "leave --offline away")
-	contains(run(bare, exitRegistry, nil, "image", "pull", kernel, "127.0.0.1:1/headers"), "unavailable")
+	contains(run(bare, exitRegistry, nil, "image", "pull", kernel, closed), "access denied")
 }
 
 // emptyMirror is a mirror that has no package of a suite any more, and the key that it signs with.

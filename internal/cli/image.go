@@ -176,7 +176,7 @@ func (a *app) runImageBuild(ctx context.Context, list, with []string) error {
 	}
 	var rows []row
 	one := func(t target) error {
-		return a.withImage(ctx, distros, store, t, with, ui.Built, func(lock kernels.Lock, _ *images.Root, img v1.Image) error {
+		return a.withImage(ctx, distros, store, t, with, ui.Built, func(lock kernels.Lock, _ *images.Root, img v1.Image, _ images.Progress) error {
 			digest, err := img.Digest()
 			if err == nil {
 				rows = append(rows, row{t.label, digest.String(), lock.Digest().String()})
@@ -277,8 +277,8 @@ func (a *app) runImagePush(ctx context.Context, kernel, repo string, with []stri
 	extra := kernels.Extra{Packages: with}
 	var list []pushed
 	for _, t := range targets {
-		err := a.withImage(ctx, distros, store, t, with, ui.Pushed, func(lock kernels.Lock, root *images.Root, _ v1.Image) error {
-			digest, err := root.Push(ctx, remote.Repo, extra, nil)
+		err := a.withImage(ctx, distros, store, t, with, ui.Pushed, func(lock kernels.Lock, root *images.Root, _ v1.Image, progress images.Progress) error {
+			digest, err := root.Push(ctx, remote.Repo, extra, progress)
 			if err != nil {
 				return headerError(err)
 			}
@@ -386,7 +386,7 @@ func (a *app) runImageExport(ctx context.Context, kernel, file string, with []st
 		File   string `json:"file"`
 	}
 	var r result
-	err = a.withImage(ctx, distros, store, targets[0], with, ui.Built, func(lock kernels.Lock, root *images.Root, img v1.Image) error {
+	err = a.withImage(ctx, distros, store, targets[0], with, ui.Built, func(lock kernels.Lock, root *images.Root, img v1.Image, _ images.Progress) error {
 		digest, err := img.Digest()
 		if err != nil {
 			return err
@@ -455,7 +455,7 @@ func writeWhole(ctx context.Context, name string, write func(io.Writer) error) e
 
 // withImage assembles a kernel's header image, and hands it to use while it can be read.
 func (a *app) withImage(ctx context.Context, distros map[string]kernels.Provider, store *images.Store, t target, with []string,
-	done ui.Status, use func(kernels.Lock, *images.Root, v1.Image) error) error {
+	done ui.Status, use func(kernels.Lock, *images.Root, v1.Image, images.Progress) error) error {
 	line := a.board.Line(t.label)
 	fail := func(err error, code int) error {
 		line.End(ui.Failed, err.Error())
@@ -477,7 +477,7 @@ func (a *app) withImage(ctx context.Context, distros map[string]kernels.Provider
 	line.Phase("packing")
 	img, err := root.Image(ctx)
 	if err == nil {
-		err = use(lock, root, img)
+		err = use(lock, root, img, progress(line))
 	}
 	if e := (*exitError)(nil); errors.As(err, &e) {
 		return fail(e.err, e.code)

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -48,12 +50,27 @@ are installed, their Module.symvers is the one that the modules were built again
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.runPull(cmd.Context(), args[0], list, arch, out)
 		},
+		ValidArgsFunction: completeReference(cobra.ShellCompDirectiveNoFileComp),
 	}
 	f := cmd.Flags()
 	f.StringSliceVar(&list, "kernel", []string{kernels.Running}, "`KERNELS` to get modules for")
 	f.StringVar(&out, "out", "out", "`DIR` for the modules")
 	f.StringVar(&arch, "arch", kernels.HostArch(), "architecture, as the distribution names it")
+	cmd.MarkFlagDirname("out")
+	for _, name := range []string{"kernel", "arch"} {
+		cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions)
+	}
 	return cmd
+}
+
+// completeReference offers no files in a reference's place, and says what becomes of a second argument.
+func completeReference(then cobra.ShellCompDirective) cobra.CompletionFunc {
+	return func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+		if len(args) == 1 {
+			return nil, then
+		}
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
 }
 
 // open gives the repository of a reference that was typed.
@@ -124,43 +141,95 @@ func (a *app) runPull(ctx context.Context, text string, list []string, arch, out
 	return ui.PrintText(a.stdout, reports)
 }
 
+// smallArtifact is, in bytes, what is put in its place as it comes. Of larger ones, what has come is kept when the program ends before
+// all has, for the next time.
+const smallArtifact = 16 << 20
+
 // pullOne downloads one artifact, checks all of it, and hands its modules out.
 func (a *app) pullOne(ctx context.Context, client *registry.Client, repo *registry.Repo, e artifact.Entry, temp, out string, partial *partialDir,
 	line *ui.Line, report *ui.Result) error {
 	line.Phase("pulling")
-	dir, err := os.MkdirTemp(temp, "pull-")
-	if err != nil {
-		return err
+	img, err := repo.Image(ctx, e.Digest.String())
+	if err == nil && e.Size > smallArtifact {
+		dir, tempErr := os.MkdirTemp(temp, "pull-")
+		if tempErr != nil {
+			return tempErr
+		}
+		defer os.RemoveAll(dir)
+		img, err = client.Fetch(ctx, repo, e.Digest.String(), dir, line.Bytes)
 	}
-	defer os.RemoveAll(dir)
-	img, err := client.Fetch(ctx, repo, e.Digest.String(), dir, line.Bytes)
 	if err != nil {
 		return registryError(err)
 	}
-	meta, files, err := artifact.Read(img)
-	if err != nil {
+	if err := e.Check(img); err != nil {
+		return registryError(fmt.Errorf("%s: %w", repo.Name(), err))
+	}
+	var meta artifact.Meta
+	var files []artifact.File
+	to := folderOf(out, kernelOf(e.Meta))
+	bad := false // what came from the registry
+	err = place(ctx, partial, out, to, func(partial string) (names []string, err error) {
+		meta, files, err = artifact.Unpack(img, func(f artifact.File) (io.WriteCloser, error) {
+			names = append(names, f.Name)
+			return create(filepath.Join(partial, f.Name))
+		})
+		bad = errors.Is(err, artifact.ErrInvalid) || errors.Is(err, registry.ErrAltered)
+		return names, err
+	})
+	if bad {
 		return registryError(fmt.Errorf("%s@%s: %w", repo.Name(), e.Digest, err))
+	}
+	if err != nil {
+		return &exitError{code: failureCode(err), err: fmt.Errorf("write the modules: %w; see to it or choose another folder with --out", err)}
 	}
 	k := kernelOf(meta)
 	*report = ui.Result{Module: meta.Module, Version: meta.Version, Kernel: k.String(), Distro: k.Distro, Suite: k.Suite, Release: k.Release,
 		Status: ui.Pulled, Key: meta.Key.String(), Digest: e.Digest.String(), Compiler: meta.Compiler,
 		Reference: repo.Name() + "@" + e.Digest.String()}
-	report.Modules, err = handOut(ctx, partial, out, folderOf(out, k), files, nil)
-	if err != nil {
-		return &exitError{code: failureCode(err), err: fmt.Errorf("write the modules: %w; see to it or choose another folder with --out", err)}
+	for _, f := range files {
+		report.Modules = append(report.Modules, moduleIn(to, f))
 	}
 	return nil
 }
 
+// offered is all that a reference stands for.
+func offered(ctx context.Context, repo *registry.Repo, ref registry.Reference) ([]artifact.Entry, error) {
+	list, err := artifact.Entries(ctx, repo, ref.Identifier())
+	if ref.Identifier() != "" && errors.Is(err, registry.ErrNotFound) {
+		err = fmt.Errorf("%w; 'list %s' shows what is there", err, ref.Repository())
+	}
+	if err != nil {
+		return nil, registryError(err)
+	}
+	return list, nil
+}
+
 // choose gives what selectors name of what a reference stands for, in their order. A kernel of the host's own must fit it.
 func choose(ctx context.Context, repo *registry.Repo, ref registry.Reference, selectors []kernels.Selector, h host, arch string) ([]artifact.Entry, error) {
+	offers, err := offered(ctx, repo, ref)
+	if err != nil {
+		return nil, err
+	}
 	var out []artifact.Entry
 	for _, s := range selectors {
-		found, err := chooseOne(ctx, repo, ref, s, h, arch)
-		if err != nil {
-			return nil, err
+		if s.Release == kernels.Running {
+			if h.running == "" {
+				return nil, errors.New("the running kernel's release is not known; name one with --kernel")
+			}
+			s.Release = h.running
 		}
-		for _, e := range found {
+		wants, err := wanted(offers, s, h, arch)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", ref, err)
+		}
+		if len(wants) == 0 {
+			return nil, &exitError{code: exitAbsent, err: fmt.Errorf("%s has no modules for %q on %s; it has those for %s", ref, s, arch, names(offers))}
+		}
+		for _, w := range wants {
+			e, err := find(ctx, repo, ref, offers, w)
+			if err != nil {
+				return nil, err
+			}
 			if !slices.ContainsFunc(out, func(o artifact.Entry) bool { return o.Digest == e.Digest }) {
 				out = append(out, e)
 			}
@@ -169,22 +238,29 @@ func choose(ctx context.Context, repo *registry.Repo, ref registry.Reference, se
 	return out, nil
 }
 
-func chooseOne(ctx context.Context, repo *registry.Repo, ref registry.Reference, s kernels.Selector, h host, arch string) ([]artifact.Entry, error) {
-	own := s.Release == kernels.Running
-	if own {
-		if h.running == "" {
-			return nil, errors.New("the running kernel's release is not known; name one with --kernel")
-		}
-		s.Release = h.running
-	}
-	if own || s.Distro == "" && s.Release == h.running {
-		if s.Distro == "" && h.suite != "" {
-			s.Distro, s.Suite = h.distro, h.suite
+// find gives what is offered for a kernel. What isn't offered may be there still: the index can lack what was pushed a moment ago.
+func find(ctx context.Context, repo *registry.Repo, ref registry.Reference, offers []artifact.Entry, w artifact.Want) (artifact.Entry, error) {
+	for _, e := range offers {
+		if k := e.Kernel; k.Distro == w.Distro && k.Suite == w.Suite && k.Release == w.Release && k.Arch == w.Arch &&
+			(w.Symvers == v1.Hash{} || w.Symvers == e.Symvers) {
+			return e, nil
 		}
 	}
-	offers, err := artifact.Entries(ctx, repo, ref.Identifier())
+	e, _, err := artifact.Find(ctx, repo, ref.Identifier(), w)
+	if no := (*artifact.NoMatchError)(nil); errors.As(err, &no) {
+		return e, &exitError{code: exitAbsent, err: fmt.Errorf("%w: %s", err, names(no.Have))}
+	}
 	if err != nil {
-		return nil, registryError(err)
+		return e, registryError(err)
+	}
+	return e, nil
+}
+
+// wanted are the kernels that a selector stands for, of what is offered. One of the host's own must be of its distribution, and where
+// its headers are installed, of their Module.symvers.
+func wanted(offers []artifact.Entry, s kernels.Selector, h host, arch string) ([]artifact.Want, error) {
+	if s.Distro == "" && s.Release == h.running && h.suite != "" {
+		s.Distro, s.Suite = h.distro, h.suite
 	}
 	var wants []artifact.Want
 	if s.Distro != "" && !isPattern(s.Release) {
@@ -196,45 +272,25 @@ func chooseOne(ctx context.Context, repo *registry.Repo, ref registry.Reference,
 				continue
 			}
 			if i := slices.IndexFunc(wants, func(w artifact.Want) bool { return w.Release == k.Release }); i >= 0 && !isPattern(s.Release) {
-				return nil, fmt.Errorf("%q is a release of %s and of %s/%s: put its suite before it", s.Release, k, wants[i].Distro, wants[i].Suite)
+				return nil, fmt.Errorf("%q is a release of %s/%s and of %s/%s: put the suite before it, as in %[4]s/%[5]s:%[1]s", s.Release, wants[i].Distro, wants[i].Suite, k.Distro, k.Suite)
 			}
 			wants = append(wants, artifact.Want{Distro: k.Distro, Suite: k.Suite, Release: k.Release, Arch: arch})
 		}
-		if len(wants) == 0 {
-			return nil, &exitError{code: exitAbsent, err: fmt.Errorf("%s has no modules for %q on %s; it has those for %s", ref, s, arch, names(offers))}
+	}
+	for i := range wants {
+		w := &wants[i]
+		if !h.isOwn(kernels.Kernel{Distro: w.Distro, Suite: w.Suite}) {
+			continue
+		}
+		var err error
+		if w.Symvers, _, err = h.symvers(w.Release); err != nil {
+			return nil, fmt.Errorf("read the headers of %s: %w", w.Release, err)
 		}
 	}
-	var out []artifact.Entry
-	for _, w := range wants {
-		if w.Symvers, err = h.wanted(w); err != nil {
-			return nil, err
-		}
-		e, _, err := artifact.Find(ctx, repo, ref.Identifier(), w)
-		if no := (*artifact.NoMatchError)(nil); errors.As(err, &no) {
-			return nil, &exitError{code: exitAbsent, err: fmt.Errorf("%w; it has those for %s", err, names(no.Have))}
-		}
-		if err != nil {
-			return nil, registryError(err)
-		}
-		out = append(out, e)
-	}
-	return out, nil
+	return wants, nil
 }
 
 func isPattern(release string) bool { return strings.ContainsAny(release, "*?[") }
-
-// wanted is the digest of the Module.symvers that modules for a kernel must have been built against: that of its headers, if the kernel
-// can be one of the host's and they are installed.
-func (h host) wanted(w artifact.Want) (v1.Hash, error) {
-	if !h.isOwn(kernels.Kernel{Distro: w.Distro, Suite: w.Suite}) {
-		return v1.Hash{}, nil
-	}
-	have, _, err := h.symvers(w.Release)
-	if err != nil {
-		return v1.Hash{}, fmt.Errorf("read the headers of %s: %w", w.Release, err)
-	}
-	return have, nil
-}
 
 // names lists the kernels of what is offered.
 func names(offers []artifact.Entry) string {

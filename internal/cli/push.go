@@ -3,10 +3,13 @@ package cli
 import (
 	"context"
 	"fmt"
+	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/registry"
@@ -36,8 +39,10 @@ or "running"; the default is every kernel that there is a result for. Nothing is
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.runPush(cmd.Context(), append(args, ".")[:2], list)
 		},
+		ValidArgsFunction: completeReference(cobra.ShellCompDirectiveDefault),
 	}
 	cmd.Flags().StringSliceVar(&list, "kernels", nil, "`KERNELS` to push for (default all)")
+	cmd.RegisterFlagCompletionFunc("kernels", cobra.NoFileCompletions)
 	return cmd
 }
 
@@ -54,21 +59,26 @@ func (a *app) runPush(ctx context.Context, args, list []string) error {
 	if err != nil {
 		return err
 	}
-	found, err := a.storedOf(ctx, results, args[1], selectors)
+	found, err := a.storedOf(ctx, results, args[1], selectors, layoutDirs(args[0]))
 	if err != nil {
 		return err
 	}
-	var publications []artifact.Publication
+	publications := make([]artifact.Publication, len(found))
 	reports := make([]ui.Result, len(found))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(runtime.NumCPU()) // reading hashes
 	for i, s := range found {
 		k := s.kernel()
 		reports[i] = ui.Result{Module: s.meta.Module, Version: s.meta.Version, Kernel: k.String(), Distro: k.Distro, Suite: k.Suite, Release: k.Release,
 			Key: s.Key.String(), Digest: s.Digest.String(), Compiler: s.meta.Compiler}
-		e, err := results.Get(ctx, s.Key)
-		if err != nil {
+		g.Go(func() error {
+			e, err := results.Get(gctx, s.Key)
+			publications[i] = artifact.Publication{Image: e.Image, Log: e.Log, Lock: e.Lock, Created: s.Created}
 			return err
-		}
-		publications = append(publications, artifact.Publication{Image: e.Image, Log: e.Log, Lock: e.Lock, Created: s.Created})
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
 	}
 	return a.report(reports, a.publish(ctx, repo, publications, reports))
 }
@@ -118,7 +128,11 @@ func (a *app) publish(ctx context.Context, repo *registry.Repo, list []artifact.
 		line.End(ui.Failed, err.Error())
 		return registryError(err)
 	}
-	line.End(ui.Pushed, repo.Name())
+	if len(done.Entries) == 0 {
+		line.End(ui.Skipped, "")
+	} else {
+		line.End(ui.Pushed, repo.Name())
+	}
 	for _, w := range done.Warnings {
 		a.board.Warn(w.Error())
 	}
@@ -136,6 +150,26 @@ func (a *app) publish(ctx context.Context, repo *registry.Repo, list []artifact.
 
 // moduleWord stands for the module's name in the reference of build's --push.
 const moduleWord = "{module}"
+
+// layoutDirs are the layout directories that a reference names, which may have moduleWord in it. They are no part of a source that
+// they lie in.
+func layoutDirs(text string) []string {
+	dir, ok := strings.CutPrefix(text, registry.Layout)
+	if !ok || dir == "" {
+		return nil
+	}
+	if !strings.Contains(dir, moduleWord) {
+		return []string{dir}
+	}
+	found, err := filepath.Glob(strings.ReplaceAll(dir, moduleWord, "*") + "/oci-layout")
+	if err != nil {
+		return nil
+	}
+	for i := range found {
+		found[i] = filepath.Dir(found[i])
+	}
+	return found
+}
 
 // pushTargets gives the repository that each source that was named is pushed to.
 func (a *app) pushTargets(text string, us units) (map[string]*registry.Repo, error) {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/registry"
 )
 
@@ -26,7 +27,8 @@ func registryError(err error) error {
 		code = exitAbsent
 	case errors.Is(err, registry.ErrDenied):
 		code, hint = exitRegistry, "log in with 'docker login', or another program that writes Docker's configuration"
-	case errors.Is(err, registry.ErrUnavailable), errors.Is(err, registry.ErrAltered):
+	case errors.Is(err, registry.ErrUnavailable), errors.Is(err, registry.ErrAltered), errors.Is(err, registry.ErrRefused),
+		errors.Is(err, artifact.ErrInvalid):
 		code = exitRegistry
 	}
 	if hint != "" {

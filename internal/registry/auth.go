@@ -28,6 +28,7 @@ type host struct {
 	found               chan struct{} // holds one; who takes it may look for
 	scheme              string        // empty: not found yet
 	challenge           []string      // the WWW-Authenticate headers that the registry answers with
+	noReferrers         atomic.Bool   // it has no referrers API
 }
 
 func (c *Client) host(r name.Registry) *host {

@@ -2,14 +2,11 @@ package registry
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -18,10 +15,8 @@ import (
 )
 
 // Registries without the referrers API have a tag for each subject instead, whose index lists what refers to it (distribution-spec,
-// "Referrers tag schema"). Nothing there keeps two clients from undoing each other's change of it. So what is added here is
-// announced first: an index of its own, below a further tag that says the subject and the index's digest and is never changed. Whoever
-// changes the list adds all that was announced, and does so until a list that was read after the announcements has them all. Of two
-// changes at once the one that comes last is then followed by a look that sees the other's announcement.
+// "Referrers tag schema"). Nothing there keeps two clients from undoing each other's change of it. What one adds is written at once
+// and looked for afterwards, so that of two changes at the same time one stays whole, and mostly both do.
 
 // maxReferrers bounds a list.
 const maxReferrers = 10_000
@@ -31,13 +26,6 @@ var errNoAPI = errors.New("no referrers API")
 // fallbackTag is the tag that lists what refers to a subject.
 func fallbackTag(subject v1.Hash) string { return subject.Algorithm + "-" + subject.Hex }
 
-var announcement = regexp.MustCompile(`^sha256-[0-9a-f]{64}\.[0-9a-f]{16}$`)
-
-func announceTag(subject v1.Hash, raw []byte) string {
-	sum := sha256.Sum256(raw)
-	return fallbackTag(subject) + "." + hex.EncodeToString(sum[:8])
-}
-
 func (r *registry) referrers(ctx context.Context, subject v1.Hash) ([]v1.Descriptor, error) {
 	a, err := r.reading(ctx)
 	if err != nil {
@@ -45,13 +33,16 @@ func (r *registry) referrers(ctx context.Context, subject v1.Hash) ([]v1.Descrip
 	}
 	list, err := a.referrers(ctx, subject)
 	if errors.Is(err, errNoAPI) {
-		list, _, err = a.list(ctx, fallbackTag(subject))
+		list, err = a.list(ctx, fallbackTag(subject))
 	}
 	return list, failure(err)
 }
 
-// referrers asks the API; without one it gives errNoAPI.
+// referrers asks the API; without one it gives errNoAPI, and asks no more.
 func (a *access) referrers(ctx context.Context, subject v1.Hash) ([]v1.Descriptor, error) {
+	if a.host.noReferrers.Load() {
+		return nil, errNoAPI
+	}
 	var list []v1.Descriptor
 	accept := map[string]string{"Accept": string(types.OCIImageIndex)}
 	err := a.pages(ctx, a.url("/referrers/"+subject.String()), accept, func(resp *http.Response, body []byte) (int, error) {
@@ -66,27 +57,34 @@ func (a *access) referrers(ctx context.Context, subject v1.Hash) ([]v1.Descripto
 		}
 		return len(list) - before, err
 	})
-	if e := (*answerError)(nil); errors.As(err, &e) && slices.Contains([]int{http.StatusNotFound, http.StatusBadRequest,
-		http.StatusMethodNotAllowed, http.StatusNotAcceptable, http.StatusNotImplemented}, e.status) {
+	e := answered(ctx, err)
+	if e != nil && slices.Contains(e.codes, "NAME_UNKNOWN") { // the repository isn't there yet
 		return nil, errNoAPI
+	}
+	if e != nil && slices.Contains([]int{http.StatusNotFound, http.StatusBadRequest,
+		http.StatusMethodNotAllowed, http.StatusNotAcceptable, http.StatusNotImplemented}, e.status) {
+		err = errNoAPI
+	}
+	if errors.Is(err, errNoAPI) {
+		a.host.noReferrers.Store(true)
+		return nil, err
 	}
 	return list, err
 }
 
 // list reads the index below a tag; there need not be one.
-func (a *access) list(ctx context.Context, tag string) ([]v1.Descriptor, []byte, error) {
+func (a *access) list(ctx context.Context, tag string) ([]v1.Descriptor, error) {
 	raw, d, err := a.manifest(ctx, tag)
-	if e := (*answerError)(nil); errors.As(err, &e) && e.status == http.StatusNotFound {
-		return nil, nil, nil
+	if e := answered(ctx, err); e != nil && e.status == http.StatusNotFound {
+		return nil, nil
 	}
 	if err == nil && !d.MediaType.IsIndex() {
 		err = fmt.Errorf("%w: tag %q is not a list of referrers but %q", ErrRefused, tag, d.MediaType)
 	}
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	list, err := parseList(raw)
-	return list, raw, err
+	return parseList(raw)
 }
 
 func parseList(raw []byte) ([]v1.Descriptor, error) {
@@ -124,74 +122,38 @@ func (r *registry) refer(ctx context.Context, subject v1.Hash, add []v1.Descript
 	case !errors.Is(err, errNoAPI):
 		return failure(err)
 	}
-	return failure(r.announce(ctx, a, subject, add))
+	return failure(a.refer(ctx, fallbackTag(subject), add))
 }
 
-func (r *registry) announce(ctx context.Context, a *access, subject v1.Hash, add []v1.Descriptor) error {
-	raw, err := encodeList(add)
-	if err != nil {
-		return err
-	}
-	if err := r.putList(ctx, announceTag(subject, raw), raw); err != nil {
-		return err
-	}
-	announced := map[string][]v1.Descriptor{announceTag(subject, raw): add}
+// refer adds to the list below a tag until it has all.
+func (a *access) refer(ctx context.Context, tag string, add []v1.Descriptor) error {
 	const tries = 100
 	for range tries {
-		tags, err := r.tags(ctx)
+		have, err := a.list(ctx, tag)
 		if err != nil {
 			return err
 		}
-		all := add
-		for _, tag := range tags {
-			if !announcement.MatchString(tag) || !strings.HasPrefix(tag, fallbackTag(subject)) {
-				continue
-			}
-			if announced[tag] == nil {
-				list, raw, err := a.list(ctx, tag)
-				if err != nil {
-					return err
-				}
-				// It may be on its way, and is looked at again then; or it is no announcement, or has been altered.
-				if announceTag(subject, raw) == tag {
-					announced[tag] = list
-				}
-			}
-			all = merge(all, announced[tag])
-		}
-		have, _, err := a.list(ctx, fallbackTag(subject))
-		if err != nil {
-			return err
-		}
-		want := merge(have, all)
+		want := merge(have, add)
 		if len(want) == len(have) {
 			return nil
 		}
-		if raw, err = encodeList(want); err != nil {
+		raw, err := encodeList(want)
+		if err != nil {
 			return err
 		}
-		if err := r.putList(ctx, fallbackTag(subject), raw); err != nil {
+		if err := a.putManifest(ctx, tag, types.OCIImageIndex, raw); err != nil {
 			return err
 		}
-		if err := sleep(ctx, rand.N(a.client.pace.backoff/10)); err != nil {
+		if err := sleep(ctx, rand.N(a.client.pace.backoff/100)); err != nil {
 			return err
 		}
 	}
-	return fmt.Errorf("%w: others go on changing the list of what refers to %s", ErrUnavailable, subject)
+	return fmt.Errorf("%w: others go on changing the list of what refers to it", ErrUnavailable)
 }
 
 func encodeList(list []v1.Descriptor) ([]byte, error) {
 	list = slices.SortedFunc(slices.Values(list), func(a, b v1.Descriptor) int { return strings.Compare(a.Digest.Hex, b.Digest.Hex) })
 	return json.Marshal(v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex, Manifests: list})
-}
-
-// putList sets a tag to an index.
-func (r *registry) putList(ctx context.Context, tag string, raw []byte) error {
-	a, err := r.writing(ctx)
-	if err != nil {
-		return err
-	}
-	return a.putManifest(ctx, tag, types.OCIImageIndex, raw)
 }
 
 // asReferrer describes a manifest as a list of referrers does (distribution-spec, "Listing Referrers"), and gives its subject, if any.

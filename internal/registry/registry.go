@@ -16,6 +16,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"golang.org/x/sync/errgroup"
 )
 
 // What errors wrap.
@@ -286,27 +287,30 @@ func (r *Repo) PutManifest(ctx context.Context, identifier string, media types.M
 	return r.Push(ctx, identifier, rawManifest{raw, media})
 }
 
-// Attach pushes images by their digests that have a subject, a manifest that the repository has. Referrers lists them then, whoever
-// attaches others meanwhile by this package. In a registry without the referrers API that takes a further tag for each call; see
-// refer.go.
+// Attach pushes images by their digests that have a subject, a manifest that the repository has. Referrers lists them then. Of two
+// calls at once for one subject, in a registry without the referrers API, the images of one may miss in that list; never some of them.
 func (r *Repo) Attach(ctx context.Context, subject v1.Hash, images ...v1.Image) error {
-	var add []v1.Descriptor
-	for _, img := range images {
-		h, err := img.Digest()
-		if err != nil {
-			return err
-		}
-		d, to, err := r.send(ctx, h.String(), img, PushOptions{})
-		if err == nil && to != subject {
-			err = fmt.Errorf("its subject is not %s", subject)
-		}
-		if err != nil {
-			return fmt.Errorf("push %q: %w", r.at(h.String()), err)
-		}
-		add = append(add, d)
+	add := make([]v1.Descriptor, len(images))
+	g, gctx := errgroup.WithContext(ctx)
+	for i, img := range images {
+		g.Go(func() error {
+			h, err := img.Digest()
+			if err != nil {
+				return err
+			}
+			d, to, err := r.send(gctx, h.String(), img, PushOptions{})
+			if err == nil && to != subject {
+				err = fmt.Errorf("its subject is not %s", subject)
+			}
+			if err != nil {
+				return fmt.Errorf("push %q: %w", r.at(h.String()), err)
+			}
+			add[i] = d
+			return nil
+		})
 	}
-	if len(add) == 0 {
-		return nil
+	if err := g.Wait(); err != nil || len(add) == 0 {
+		return err
 	}
 	if err := r.refer(ctx, subject, add); err != nil {
 		return fmt.Errorf("attach to %q: %w", r.at(subject.String()), err)

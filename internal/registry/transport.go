@@ -149,6 +149,14 @@ func (e *answerError) passing() bool {
 	return e.lost || slices.Contains(e.codes, "TOOMANYREQUESTS") || slices.Contains(e.codes, "UNAVAILABLE")
 }
 
+// answered gives the answer that an error is, or nil. What ended ctx may be the answer to another request.
+func answered(ctx context.Context, err error) *answerError {
+	if e := (*answerError)(nil); ctx.Err() == nil && errors.As(err, &e) {
+		return e
+	}
+	return nil
+}
+
 // finalError is one that has been retried enough.
 type finalError struct{ error }
 

@@ -110,9 +110,9 @@ func (b *bench) warmRegistry(ctx context.Context) error {
 	if _, err := b.run(ctx, b.publisher, 0, "push", pushed, b.big); err != nil {
 		return err
 	}
-	// What crane pushes is what it pulls: the same images.
+	// What crane pushes is the same: images, index, and what is attached.
 	b.layout = b.folder("layout")
-	if _, err := b.crane(ctx, "pull", "--format", "oci", pushed+":1", b.layout); err != nil {
+	if _, err := b.run(ctx, b.publisher, 0, "push", "oci:"+b.layout, b.big); err != nil {
 		return err
 	}
 	b.pushed = pushed

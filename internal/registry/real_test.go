@@ -39,7 +39,7 @@ func TestKilled(t *testing.T) {
 	for _, debian := range []bool{false, true} {
 		t.Run(fmt.Sprintf("debian=%v", debian), func(t *testing.T) {
 			reg := registrytest.Start(t, registrytest.Options{Debian: debian})
-			before, after := layers(t, 1, 1000), layers(t, 2, 8<<20, 2000)
+			before, after := layers(t, 1, 1000), layers(t, 2, 24<<20, 2000) // more than sockets hold
 			ref := reg.Host + "/team/mod"
 			if err := open(t, client(t, registry.Options{}), ref).Push(t.Context(), "1.0", before); err != nil {
 				t.Fatal(err)

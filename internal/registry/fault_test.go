@@ -58,7 +58,7 @@ func TestEveryRequestFailsOnce(t *testing.T) {
 			if r.Method == "PUT" && strings.Contains(r.URL.Path, "/manifests/") { // one of them is enough
 				select {
 				case <-r.Context().Done():
-				case <-time.After(2 * time.Second):
+				case <-time.After(500 * time.Millisecond):
 				}
 				return cut(w)
 			}
@@ -66,6 +66,7 @@ func TestEveryRequestFailsOnce(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			s := serve(t)
 			var seen sync.Map
 			s.breaks(func(w http.ResponseWriter, r *http.Request) bool {
@@ -157,12 +158,13 @@ func TestGivesUp(t *testing.T) {
 			}
 			select {
 			case <-r.Context().Done():
-			case <-time.After(3 * time.Second):
+			case <-time.After(1500 * time.Millisecond):
 			}
-			return true
+			return cut(w)
 		}, registry.ErrUnavailable, "", 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			s := seeded(t, before)
 			s.breaks(tt.fault)
 			c := client(t, registry.Options{})

@@ -116,7 +116,7 @@ func (a *app) runPull(ctx context.Context, text string, list []string, arch, out
 	var partial partialDir
 	reports := make([]ui.Result, len(chosen))
 	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(4)
+	g.SetLimit(8)
 	for i, c := range chosen {
 		line := a.board.Line(kernelOf(c.Meta).String())
 		g.Go(func() error {

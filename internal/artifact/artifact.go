@@ -163,11 +163,18 @@ func (m Meta) check() error {
 			return err
 		}
 	}
-	if strings.Contains(m.Kernel.Release, "/") {
-		return invalid("kernel release %q", m.Kernel.Release)
+	if !folderForm.MatchString(m.Module) || !folderForm.MatchString(m.Version) {
+		return invalid("module %q, version %q", m.Module, m.Version)
 	}
-	if err := checkComponents("kernel release", m.Kernel.Release); err != nil {
-		return err
+	for _, f := range []struct{ what, value string }{ // they become names of folders
+		{"distribution", m.Kernel.Distro}, {"suite", m.Kernel.Suite}, {"architecture", m.Kernel.Arch}, {"kernel release", m.Kernel.Release},
+	} {
+		if strings.Contains(f.value, "/") {
+			return invalid("%s %q", f.what, f.value)
+		}
+		if err := checkComponents(f.what, f.value); err != nil {
+			return err
+		}
 	}
 	for _, f := range []struct {
 		what string
@@ -199,9 +206,6 @@ func (m Meta) check() error {
 func checkExtras(m Meta) error {
 	if m.Status == Skipped && len(m.Extras) != 0 {
 		return invalid("it was skipped, but has %q", m.Extras[0].Name)
-	}
-	if len(m.Extras) > 0 && (!folderForm.MatchString(m.Module) || !folderForm.MatchString(m.Version)) {
-		return invalid("module %q, version %q", m.Module, m.Version)
 	}
 	for i, e := range m.Extras {
 		script := slices.Contains(ScriptNames, e.Name)

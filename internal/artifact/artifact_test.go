@@ -468,6 +468,12 @@ func TestReadRefuses(t *testing.T) {
 		"no list":        without(artifact.AnnotationModules),
 		"no annotations": notes(func(a map[string]string) { clear(a) }),
 		"status":         set(artifact.AnnotationStatus, "failed"),
+		"module":         set(artifact.AnnotationModule, "a\nb"),
+		"version":        set(artifact.AnnotationVersion, "../1"),
+		"distro":         set(artifact.AnnotationDistro, "../../../etc"),
+		"suite":          set(artifact.AnnotationSuite, "/../../etc"),
+		"suite in lines": set(artifact.AnnotationSuite, "a\nb"),
+		"arch":           set(artifact.AnnotationArch, ".."),
 		"skipped with modules": notes(func(a map[string]string) {
 			a[artifact.AnnotationStatus] = "skipped"
 			a[artifact.AnnotationReason] = "x"

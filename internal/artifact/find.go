@@ -43,7 +43,7 @@ type NoMatchError struct {
 func (e *NoMatchError) Error() string {
 	text := fmt.Sprintf("%q has no artifact for %s", e.Where, e.Want)
 	if len(e.Other) > 0 && (e.Want.Arch == "" || sameArch(e.Other[0].Kernel.Arch, e.Want.Arch)) {
-		return fmt.Sprintf("%s with the Module.symvers of this host, %s: what it has was built against headers %s with %s",
+		return fmt.Sprintf("%s with the Module.symvers of this host, %s: what it has was built against headers %.200q with %s",
 			text, e.Want.Symvers, cmp.Or(e.Other[0].Headers, "of an unknown version"), said(e.Other[0].Symvers))
 	}
 	if len(e.Other) > 0 {
@@ -181,7 +181,9 @@ func Find(ctx context.Context, repo *registry.Repo, identifier string, want Want
 	idx, missing := readIndex(ctx, repo, identifier)
 	switch err := missing; {
 	case err == nil:
-		tag.Version = idx.Version
+		if tag.Version = idx.Version; identifier == idx.Digest.String() {
+			tag.Version = "" // what a digest names has nothing besides
+		}
 	case errors.Is(err, errForeign) && (tag.Release != "" || tag == Tag{}): // an artifact was named
 		if e, img, err = readImage(ctx, repo, identifier); err != nil {
 			return fail(err)

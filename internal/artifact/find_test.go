@@ -93,6 +93,9 @@ func TestFind(t *testing.T) {
 		if e, _, err := artifact.Find(ctx, open(), "3.23-1", wanted(func(w *artifact.Want) { w.Release = "6.1.0-3-amd64" })); err != nil || e.Digest.Hex != digest(t, p.Image) {
 			t.Errorf("Find of what has a tag only = %v, %v", e.Digest, err)
 		}
+		if e, _, err := artifact.Find(ctx, open(), out.Index.String(), wanted(func(w *artifact.Want) { w.Release = "6.1.0-3-amd64" })); !errors.As(err, new(*artifact.NoMatchError)) {
+			t.Errorf("Find by the digest of an index that lacks it = %v, %v; want a NoMatchError", e.Digest, err)
+		}
 		if err := repo.Push(ctx, "3.23_-1-debian-bookworm-6.1.0-4-amd64", p.Image); err != nil {
 			t.Fatal(err)
 		}

@@ -199,7 +199,7 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, sources []string) er
 	} else {
 		a.board.Warn(fmt.Sprintf("--images: %v", err))
 	}
-	r := &buildRun{app: a, targets: targetsOf, options: o, distros: distros, units: us, jobs: min(o.jobs, len(targets)*len(us))}
+	r := &buildRun{app: a, targets: targetsOf, caches: shared.refs, options: o, distros: distros, units: us, jobs: min(o.jobs, len(targets)*len(us))}
 	r.headers.remote = remote
 	r.engine = engineOf{name: o.engine, note: a.board.Print}
 	r.builder = &builder.Builder{
@@ -223,6 +223,7 @@ type buildRun struct {
 	engine  engineOf
 	partial partialDir
 	targets map[string]*registry.Repo // of --push, by module
+	caches  []registry.Reference      // that machines share
 	headers headerUse
 
 	once   sync.Once // opens the store of header images, which a run that finds all in the cache does not need

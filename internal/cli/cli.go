@@ -21,6 +21,7 @@ import (
 	"github.com/godkms-hermetic/godkms-hermetic/builder/sandbox"
 	"github.com/godkms-hermetic/godkms-hermetic/cache"
 	"github.com/godkms-hermetic/godkms-hermetic/images"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/registry"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels/deb"
@@ -110,6 +111,7 @@ type app struct {
 
 	board  *ui.Board
 	config config
+	client *registry.Client // of all registries, once one is needed
 }
 
 func (a *app) close() { a.board.Close() }

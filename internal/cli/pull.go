@@ -116,7 +116,7 @@ func (a *app) runPull(ctx context.Context, text string, list []string, arch, out
 	var partial partialDir
 	reports := make([]ui.Result, len(chosen))
 	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(4)
+	g.SetLimit(8)
 	for i, c := range chosen {
 		line := a.board.Line(kernelOf(c.Meta).String())
 		g.Go(func() error {
@@ -150,41 +150,37 @@ func (a *app) pullOne(ctx context.Context, client *registry.Client, repo *regist
 	line *ui.Line, report *ui.Result) error {
 	line.Phase("pulling")
 	img, err := repo.Image(ctx, e.Digest.String())
-	if err == nil && e.Size > smallArtifact {
-		dir, tempErr := os.MkdirTemp(temp, "pull-")
-		if tempErr != nil {
-			return tempErr
-		}
-		defer os.RemoveAll(dir)
-		img, err = client.Fetch(ctx, repo, e.Digest.String(), dir, line.Bytes)
-	}
 	if err != nil {
 		return registryError(err)
 	}
-	if err := e.Check(img); err != nil {
+	if err := e.Check(img); err != nil { // before anything large is downloaded
 		return registryError(fmt.Errorf("%s: %w", repo.Name(), err))
+	}
+	if e.Size > smallArtifact {
+		dir, err := os.MkdirTemp(temp, "pull-")
+		if err != nil {
+			return err
+		}
+		defer os.RemoveAll(dir)
+		if img, err = client.Fetch(ctx, repo, e.Digest.String(), dir, line.Bytes); err != nil {
+			return registryError(err)
+		}
 	}
 	var meta artifact.Meta
 	var files []artifact.File
 	to := folderOf(out, kernelOf(e.Meta))
-	var failed error // of what comes from the registry
 	err = place(ctx, partial, out, to, func(partial string) (names []string, err error) {
 		meta, files, err = artifact.Unpack(img, func(f artifact.File) (io.WriteCloser, error) {
 			names = append(names, f.Name)
 			return create(filepath.Join(partial, f.Name))
 		})
-		for _, kind := range []error{artifact.ErrInvalid, registry.ErrAltered, registry.ErrUnavailable, registry.ErrDenied, registry.ErrNotFound, registry.ErrRefused} {
-			if errors.Is(err, kind) {
-				failed = err
-			}
-		}
 		return names, err
 	})
-	if failed != nil {
-		return registryError(fmt.Errorf("%s@%s: %w", repo.Name(), e.Digest, failed))
+	if ofRegistry(err) {
+		return registryError(fmt.Errorf("%s@%s: %w", repo.Name(), e.Digest, err))
 	}
 	if err != nil {
-		return &exitError{code: exitUsage, err: fmt.Errorf("write the modules: %w; see to it or choose another folder with --out", err)}
+		return fmt.Errorf("write the modules: %w; see to it or choose another folder with --out", err)
 	}
 	k := kernelOf(meta)
 	*report = ui.Result{Module: meta.Module, Version: meta.Version, Kernel: k.String(), Distro: k.Distro, Suite: k.Suite, Release: k.Release,

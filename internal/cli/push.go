@@ -111,8 +111,8 @@ func (a *app) openToPush(text string) (*registry.Repo, error) {
 	return repo, nil
 }
 
-// publish pushes results of one version of a module. It fills in how they ended.
-func (a *app) publish(ctx context.Context, repo *registry.Repo, list []artifact.Publication, reports []ui.Result) error {
+// publish pushes results of one version of a module, which repositories of from may have. It fills in how they ended.
+func (a *app) publish(ctx context.Context, repo *registry.Repo, list []artifact.Publication, reports []ui.Result, from ...registry.Reference) error {
 	if len(list) == 0 {
 		return nil
 	}
@@ -123,7 +123,7 @@ func (a *app) publish(ctx context.Context, repo *registry.Repo, list []artifact.
 	}
 	line := a.board.Line("push " + reports[0].Module + "/" + reports[0].Version)
 	line.Phase("pushing")
-	done, err := artifact.Publish(ctx, repo, list)
+	done, err := artifact.Publish(ctx, repo, list, from...)
 	if err != nil {
 		line.End(ui.Failed, err.Error())
 		return registryError(err)
@@ -211,7 +211,7 @@ func (r *buildRun) push(ctx context.Context, cells []*cell) error {
 			reports[i] = c.report
 			reports[i].Digest = c.result.Digest.String()
 		}
-		if err := r.publish(ctx, repo, list, reports); err != nil {
+		if err := r.publish(ctx, repo, list, reports, r.caches...); err != nil {
 			return err
 		}
 		for i, c := range of {

@@ -28,6 +28,7 @@ type sharedCaches struct {
 	from []*builder.Remote
 	to   *builder.Remote
 	dirs []string // those that are layout directories
+	refs []registry.Reference
 }
 
 // shared opens the caches of the options. One that is on the network is none when offline. Nothing is asked of one yet.
@@ -61,6 +62,7 @@ func (a *app) shared(o sharedOptions, temp string) (s sharedCaches, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", flag, err)
 		}
+		s.refs = append(s.refs, ref)
 		if ref.IsLayout() {
 			s.dirs = append(s.dirs, strings.TrimPrefix(name, registry.Layout))
 		}

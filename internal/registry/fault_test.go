@@ -45,11 +45,20 @@ func TestEveryRequestFailsOnce(t *testing.T) {
 			io.Copy(io.Discard, r.Body)
 			return cut(w)
 		},
+		"forgets uploads": func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Method != "PUT" || !strings.Contains(r.URL.Path, "/uploads/") {
+				return false
+			}
+			io.Copy(io.Discard, r.Body)
+			w.WriteHeader(404)
+			io.WriteString(w, `{"errors":[{"code":"BLOB_UPLOAD_UNKNOWN"}]}`)
+			return true
+		},
 		"hangs": func(w http.ResponseWriter, r *http.Request) bool {
-			if strings.Contains(r.URL.Path, "/manifests/") { // one of them is enough
+			if r.Method == "PUT" && strings.Contains(r.URL.Path, "/manifests/") { // one of them is enough
 				select {
 				case <-r.Context().Done():
-				case <-time.After(2 * time.Second):
+				case <-time.After(500 * time.Millisecond):
 				}
 				return cut(w)
 			}
@@ -57,6 +66,7 @@ func TestEveryRequestFailsOnce(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			s := serve(t)
 			var seen sync.Map
 			s.breaks(func(w http.ResponseWriter, r *http.Request) bool {
@@ -148,12 +158,13 @@ func TestGivesUp(t *testing.T) {
 			}
 			select {
 			case <-r.Context().Done():
-			case <-time.After(3 * time.Second):
+			case <-time.After(1500 * time.Millisecond):
 			}
-			return true
+			return cut(w)
 		}, registry.ErrUnavailable, "", 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			s := seeded(t, before)
 			s.breaks(tt.fault)
 			c := client(t, registry.Options{})
@@ -742,6 +753,53 @@ func TestAttachAtOnce(t *testing.T) {
 	}
 }
 
+// A connection that breaks while a layer is being read closes the layer: that it then can't be read is no reason to give up.
+func TestClosedWhileRead(t *testing.T) {
+	s := serve(t)
+	img := layers(t, 1, 1_000_000)
+	d, _ := layer(t, img, 0)
+	var once sync.Once
+	s.breaks(func(w http.ResponseWriter, r *http.Request) bool {
+		broken := false
+		if r.Method == "PUT" && r.URL.Query().Get("digest") == d.Digest.String() {
+			once.Do(func() {
+				io.CopyN(io.Discard, r.Body, 1000)
+				broken = cut(w)
+			})
+		}
+		return broken
+	})
+	if err := open(t, client(t, registry.Options{}), s.host()+"/team/mod").Push(t.Context(), "1.0", &stuck{Image: img}); err != nil {
+		t.Error(err)
+	}
+}
+
+// stuck is an image whose first layer, when it is read first, stops until it is closed.
+type stuck struct {
+	v1.Image
+	once sync.Once
+}
+
+func (s *stuck) LayerByDigest(h v1.Hash) (v1.Layer, error) {
+	l, err := s.Image.LayerByDigest(h)
+	return &stuckLayer{l, s}, err
+}
+
+type stuckLayer struct {
+	v1.Layer
+	s *stuck
+}
+
+func (l *stuckLayer) Compressed() (io.ReadCloser, error) {
+	rc, err := l.Layer.Compressed()
+	l.s.once.Do(func() {
+		r, w := io.Pipe()
+		go io.CopyN(w, rc, 70_000)
+		rc = r
+	})
+	return rc, err
+}
+
 // The registry has lost everything between two pushes of one process.
 func TestPushAgain(t *testing.T) {
 	img := layers(t, 1, 1000)
@@ -766,4 +824,59 @@ func TestPushAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	same(t, got, img)
+}
+
+// What ends a context may be the answer to another request, and says nothing about the registry then.
+func TestCancelledByAnswer(t *testing.T) {
+	s := serve(t, v1registry.WithReferrersSupport(true))
+	r := open(t, client(t, registry.Options{}), s.host()+"/team/mod")
+	ctx := context.Background()
+	img := layers(t, 1, 10)
+	if err := r.Push(ctx, "1.0", img); err != nil {
+		t.Fatal(err)
+	}
+	subject, err := partial.Descriptor(img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	about, ok := mutate.Subject(layers(t, 2, 10), *subject).(v1.Image)
+	if !ok {
+		t.Fatal("no image")
+	}
+	if err := r.Attach(ctx, subject.Digest, about); err != nil {
+		t.Fatal(err)
+	}
+	_, _, cause := r.Manifest(ctx, "gone")
+	ended, cancel := context.WithCancelCause(ctx)
+	cancel(cause)
+	if list, err := r.Referrers(ended, subject.Digest); err == nil {
+		t.Errorf("Referrers in an ended context = %v; want an error", list)
+	}
+	if list, err := r.Referrers(ctx, subject.Digest); err != nil || len(list) != 1 {
+		t.Errorf("Referrers afterwards = %v, %v; want one", list, err)
+	}
+}
+
+// Distribution misses a blob for a moment that another client sends too.
+func TestMissedBlob(t *testing.T) {
+	for _, tt := range []struct {
+		code  string
+		times int64
+		good  bool
+	}{{"MANIFEST_BLOB_UNKNOWN", 3, true}, {"DIGEST_INVALID", 1, true}, {"MANIFEST_BLOB_UNKNOWN", 99, false}, {"MANIFEST_INVALID", 1, false}} {
+		s := serve(t)
+		var n atomic.Int64
+		s.breaks(func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Method != http.MethodPut || !strings.Contains(r.URL.Path, "/manifests/") || n.Add(1) > tt.times {
+				return false
+			}
+			w.WriteHeader(http.StatusBadRequest)
+			fmt.Fprintf(w, `{"errors":[{"code":%q,"message":"blob unknown to registry"}]}`, tt.code)
+			return true
+		})
+		err := open(t, client(t, registry.Options{}), s.host()+"/team/mod").Push(t.Context(), "1.0", layers(t, 1, 10))
+		if good := err == nil; good != tt.good || n.Load() > 5 {
+			t.Errorf("Push to one that answers %s %d times = %v, after %d tries", tt.code, tt.times, err, n.Load())
+		}
+	}
 }

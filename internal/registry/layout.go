@@ -341,7 +341,7 @@ func (l *layout) push(ctx context.Context, identifier string, c *content, o Push
 		m.add(0, b.Size)
 	}
 	var staged []string
-	add := func(d v1.Descriptor, open func() (io.ReadCloser, error)) error {
+	add := func(d v1.Descriptor, open func() (io.ReadCloser, error), m *meter) error {
 		if slices.Contains(staged, d.Digest.Hex) {
 			return nil
 		}
@@ -352,13 +352,13 @@ func (l *layout) push(ctx context.Context, identifier string, c *content, o Push
 		return err
 	}
 	for _, b := range c.blobs {
-		if err := add(b.Descriptor, b.open); err != nil {
+		if err := add(b.Descriptor, b.open, m); err != nil {
 			return err
 		}
 	}
 	for _, step := range c.manifests {
 		for _, one := range step {
-			if err := add(one.Descriptor, func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(one.raw)), nil }); err != nil {
+			if err := add(one.Descriptor, func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(one.raw)), nil }, newMeter(nil)); err != nil {
 				return err
 			}
 		}

@@ -199,7 +199,7 @@ func (r *registry) sendManifest(ctx context.Context, identifier string, m manife
 	// A tag that is right already is left alone: some registries refuse to set one again.
 	if d, err := a.head(ctx, identifier); err == nil && d.Digest == m.Digest {
 		return nil
-	} else if e := (*answerError)(nil); err != nil && !errors.As(err, &e) && !errors.Is(err, ErrAltered) && !errors.Is(err, ErrRefused) {
+	} else if err != nil && answered(ctx, err) == nil && !errors.Is(err, ErrAltered) && !errors.Is(err, ErrRefused) {
 		return err
 	}
 	return a.putManifest(ctx, identifier, m.MediaType, m.raw)
@@ -226,7 +226,7 @@ func (r *registry) sendBlob(ctx context.Context, b blobSource, m *meter) error {
 		m.add(b.Size, 0)
 		return nil
 	}
-	if e := (*answerError)(nil); !errors.As(err, &e) || e.status != http.StatusNotFound {
+	if e := answered(ctx, err); e == nil || e.status != http.StatusNotFound {
 		return err
 	}
 	for _, from := range b.from {
@@ -294,7 +294,7 @@ func (a *access) upload(ctx context.Context, b blobSource, body *counted) error 
 		return resp.Body.Close()
 	}
 	body.reset()
-	if e := (*answerError)(nil); errors.As(err, &e) && (e.status == http.StatusNotFound || slices.Contains(e.codes, "BLOB_UPLOAD_UNKNOWN") ||
+	if e := answered(ctx, err); e != nil && (e.status == http.StatusNotFound || slices.Contains(e.codes, "BLOB_UPLOAD_UNKNOWN") ||
 		slices.Contains(e.codes, "BLOB_UPLOAD_INVALID")) { // it has been restarted, and knows of no upload
 		e.lost = true
 		return err

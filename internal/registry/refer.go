@@ -57,8 +57,8 @@ func (a *access) referrers(ctx context.Context, subject v1.Hash) ([]v1.Descripto
 		}
 		return len(list) - before, err
 	})
-	e := (*answerError)(nil)
-	if errors.As(err, &e) && slices.Contains(e.codes, "NAME_UNKNOWN") { // the repository isn't there yet
+	e := answered(ctx, err)
+	if e != nil && slices.Contains(e.codes, "NAME_UNKNOWN") { // the repository isn't there yet
 		return nil, errNoAPI
 	}
 	if e != nil && slices.Contains([]int{http.StatusNotFound, http.StatusBadRequest,
@@ -75,7 +75,7 @@ func (a *access) referrers(ctx context.Context, subject v1.Hash) ([]v1.Descripto
 // list reads the index below a tag; there need not be one.
 func (a *access) list(ctx context.Context, tag string) ([]v1.Descriptor, error) {
 	raw, d, err := a.manifest(ctx, tag)
-	if e := (*answerError)(nil); errors.As(err, &e) && e.status == http.StatusNotFound {
+	if e := answered(ctx, err); e != nil && e.status == http.StatusNotFound {
 		return nil, nil
 	}
 	if err == nil && !d.MediaType.IsIndex() {

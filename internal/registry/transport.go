@@ -137,6 +137,7 @@ type answerError struct {
 	message     string
 	after       time.Duration // to wait, as the server asks
 	lost        bool          // the server has forgotten an upload: another may succeed
+	manifest    bool          // it is about a manifest
 }
 
 // passing tells whether the same request may have a better answer later.
@@ -146,7 +147,24 @@ func (e *answerError) passing() bool {
 		http.StatusServiceUnavailable, http.StatusGatewayTimeout:
 		return true
 	}
-	return e.lost || slices.Contains(e.codes, "TOOMANYREQUESTS") || slices.Contains(e.codes, "UNAVAILABLE")
+	return e.lost || slices.ContainsFunc(e.codes, func(code string) bool {
+		switch code {
+		case "TOOMANYREQUESTS", "UNAVAILABLE":
+			return true
+		case "MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN", "DIGEST_INVALID":
+			// Of what has been sent: distribution misses a blob for a moment when another client sends it too.
+			return e.manifest && e.method == http.MethodPut
+		}
+		return false
+	})
+}
+
+// answered gives the answer that an error is, or nil. What ended ctx may be the answer to another request.
+func answered(ctx context.Context, err error) *answerError {
+	if e := (*answerError)(nil); ctx.Err() == nil && errors.As(err, &e) {
+		return e
+	}
+	return nil
 }
 
 // finalError is one that has been retried enough.
@@ -169,7 +187,8 @@ func (e *answerError) Error() string {
 func answer(resp *http.Response) *answerError {
 	defer resp.Body.Close()
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10)) // what has come says enough
-	e := &answerError{method: resp.Request.Method, url: redacted(resp.Request.URL), status: resp.StatusCode, after: retryAfter(resp)}
+	e := &answerError{method: resp.Request.Method, url: redacted(resp.Request.URL), status: resp.StatusCode, after: retryAfter(resp),
+		manifest: strings.Contains(resp.Request.URL.Path, "/manifests/")}
 	var said struct {
 		Errors []struct{ Code, Message string }
 	}

@@ -111,9 +111,13 @@ type countedAnswer struct {
 	count func(int)
 }
 
-func (c *countedAnswer) Write(p []byte) (int, error) {
-	n, err := c.ResponseWriter.Write(p)
-	c.count(n)
+func (c *countedAnswer) Write(p []byte) (n int, err error) {
+	for err == nil && n < len(p) {
+		more := 0
+		more, err = c.ResponseWriter.Write(p[n:min(n+64<<10, len(p))])
+		n += more
+		c.count(more)
+	}
 	return n, err
 }
 
@@ -576,6 +580,7 @@ func testInterrupted(t *testing.T) {
 		m.on(nil, func(r *http.Request, n int64) {
 			if n > 2*mib {
 				cancel()
+				<-r.Context().Done() // until it has gone
 			}
 		})
 		pull := []string{"pull", m.repo(), "--kernel", c.kernel, "--out", out, "-q"}

@@ -168,7 +168,8 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, sources []string) er
 	if err != nil {
 		return err
 	}
-	exclude := append([]string{o.out, filepath.Dir(temp)}, shared.dirs...) // any may lie in the source, or be it
+	exclude := append([]string{o.out, filepath.Dir(temp)}, // any may lie in the source, or be it
+		layoutDirs(append([]string{o.push, o.headers.repo, o.shared.to}, o.shared.from...)...)...)
 	for _, suite := range a.suites() {
 		exclude = append(exclude, filepath.Join(o.out, strings.Replace(suite, "/", "-", 1)))
 	}

@@ -56,7 +56,7 @@ func (a *app) runPush(ctx context.Context, args, list []string) error {
 	if err != nil {
 		return err
 	}
-	found, err := a.storedOf(ctx, results, args[1], selectors)
+	found, err := a.storedOf(ctx, results, args[1], layoutDirs(args[0]), selectors)
 	if err != nil {
 		return err
 	}

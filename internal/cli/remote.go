@@ -3,7 +3,6 @@ package cli
 import (
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/spf13/pflag"
 
@@ -27,7 +26,6 @@ func (o *sharedOptions) flags(f *pflag.FlagSet) {
 type sharedCaches struct {
 	from []*builder.Remote
 	to   *builder.Remote
-	dirs []string // those that are layout directories
 }
 
 // shared opens the caches of the options. One that is on the network is none when offline. Nothing is asked of one yet.
@@ -60,9 +58,6 @@ func (a *app) shared(o sharedOptions, temp string) (s sharedCaches, err error) {
 		}
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", flag, err)
-		}
-		if ref.IsLayout() {
-			s.dirs = append(s.dirs, strings.TrimPrefix(name, registry.Layout))
 		}
 		opened[name] = builder.NewRemote(name, cache.NewRegistry(repo, cache.RegistryOptions{Temp: temp, Warn: a.board.Warn}), a.board.Warn)
 		return opened[name], nil

@@ -32,14 +32,15 @@ func kernelOf(m artifact.Meta) kernels.Kernel {
 
 // storedOf finds what was built of a source, or of a MODULE/VERSION, whatever the source: of each kernel the newest result, in the
 // order of the kernels' names. Of those it keeps what selectors name, all if there are none.
-func (a *app) storedOf(ctx context.Context, results *cache.Dir, src string, selectors []kernels.Selector) ([]stored, error) {
+// exclude are files and folders that are no part of the source.
+func (a *app) storedOf(ctx context.Context, results *cache.Dir, src string, exclude []string, selectors []kernels.Selector) ([]stored, error) {
 	module, version, named := strings.Cut(src, "/")
 	if _, err := os.Stat(src); err == nil || module == "" || version == "" || strings.Contains(version, "/") {
 		named = false
 	}
 	var digest v1.Hash
 	if !named {
-		source, err := a.openSource(ctx, src)
+		source, err := a.openSource(ctx, src, exclude)
 		if err != nil {
 			return nil, err
 		}
@@ -111,7 +112,7 @@ func (a *app) storedOf(ctx context.Context, results *cache.Dir, src string, sele
 }
 
 // openSource opens a source as build does: what build hands out into the source's folder by default is no part of it.
-func (a *app) openSource(ctx context.Context, src string) (*builder.Source, error) {
+func (a *app) openSource(ctx context.Context, src string, exclude []string) (*builder.Source, error) {
 	distros, err := a.distros()
 	if err != nil {
 		return nil, err
@@ -121,7 +122,7 @@ func (a *app) openSource(ctx context.Context, src string) (*builder.Source, erro
 		return nil, err
 	}
 	return builder.OpenSource(ctx, src, builder.SourceOptions{
-		Temp: temp, Exclude: []string{"out", filepath.Dir(temp)}, Open: distros["debian"].Open,
+		Temp: temp, Exclude: append([]string{"out", filepath.Dir(temp)}, exclude...), Open: distros["debian"].Open,
 	})
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/godkms-hermetic/godkms-hermetic/builder/dkms"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/durable"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
 
@@ -142,7 +143,7 @@ func TestReadOutput(t *testing.T) {
 		}
 		w.Flush()
 		b.Write(make([]byte, 1024))
-		f, err := unnamed(t.TempDir())
+		f, err := durable.Unnamed(t.TempDir())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -20,6 +20,7 @@ import (
 
 	"github.com/godkms-hermetic/godkms-hermetic/builder/dkms"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/durable"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/kmod"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
@@ -297,7 +298,7 @@ func (s *session) configure(headers fs.FS, l kernels.Lock) (compiler string, err
 
 // collect reads the modules out of the sandbox and checks that the kernel would load each.
 func (s *session) collect(ctx context.Context, modules []dkms.Module, kernel kmod.Target, temp string) (_ *output, err error) {
-	spool, err := unnamed(temp)
+	spool, err := durable.Unnamed(temp)
 	if err != nil {
 		return nil, err
 	}

@@ -24,6 +24,7 @@ import (
 
 	"github.com/godkms-hermetic/godkms-hermetic/builder/dkms"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/decompress"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/durable"
 )
 
 // Epoch is the time that a build lives in: the mtime of every source file, SOURCE_DATE_EPOCH, and what date says. It is
@@ -281,7 +282,7 @@ func (t *tree) readArchive(ctx context.Context, file string, o SourceOptions) er
 	}
 	defer stream.Close()
 	defer f.Close() // before the stream, which would wait for a pipe
-	if t.spool, err = unnamed(o.Temp); err != nil {
+	if t.spool, err = durable.Unnamed(o.Temp); err != nil {
 		return err
 	}
 	tr := tar.NewReader(stream)
@@ -391,7 +392,7 @@ func (t *tree) descend(isDeb bool) error {
 
 // canonical writes the tree in canonical form and reads what is known of it.
 func (t *tree) canonical(ctx context.Context, temp string) (_ *Source, err error) {
-	out, err := unnamed(temp)
+	out, err := durable.Unnamed(temp)
 	if err != nil {
 		return nil, err
 	}
@@ -515,24 +516,4 @@ func (t *tree) copy(to io.Writer, name string, e *entry) error {
 		return fmt.Errorf("%q: %w", name, err)
 	}
 	return nil
-}
-
-// unnamed makes a file that vanishes when it is closed, or the process ends, however it ends.
-func unnamed(dir string) (*os.File, error) {
-	if dir == "" {
-		dir = os.TempDir()
-	}
-	f, err := os.OpenFile(dir, os.O_RDWR|unix.O_TMPFILE, 0o600)
-	if err == nil {
-		return f, nil
-	}
-	f, err = os.CreateTemp(dir, "unnamed-*") // not every file system has files without a name
-	if err != nil {
-		return nil, fmt.Errorf("make a temporary file: %w", err)
-	}
-	if err := os.Remove(f.Name()); err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
 }

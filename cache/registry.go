@@ -18,9 +18,9 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/partial"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/durable"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/registry"
 )
 
@@ -200,7 +200,7 @@ func (s *Registry) download(ctx context.Context, d v1.Descriptor, p *patience) (
 		return nil, err
 	}
 	defer r.Close()
-	f, err := unnamed(s.options.Temp)
+	f, err := durable.Unnamed(s.options.Temp)
 	if err != nil {
 		return nil, err
 	}
@@ -435,23 +435,6 @@ func (w *watched) Read(b []byte) (int, error) {
 	n, err := w.r.Read(b)
 	w.p.moved(n)
 	return n, err
-}
-
-// unnamed makes a file that vanishes when it is closed, or the process ends, however it ends.
-func unnamed(dir string) (*os.File, error) {
-	f, err := os.OpenFile(dir, os.O_RDWR|unix.O_TMPFILE, 0o600)
-	if err == nil {
-		return f, nil
-	}
-	f, err = os.CreateTemp(dir, "unnamed-*") // not every file system has files without a name
-	if err != nil {
-		return nil, fmt.Errorf("make a temporary file: %w", err)
-	}
-	if err := os.Remove(f.Name()); err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
 }
 
 // oneLine bounds what a server can make a message say.

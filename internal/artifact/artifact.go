@@ -124,7 +124,7 @@ const (
 
 var (
 	nameForm      = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+-]*\.ko$`)
-	folderForm    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+~@=,-]{0,127}$`) // as package dkms takes names and versions
+	folderForm    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+~@=,:-]{0,127}$`) // as package dkms takes names and versions, and a colon, as Debian's have
 	componentForm = regexp.MustCompile(`^[A-Za-z0-9_+~][A-Za-z0-9._+~-]*$`)
 )
 

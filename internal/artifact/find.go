@@ -49,6 +49,9 @@ func (e *NoMatchError) Error() string {
 	if len(e.Other) > 0 {
 		return fmt.Sprintf("%s on %s, but for %s", text, e.Want.Arch, e.Other[0].Kernel.Arch)
 	}
+	if len(e.Have) == 1 {
+		return text + "; it has artifacts for 1 other kernel"
+	}
 	return fmt.Sprintf("%s; it has artifacts for %d other kernels", text, len(e.Have))
 }
 

@@ -59,7 +59,9 @@ const (
 // This ends since the bytes of an index follow from its set of entries alone: when no more tags are pushed, all write the same.
 // It is as good as the registry is: one that shows a list of tags, or an index, that is older than what it said it has stored can
 // hide a kernel, until somebody pushes again.
-func Publish(ctx context.Context, repo *registry.Repo, list []Publication) (Published, error) {
+//
+// Layers that a repository of from has, on the same registry, aren't sent if that lets them be shared.
+func Publish(ctx context.Context, repo *registry.Repo, list []Publication, from ...registry.Reference) (Published, error) {
 	var out Published
 	var push []Publication
 	seen := map[string]bool{}
@@ -99,7 +101,7 @@ func Publish(ctx context.Context, repo *registry.Repo, list []Publication) (Publ
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(pushes)
 	for i, p := range push {
-		g.Go(func() error { return publish(gctx, repo, out.Entries[i], p) })
+		g.Go(func() error { return publish(gctx, repo, out.Entries[i], p, from) })
 	}
 	if err := g.Wait(); err != nil {
 		return out, err
@@ -111,8 +113,8 @@ func Publish(ctx context.Context, repo *registry.Repo, list []Publication) (Publ
 	return out, err
 }
 
-func publish(ctx context.Context, repo *registry.Repo, e Entry, p Publication) error {
-	if err := repo.Push(ctx, e.Tag, p.Image); err != nil {
+func publish(ctx context.Context, repo *registry.Repo, e Entry, p Publication, from []registry.Reference) error {
+	if err := repo.PushWith(ctx, e.Tag, p.Image, registry.PushOptions{From: from}); err != nil {
 		return err
 	}
 	symvers, err := symversOf(p.Image)

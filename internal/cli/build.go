@@ -178,6 +178,12 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, sources []string) er
 		return err
 	}
 	defer us.close()
+	var targetsOf map[string]*registry.Repo
+	if o.push != "" {
+		if targetsOf, err = a.pushTargets(o.push, us); err != nil {
+			return err
+		}
+	}
 	results, err := a.results()
 	if err != nil {
 		return err
@@ -194,14 +200,7 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, sources []string) er
 	} else {
 		a.board.Warn(fmt.Sprintf("--images: %v", err))
 	}
-	var targetsOf map[string]*registry.Repo
-	if o.push != "" {
-		if targetsOf, err = a.pushTargets(o.push, us); err != nil {
-			return err
-		}
-	}
-
-	r := &buildRun{app: a, targets: targetsOf, options: o, distros: distros, units: us, jobs: min(o.jobs, len(targets)*len(us))}
+	r := &buildRun{app: a, targets: targetsOf, caches: shared.refs, options: o, distros: distros, units: us, jobs: min(o.jobs, len(targets)*len(us))}
 	r.headers.remote = remote
 	r.engine = engineOf{name: o.engine, note: a.board.Print}
 	r.builder = &builder.Builder{
@@ -225,6 +224,7 @@ type buildRun struct {
 	engine  engineOf
 	partial partialDir
 	targets map[string]*registry.Repo // of --push, by module
+	caches  []registry.Reference      // that machines share
 	headers headerUse
 
 	once   sync.Once // opens the store of header images, which a run that finds all in the cache does not need

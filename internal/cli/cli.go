@@ -21,6 +21,7 @@ import (
 	"github.com/godkms-hermetic/godkms-hermetic/builder/sandbox"
 	"github.com/godkms-hermetic/godkms-hermetic/cache"
 	"github.com/godkms-hermetic/godkms-hermetic/images"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/registry"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels/deb"
@@ -110,6 +111,7 @@ type app struct {
 
 	board  *ui.Board
 	config config
+	client *registry.Client // of all registries, once one is needed
 }
 
 func (a *app) close() { a.board.Close() }
@@ -149,6 +151,14 @@ sandbox without network. The same inputs give the same bytes, and what was built
 	for _, c := range root.Commands() {
 		for _, sub := range append(c.Commands(), c) {
 			sub.DisableFlagsInUseLine = true
+			if check := sub.Args; check != nil {
+				sub.Args = func(cmd *cobra.Command, args []string) error {
+					if err := check(cmd, args); err != nil {
+						return fmt.Errorf("%w; it is '%s'", err, cmd.UseLine())
+					}
+					return nil
+				}
+			}
 		}
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {

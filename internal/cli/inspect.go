@@ -26,13 +26,15 @@ func (a *app) listCommand() *cobra.Command {
 		Long: `Lists the modules in a repository: module and version, kernel, size of the layer, when it was pushed, and digest. REF is a
 repository, as registry.example/modules/hello, or a directory in OCI's layout, as oci:DIR; with a version behind it, as :1.0,
 only that one is listed.` + exitStatus(
-			"  0  the list was printed",
+			"  0  the list was printed; it may be empty",
 			"  1  the command line is wrong",
 			" 22  the registry can't be reached, refuses, or has something that was altered",
-			" 23  the registry has no such modules"),
+			" 23  the registry has no such repository or version"),
 		Example: "  godkms-hermetic list registry.example/modules/hello\n  godkms-hermetic list oci:out/layout --format json",
 		Args:    cobra.ExactArgs(1),
 		RunE:    func(cmd *cobra.Command, args []string) error { return a.runList(cmd.Context(), args[0]) },
+
+		ValidArgsFunction: completeReference(cobra.ShellCompDirectiveNoFileComp),
 	}
 }
 
@@ -48,10 +50,10 @@ func (a *app) runList(ctx context.Context, text string) error {
 	if err != nil {
 		return registryError(err)
 	}
-	if id := ref.Identifier(); id != "" {
-		named, err := artifact.Entries(ctx, repo, id)
+	if ref.Identifier() != "" {
+		named, err := offered(ctx, repo, ref)
 		if err != nil {
-			return registryError(err)
+			return err
 		}
 		list = slices.DeleteFunc(list, func(l artifact.Listed) bool {
 			return !slices.ContainsFunc(named, func(e artifact.Entry) bool { return e.Digest == l.Digest })
@@ -83,6 +85,9 @@ func (a *app) runList(ctx context.Context, text string) error {
 		return ui.WriteJSON(a.stdout, struct {
 			Modules []row `json:"modules"`
 		}{rows})
+	}
+	if len(rows) == 0 {
+		a.board.Print(fmt.Sprintf("no modules are in %s", ref))
 	}
 	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
 	for _, r := range rows {
@@ -118,11 +123,15 @@ KERNEL is [DISTRO/SUITE:]RELEASE; it may be left away where there is one kernel 
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.runInspect(cmd.Context(), args[0], list, arch, log)
 		},
+		ValidArgsFunction: completeReference(cobra.ShellCompDirectiveNoFileComp),
 	}
 	f := cmd.Flags()
 	f.StringSliceVar(&list, "kernel", nil, "`KERNEL` whose modules are shown")
 	f.StringVar(&arch, "arch", kernels.HostArch(), "architecture, as the distribution names it")
 	f.BoolVar(&log, "log", false, "print the build's log instead")
+	for _, name := range []string{"kernel", "arch"} {
+		cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions)
+	}
 	return cmd
 }
 
@@ -186,8 +195,8 @@ func (a *app) runInspect(ctx context.Context, text string, list []string, arch s
 	var offers []artifact.Entry
 	if len(selectors) > 0 {
 		offers, err = choose(ctx, repo, ref, selectors, host{running: running()}, arch)
-	} else if offers, err = artifact.Entries(ctx, repo, ref.Identifier()); err != nil {
-		err = registryError(err)
+	} else {
+		offers, err = offered(ctx, repo, ref)
 	}
 	if err != nil {
 		return err

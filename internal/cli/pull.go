@@ -50,12 +50,27 @@ are installed, their Module.symvers is the one that the modules were built again
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.runPull(cmd.Context(), args[0], list, arch, out)
 		},
+		ValidArgsFunction: completeReference(cobra.ShellCompDirectiveNoFileComp),
 	}
 	f := cmd.Flags()
 	f.StringSliceVar(&list, "kernel", []string{kernels.Running}, "`KERNELS` to get modules for")
 	f.StringVar(&out, "out", "out", "`DIR` for the modules")
 	f.StringVar(&arch, "arch", kernels.HostArch(), "architecture, as the distribution names it")
+	cmd.MarkFlagDirname("out")
+	for _, name := range []string{"kernel", "arch"} {
+		cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions)
+	}
 	return cmd
+}
+
+// completeReference offers no files in a reference's place, and says what becomes of a second argument.
+func completeReference(then cobra.ShellCompDirective) cobra.CompletionFunc {
+	return func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+		if len(args) == 1 {
+			return nil, then
+		}
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
 }
 
 // open gives the repository of a reference that was typed.
@@ -101,7 +116,7 @@ func (a *app) runPull(ctx context.Context, text string, list []string, arch, out
 	var partial partialDir
 	reports := make([]ui.Result, len(chosen))
 	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(4)
+	g.SetLimit(8)
 	for i, c := range chosen {
 		line := a.board.Line(kernelOf(c.Meta).String())
 		g.Go(func() error {
@@ -177,14 +192,32 @@ func (a *app) pullOne(ctx context.Context, client *registry.Client, repo *regist
 	return nil
 }
 
-// choose gives what selectors name of what a reference stands for, in their order. A kernel of the host's own must fit it.
-func choose(ctx context.Context, repo *registry.Repo, ref registry.Reference, selectors []kernels.Selector, h host, arch string) ([]artifact.Entry, error) {
-	offers, err := artifact.Entries(ctx, repo, ref.Identifier())
+// offered is all that a reference stands for.
+func offered(ctx context.Context, repo *registry.Repo, ref registry.Reference) ([]artifact.Entry, error) {
+	list, err := artifact.Entries(ctx, repo, ref.Identifier())
+	if ref.Identifier() != "" && errors.Is(err, registry.ErrNotFound) {
+		err = fmt.Errorf("%w; 'list %s' shows what is there", err, ref.Repository())
+	}
 	if err != nil {
 		return nil, registryError(err)
 	}
+	return list, nil
+}
+
+// choose gives what selectors name of what a reference stands for, in their order. A kernel of the host's own must fit it.
+func choose(ctx context.Context, repo *registry.Repo, ref registry.Reference, selectors []kernels.Selector, h host, arch string) ([]artifact.Entry, error) {
+	offers, err := offered(ctx, repo, ref)
+	if err != nil {
+		return nil, err
+	}
 	var out []artifact.Entry
 	for _, s := range selectors {
+		if s.Release == kernels.Running {
+			if h.running == "" {
+				return nil, errors.New("the running kernel's release is not known; name one with --kernel")
+			}
+			s.Release = h.running
+		}
 		wants, err := wanted(offers, s, h, arch)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", ref, err)
@@ -226,12 +259,6 @@ func find(ctx context.Context, repo *registry.Repo, ref registry.Reference, offe
 // wanted are the kernels that a selector stands for, of what is offered. One of the host's own must be of its distribution, and where
 // its headers are installed, of their Module.symvers.
 func wanted(offers []artifact.Entry, s kernels.Selector, h host, arch string) ([]artifact.Want, error) {
-	if s.Release == kernels.Running {
-		if h.running == "" {
-			return nil, errors.New("the running kernel's release is not known; name one with --kernel")
-		}
-		s.Release = h.running
-	}
 	if s.Distro == "" && s.Release == h.running && h.suite != "" {
 		s.Distro, s.Suite = h.distro, h.suite
 	}
@@ -245,7 +272,7 @@ func wanted(offers []artifact.Entry, s kernels.Selector, h host, arch string) ([
 				continue
 			}
 			if i := slices.IndexFunc(wants, func(w artifact.Want) bool { return w.Release == k.Release }); i >= 0 && !isPattern(s.Release) {
-				return nil, fmt.Errorf("%q is a release of %s and of %s/%s: put its suite before it", s.Release, k, wants[i].Distro, wants[i].Suite)
+				return nil, fmt.Errorf("%q is a release of %s/%s and of %s/%s: put the suite before it, as in %[4]s/%[5]s:%[1]s", s.Release, wants[i].Distro, wants[i].Suite, k.Distro, k.Suite)
 			}
 			wants = append(wants, artifact.Want{Distro: k.Distro, Suite: k.Suite, Release: k.Release, Arch: arch})
 		}

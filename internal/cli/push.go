@@ -38,8 +38,10 @@ or "running"; the default is every kernel that there is a result for. Nothing is
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.runPush(cmd.Context(), append(args, ".")[:2], list)
 		},
+		ValidArgsFunction: completeReference(cobra.ShellCompDirectiveDefault),
 	}
 	cmd.Flags().StringSliceVar(&list, "kernels", nil, "`KERNELS` to push for (default all)")
+	cmd.RegisterFlagCompletionFunc("kernels", cobra.NoFileCompletions)
 	return cmd
 }
 
@@ -56,7 +58,7 @@ func (a *app) runPush(ctx context.Context, args, list []string) error {
 	if err != nil {
 		return err
 	}
-	found, err := a.storedOf(ctx, results, args[1], layoutDirs(args[0]), selectors)
+	found, err := a.storedOf(ctx, results, args[1], selectors, layoutDirs(args[0]))
 	if err != nil {
 		return err
 	}
@@ -108,8 +110,8 @@ func (a *app) openToPush(text string) (*registry.Repo, error) {
 	return repo, nil
 }
 
-// publish pushes results of one version of a module. It fills in how they ended.
-func (a *app) publish(ctx context.Context, repo *registry.Repo, list []artifact.Publication, reports []ui.Result) error {
+// publish pushes results of one version of a module, which repositories of from may have. It fills in how they ended.
+func (a *app) publish(ctx context.Context, repo *registry.Repo, list []artifact.Publication, reports []ui.Result, from ...registry.Reference) error {
 	if len(list) == 0 {
 		return nil
 	}
@@ -120,12 +122,16 @@ func (a *app) publish(ctx context.Context, repo *registry.Repo, list []artifact.
 	}
 	line := a.board.Line("push " + reports[0].Module + "/" + reports[0].Version)
 	line.Phase("pushing")
-	done, err := artifact.Publish(ctx, repo, list)
+	done, err := artifact.Publish(ctx, repo, list, from...)
 	if err != nil {
 		line.End(ui.Failed, err.Error())
 		return registryError(err)
 	}
-	line.End(ui.Pushed, repo.Name())
+	if len(done.Entries) == 0 {
+		line.End(ui.Skipped, "")
+	} else {
+		line.End(ui.Pushed, repo.Name())
+	}
 	for _, w := range done.Warnings {
 		a.board.Warn(w.Error())
 	}
@@ -184,7 +190,7 @@ func (r *buildRun) push(ctx context.Context, cells []*cell) error {
 			reports[i] = c.report
 			reports[i].Digest = c.result.Digest.String()
 		}
-		if err := r.publish(ctx, repo, list, reports); err != nil {
+		if err := r.publish(ctx, repo, list, reports, r.caches...); err != nil {
 			return err
 		}
 		for i, c := range of {

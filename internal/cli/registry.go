@@ -16,11 +16,15 @@ import (
 
 // registries is the client of all registries. The cache keeps downloads that are cut off.
 func (a *app) registries() (*registry.Client, error) {
+	if a.client != nil {
+		return a.client, nil
+	}
 	dir, err := a.dir("downloads")
 	if err != nil {
 		return nil, err
 	}
-	return registry.New(registry.Options{Dir: dir, Insecure: a.insecure, Offline: a.offline})
+	a.client, err = registry.New(registry.Options{Dir: dir, Insecure: a.insecure, Offline: a.offline})
+	return a.client, err
 }
 
 // layoutDirs are the files and folders of the layout directories among some references, empty ones aside: they may lie in a source, or be

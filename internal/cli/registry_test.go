@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -66,7 +67,16 @@ func TestRegistries(t *testing.T) {
 	cache, out := newCache(t), t.TempDir()
 	repo := locked.Host + "/modules/hello"
 	made := parse[results](t, program(t, cache, "build", "../../testdata/hello", "--kernels", "debian/bookworm:latest,debian/trixie:latest",
-		"--out", out, "--push", locked.Host+"/modules/{module}", "--format", "json", "--quiet"))
+		"--out", out, "--cache-to", locked.Host+"/cache", "--push", locked.Host+"/modules/{module}", "--format", "json", "--quiet"))
+	mounted := 0
+	for _, r := range locked.Requests() {
+		if r.Method == "POST" && strings.Contains(r.Path, "/v2/modules/hello/blobs/uploads/?") && strings.Contains(r.Path, "mount=") && r.Status == http.StatusCreated {
+			mounted++
+		}
+	}
+	if mounted < 2 { // the layers, which went to the cache before
+		t.Errorf("%d blobs were mounted from the shared cache; want those of both kernels: %v", mounted, locked.Requests())
+	}
 	if len(made.Results) != 2 || !strings.HasPrefix(made.Results[0].Reference, repo+":1.0-debian-bookworm-") {
 		t.Fatalf("build --push says %+v", made)
 	}

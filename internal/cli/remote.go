@@ -26,6 +26,7 @@ func (o *sharedOptions) flags(f *pflag.FlagSet) {
 type sharedCaches struct {
 	from []*builder.Remote
 	to   *builder.Remote
+	refs []registry.Reference
 }
 
 // shared opens the caches of the options. One that is on the network is none when offline. Nothing is asked of one yet.
@@ -59,6 +60,7 @@ func (a *app) shared(o sharedOptions, temp string) (s sharedCaches, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", flag, err)
 		}
+		s.refs = append(s.refs, ref)
 		opened[name] = builder.NewRemote(name, cache.NewRegistry(repo, cache.RegistryOptions{Temp: temp, Warn: a.board.Warn}), a.board.Warn)
 		return opened[name], nil
 	}

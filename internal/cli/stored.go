@@ -31,9 +31,8 @@ func kernelOf(m artifact.Meta) kernels.Kernel {
 }
 
 // storedOf finds what was built of a source, or of a MODULE/VERSION, whatever the source: of each kernel the newest result, in the
-// order of the kernels' names. Of those it keeps what selectors name, all if there are none.
-// exclude are files and folders that are no part of the source.
-func (a *app) storedOf(ctx context.Context, results *cache.Dir, src string, exclude []string, selectors []kernels.Selector) ([]stored, error) {
+// order of the kernels' names. Of those it keeps what selectors name, all if there are none. exclude is no part of the source.
+func (a *app) storedOf(ctx context.Context, results *cache.Dir, src string, selectors []kernels.Selector, exclude []string) ([]stored, error) {
 	module, version, named := strings.Cut(src, "/")
 	if _, err := os.Stat(src); err == nil || module == "" || version == "" || strings.Contains(version, "/") {
 		named = false

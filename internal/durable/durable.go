@@ -243,3 +243,24 @@ func tryLock(path string) (*os.File, error) {
 	}
 	return f, nil
 }
+
+// Unnamed makes a file that vanishes when it is closed, or the process ends, however it ends. It has no name in dir, by default
+// os.TempDir().
+func Unnamed(dir string) (*os.File, error) {
+	if dir == "" {
+		dir = os.TempDir()
+	}
+	f, err := os.OpenFile(dir, os.O_RDWR|unix.O_TMPFILE, 0o600)
+	if err == nil {
+		return f, nil
+	}
+	f, err = os.CreateTemp(dir, "unnamed-*") // not every file system has files without a name
+	if err != nil {
+		return nil, fmt.Errorf("make a temporary file: %w", err)
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}

@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -361,7 +362,9 @@ func (a *access) try(parent context.Context, r request, authorization string) (*
 				source.set(err)
 				return nil, err
 			}
-			return &sent{ReadCloser: b, watch: w, pace: pace, blob: r.blob, left: r.size, failed: &source}, nil
+			body := &sent{ReadCloser: b, watch: w, pace: pace, blob: r.blob, left: r.size, failed: &source}
+			context.AfterFunc(ctx, func() { body.Close() }) // net/http waits for a Read to end, whatever it is told
+			return body, nil
 		}
 		if req.Body, err = req.GetBody(); err != nil {
 			return fail(err)
@@ -437,6 +440,7 @@ type sent struct {
 	left   int64
 	failed *sourceError
 	closed atomic.Bool
+	once   sync.Once
 }
 
 func (b *sent) Read(p []byte) (int, error) {
@@ -447,7 +451,7 @@ func (b *sent) Read(p []byte) (int, error) {
 		b.watch.moved(n, b.pace.stall)
 	}
 	switch {
-	case b.closed.Load(): // by net/http, as the connection broke
+	case b.closed.Load(): // as the connection broke
 	case err == io.EOF && b.left > 0:
 		b.failed.set(fmt.Errorf("%w: it ends %d bytes early", ErrAltered, b.left))
 	case err != nil && err != io.EOF:
@@ -458,7 +462,9 @@ func (b *sent) Read(p []byte) (int, error) {
 
 func (b *sent) Close() error {
 	b.closed.Store(true)
-	return b.ReadCloser.Close()
+	var err error
+	b.once.Do(func() { err = b.ReadCloser.Close() })
+	return err
 }
 
 // sourceError is why what was to be sent could not be read.

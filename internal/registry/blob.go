@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"sync"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -30,7 +31,9 @@ type stream struct {
 	d    v1.Descriptor
 	n    int64 // bytes that were read, and are in sum
 	sum  hash.Hash
+	mu   sync.Mutex    // of what Close, which may come at any time, shares with Read
 	body io.ReadCloser // nil: none is open
+	shut bool          // it has been closed
 	from int64         // n when it was opened
 	poor int           // connections in a row that brought hardly anything
 	err  error         // the end
@@ -60,21 +63,29 @@ func (s *stream) connect(broke error) error {
 			err, broke = broke, nil
 			return err
 		}
-		if s.body != nil {
-			s.body.Close()
-		}
-		if s.body, err = s.repo.part(s.ctx, s.d, s.n); err != nil {
-			s.body = nil
+		body, err := s.repo.part(s.ctx, s.d, s.n)
+		if err != nil {
 			return err
 		}
 		var first [1]byte
 		if s.n < s.d.Size {
-			if _, err := io.ReadFull(s.body, first[:]); err != nil {
+			if _, err := io.ReadFull(body, first[:]); err != nil {
+				body.Close()
 				return early(err)
 			}
-			s.body = &unread{first[:], s.body}
+			body = &unread{first[:], body}
 		}
 		s.from = s.n
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.body != nil {
+			s.body.Close()
+		}
+		s.body = body
+		if s.shut {
+			s.body.Close()
+			return os.ErrClosed
+		}
 		return nil
 	})
 }
@@ -114,7 +125,12 @@ func (s *stream) Read(p []byte) (int, error) {
 			if s.poor++; s.n-s.from >= slowest {
 				s.poor = 0
 			}
-			if err = early(err); s.poor < s.repo.client.pace.tries {
+			s.mu.Lock()
+			shut := s.shut
+			s.mu.Unlock()
+			if err = early(err); shut {
+				err = os.ErrClosed
+			} else if s.poor < s.repo.client.pace.tries {
 				err = s.connect(err)
 			}
 			if err != nil {
@@ -132,6 +148,9 @@ func (s *stream) Read(p []byte) (int, error) {
 }
 
 func (s *stream) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.shut = true
 	if s.body == nil {
 		return nil
 	}

@@ -45,11 +45,20 @@ func TestEveryRequestFailsOnce(t *testing.T) {
 			io.Copy(io.Discard, r.Body)
 			return cut(w)
 		},
+		"forgets uploads": func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Method != "PUT" || !strings.Contains(r.URL.Path, "/uploads/") {
+				return false
+			}
+			io.Copy(io.Discard, r.Body)
+			w.WriteHeader(404)
+			io.WriteString(w, `{"errors":[{"code":"BLOB_UPLOAD_UNKNOWN"}]}`)
+			return true
+		},
 		"hangs": func(w http.ResponseWriter, r *http.Request) bool {
-			if strings.Contains(r.URL.Path, "/manifests/") { // one of them is enough
+			if r.Method == "PUT" && strings.Contains(r.URL.Path, "/manifests/") { // one of them is enough
 				select {
 				case <-r.Context().Done():
-				case <-time.After(2 * time.Second):
+				case <-time.After(500 * time.Millisecond):
 				}
 				return cut(w)
 			}
@@ -57,6 +66,7 @@ func TestEveryRequestFailsOnce(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			s := serve(t)
 			var seen sync.Map
 			s.breaks(func(w http.ResponseWriter, r *http.Request) bool {
@@ -148,12 +158,13 @@ func TestGivesUp(t *testing.T) {
 			}
 			select {
 			case <-r.Context().Done():
-			case <-time.After(3 * time.Second):
+			case <-time.After(1500 * time.Millisecond):
 			}
-			return true
+			return cut(w)
 		}, registry.ErrUnavailable, "", 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			s := seeded(t, before)
 			s.breaks(tt.fault)
 			c := client(t, registry.Options{})
@@ -417,13 +428,16 @@ func TestLyingManifests(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	answer := func(media string, b []byte) func(w http.ResponseWriter, r *http.Request) {
+	announced := func(digest v1.Hash, media string, b []byte) func(w http.ResponseWriter, r *http.Request) {
 		return func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Type", media)
-			w.Header().Set("Docker-Content-Digest", digest(t, img).String())
+			w.Header().Set("Docker-Content-Digest", digest.String())
 			w.Header().Set("Content-Length", strconv.Itoa(len(b)))
 			w.Write(b)
 		}
+	}
+	answer := func(media string, b []byte) func(w http.ResponseWriter, r *http.Request) {
+		return announced(sum(b), media, b)
 	}
 	oci := string(types.OCIManifestSchema1)
 	for _, tt := range []struct {
@@ -431,6 +445,7 @@ func TestLyingManifests(t *testing.T) {
 		answer   func(w http.ResponseWriter, r *http.Request)
 		want     error
 	}{
+		{"another than announced", "1.0", announced(digest(t, img), oci, append(bytes.Clone(raw), ' ')), registry.ErrAltered},
 		{"another by digest", digest(t, img).String(), answer(oci, append(bytes.Clone(raw), ' ')), registry.ErrAltered},
 		{"large", "1.0", answer(oci, append(bytes.Clone(raw), bytes.Repeat([]byte{' '}, registry.MaxManifest)...)), registry.ErrAltered},
 		{"endless", "1.0", func(w http.ResponseWriter, r *http.Request) {
@@ -736,6 +751,53 @@ func TestAttachAtOnce(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A connection that breaks while a layer is being read closes the layer: that it then can't be read is no reason to give up.
+func TestClosedWhileRead(t *testing.T) {
+	s := serve(t)
+	img := layers(t, 1, 1_000_000)
+	d, _ := layer(t, img, 0)
+	var once sync.Once
+	s.breaks(func(w http.ResponseWriter, r *http.Request) bool {
+		broken := false
+		if r.Method == "PUT" && r.URL.Query().Get("digest") == d.Digest.String() {
+			once.Do(func() {
+				io.CopyN(io.Discard, r.Body, 1000)
+				broken = cut(w)
+			})
+		}
+		return broken
+	})
+	if err := open(t, client(t, registry.Options{}), s.host()+"/team/mod").Push(t.Context(), "1.0", &stuck{Image: img}); err != nil {
+		t.Error(err)
+	}
+}
+
+// stuck is an image whose first layer, when it is read first, stops until it is closed.
+type stuck struct {
+	v1.Image
+	once sync.Once
+}
+
+func (s *stuck) LayerByDigest(h v1.Hash) (v1.Layer, error) {
+	l, err := s.Image.LayerByDigest(h)
+	return &stuckLayer{l, s}, err
+}
+
+type stuckLayer struct {
+	v1.Layer
+	s *stuck
+}
+
+func (l *stuckLayer) Compressed() (io.ReadCloser, error) {
+	rc, err := l.Layer.Compressed()
+	l.s.once.Do(func() {
+		r, w := io.Pipe()
+		go io.CopyN(w, rc, 70_000)
+		rc = r
+	})
+	return rc, err
 }
 
 // The registry has lost everything between two pushes of one process.

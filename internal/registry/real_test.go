@@ -39,7 +39,7 @@ func TestKilled(t *testing.T) {
 	for _, debian := range []bool{false, true} {
 		t.Run(fmt.Sprintf("debian=%v", debian), func(t *testing.T) {
 			reg := registrytest.Start(t, registrytest.Options{Debian: debian})
-			before, after := layers(t, 1, 1000), layers(t, 2, 8<<20, 2000)
+			before, after := layers(t, 1, 1000), layers(t, 2, 24<<20, 2000) // more than sockets hold
 			ref := reg.Host + "/team/mod"
 			if err := open(t, client(t, registry.Options{}), ref).Push(t.Context(), "1.0", before); err != nil {
 				t.Fatal(err)
@@ -47,10 +47,12 @@ func TestKilled(t *testing.T) {
 			for _, again := range []bool{false, true} {
 				c := patient(t, registry.Options{})
 				r := open(t, c, ref)
+				restarted := make(chan bool)
 				killed := &killer{Image: after, kill: func() {
 					reg.Kill()
 					if again {
 						time.AfterFunc(50*time.Millisecond, func() {
+							defer close(restarted)
 							if err := reg.Server.Restart(); err != nil {
 								t.Error(err)
 							}
@@ -58,6 +60,9 @@ func TestKilled(t *testing.T) {
 					}
 				}}
 				err := r.Push(t.Context(), "1.0", killed)
+				if again {
+					<-restarted
+				}
 				if again && err != nil {
 					t.Fatalf("Push to a registry that comes back: %v", err)
 				}

@@ -56,6 +56,9 @@ func Parse(text string) (Reference, error) {
 		r.dir = filepath.Clean(dir)
 		return r, nil
 	}
+	if !strings.Contains(where, "/") && (strings.Contains(where, ".") || where == "localhost") {
+		return fail("that is a registry; write the repository behind it, as in %s/modules/hello", text)
+	}
 	repo, err := name.NewRepository(where)
 	if err != nil {
 		return fail("%v", err)

@@ -40,7 +40,7 @@ func TestParse(t *testing.T) {
 			t.Errorf("Parse(%q) = %q, %q, %q, %v; want %+v", tt.text, r.Repository(), r.Tag, r.Digest, err, tt)
 		}
 	}
-	for _, text := range []string{"", "oci:", "https://registry.example/mod", "registry.example/UPPER", "mod:ta g", "mod@sha256:12", "mod@md5:" + strings.Repeat("a", 32), "oci::tag"} {
+	for _, text := range []string{"", "oci:", "registry.example", "localhost:5000", "127.0.0.1:5000", "https://registry.example/mod", "registry.example/UPPER", "mod:ta g", "mod@sha256:12", "mod@md5:" + strings.Repeat("a", 32), "oci::tag"} {
 		if r, err := registry.Parse(text); err == nil {
 			t.Errorf("Parse(%q) = %v; want an error", text, r)
 		}

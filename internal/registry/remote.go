@@ -190,7 +190,14 @@ func (a *access) manifest(ctx context.Context, identifier string) ([]byte, v1.De
 		return nil, v1.Descriptor{}, err
 	}
 	d, err := describe(raw, contentType(resp), identifier)
-	return raw, d, err
+	if err != nil {
+		return nil, v1.Descriptor{}, err
+	}
+	// What a tag names can be altered in the registry's storage.
+	if said, err := v1.NewHash(resp.Header.Get("Docker-Content-Digest")); err == nil && said.Algorithm == "sha256" && said != d.Digest {
+		return nil, v1.Descriptor{}, fmt.Errorf("%w: it is sent as %s and has digest %s", ErrAltered, said, d.Digest)
+	}
+	return raw, d, nil
 }
 
 // describe checks a manifest's digest, if the identifier is one, and its type: said, or what it says itself. One that could be read as

@@ -321,12 +321,18 @@ func (r *buildRun) run(ctx context.Context, targets []target) error {
 	if ctx.Err() == nil {
 		pushed = r.push(ctx, cells)
 	}
-	r.board.Close()
-
 	reports, codes := make([]ui.Result, len(cells)), make([]int, len(cells))
 	for i, c := range cells {
 		reports[i], codes[i] = c.report, c.code
 	}
+	err := outcome(reports, codes)
+	built := (*exitError)(nil)
+	if errors.As(err, &built) && pushed != nil && built.code != exitSkipped && built.code <= codeOf(pushed) && ctx.Err() == nil {
+		r.board.Warn("--push: " + pushed.Error())
+		pushed = nil
+	}
+	r.board.Close()
+
 	print := ui.PrintText
 	if r.json() {
 		print = ui.PrintJSON
@@ -334,12 +340,11 @@ func (r *buildRun) run(ctx context.Context, targets []target) error {
 	if err := print(r.stdout, reports); err != nil {
 		return err
 	}
-	err := outcome(reports, codes)
-	if e := (*exitError)(nil); pushed != nil && (err == nil || errors.As(err, &e) && e.code == exitSkipped) {
+	if pushed != nil {
 		return pushed
 	}
-	if e := (*exitError)(nil); r.engine.err != nil && errors.As(err, &e) { // the ways out are the same for all kernels
-		return &exitError{code: e.code, err: r.engine.err}
+	if r.engine.err != nil && built != nil { // the ways out are the same for all kernels
+		return &exitError{code: built.code, err: r.engine.err}
 	}
 	return err
 }

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime"
 	"strings"
@@ -170,8 +171,10 @@ func (a *app) pushTargets(text string, us units) (map[string]*registry.Repo, err
 	return out, nil
 }
 
-// push pushes what was built or cached, each module to its repository. What failed is left out.
+// push pushes what was built or cached, each module to its repository. What failed is left out. One repository's failure stops no other,
+// unless the registry is down.
 func (r *buildRun) push(ctx context.Context, cells []*cell) error {
+	var failed []error
 	for _, u := range r.units {
 		repo := r.targets[u.source.Module]
 		if repo == nil {
@@ -191,11 +194,14 @@ func (r *buildRun) push(ctx context.Context, cells []*cell) error {
 			reports[i].Digest = c.result.Digest.String()
 		}
 		if err := r.publish(ctx, repo, list, reports, r.caches...); err != nil {
-			return err
+			if failed = append(failed, err); ctx.Err() != nil || errors.Is(err, registry.ErrUnavailable) {
+				break
+			}
+			continue
 		}
 		for i, c := range of {
 			c.report.Reference = reports[i].Reference
 		}
 	}
-	return nil
+	return errors.Join(failed...)
 }

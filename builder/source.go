@@ -61,7 +61,7 @@ type Source struct {
 // SourceOptions says how to read a source.
 type SourceOptions struct {
 	Temp    string   // folder for the unnamed file; default: os.TempDir()
-	Exclude []string // files and folders of this machine that are not part of the tree
+	Exclude []string // files and folders of this machine that are not part of the tree, nor are folders that have nothing else
 
 	// Open opens a .deb; see kernels.Provider. Without it a .deb is no source.
 	Open func(pkg io.Reader) (payload io.ReadCloser, depends []string, err error)
@@ -200,7 +200,9 @@ func (t *tree) readDir(ctx context.Context, dir string, exclude []string) error 
 	if _, err := t.root.Stat("dkms.conf"); errors.Is(err, fs.ErrNotExist) {
 		return errors.New("there is no dkms.conf in it; give the folder that has one, a tarball, or a -dkms .deb")
 	}
-	return fs.WalkDir(t.root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
+	var above []string // folders with something that is left out
+	err = fs.WalkDir(t.root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
+		excluded := slices.Contains(left, filepath.Join(abs, filepath.FromSlash(name)))
 		switch {
 		case err != nil:
 			return err
@@ -208,7 +210,10 @@ func (t *tree) readDir(ctx context.Context, dir string, exclude []string) error 
 			return context.Cause(ctx)
 		case name == ".":
 			return nil
-		case slices.Contains(vcsFolders, d.Name()), slices.Contains(left, filepath.Join(abs, filepath.FromSlash(name))):
+		case excluded, slices.Contains(vcsFolders, d.Name()):
+			if excluded {
+				above = append(above, path.Dir(name))
+			}
 			if d.IsDir() {
 				return fs.SkipDir
 			}
@@ -229,6 +234,22 @@ func (t *tree) readDir(ctx context.Context, dir string, exclude []string) error 
 		}
 		return t.add(name, e)
 	})
+	t.prune(above)
+	return err
+}
+
+// prune leaves out folders, and those above them, in which nothing is left: they are there for what was excluded.
+func (t *tree) prune(folders []string) {
+	children := map[string]int{}
+	for name := range t.entries {
+		children[path.Dir(name)]++
+	}
+	for _, dir := range folders {
+		for ; dir != "." && children[dir] == 0 && t.entries[dir] != nil; dir = path.Dir(dir) {
+			delete(t.entries, dir)
+			children[path.Dir(dir)]--
+		}
+	}
 }
 
 // real is the absolute path of a folder without links.

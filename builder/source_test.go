@@ -83,10 +83,11 @@ func TestSourceDigest(t *testing.T) {
 		{"modes", func() { os.Chmod(filepath.Join(dir, "Makefile"), 0o600) }, dir},
 		{"git", func() { os.MkdirAll(filepath.Join(dir, ".git/objects"), 0o755) }, dir},
 		{"output", func() { os.MkdirAll(filepath.Join(out, "debian-bookworm"), 0o755) }, dir},
+		{"output in folders made for it", func() { os.MkdirAll(filepath.Join(dir, "made/for/it/deep"), 0o755) }, dir},
 		{"output, by way of a link", func() { os.Symlink(dir, dir+"-link") }, dir + "-link"},
 	} {
 		tt.prepare()
-		if got := open(t, tt.src, SourceOptions{Exclude: []string{out}}); got.Digest != want.Digest {
+		if got := open(t, tt.src, SourceOptions{Exclude: []string{out, filepath.Join(dir, "made/for/it")}}); got.Digest != want.Digest {
 			t.Errorf("%s: digest %s; want %s", tt.name, got.Digest, want.Digest)
 		}
 	}

@@ -117,6 +117,7 @@ func invalid(format string, a ...any) error {
 const (
 	maxFiles = 1024
 	maxFile  = 1 << 30 // bytes of one module
+	maxAll   = 4 << 30 // bytes of all modules of an artifact
 	maxExtra = 32 << 20
 	maxMeta  = 4 << 20 // bytes of the manifest and of the config
 	maxText  = 4096    // bytes of an annotation, other than the list of modules
@@ -124,7 +125,7 @@ const (
 
 var (
 	nameForm      = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+-]*\.ko$`)
-	folderForm    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+~@=,-]{0,127}$`) // as package dkms takes names and versions
+	folderForm    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+~@=,:-]{0,127}$`) // as package dkms takes names and versions, and a colon, as Debian's have
 	componentForm = regexp.MustCompile(`^[A-Za-z0-9_+~][A-Za-z0-9._+~-]*$`)
 )
 
@@ -235,6 +236,7 @@ func checkFiles(m Meta, files []File) error {
 	if len(files) > maxFiles {
 		return invalid("%d modules, more than %d", len(files), maxFiles)
 	}
+	left := int64(maxAll)
 	for i, f := range files {
 		if !nameForm.MatchString(f.Name) || len(f.Name) > 200 {
 			return invalid("module file name %q", f.Name)
@@ -250,6 +252,9 @@ func checkFiles(m Meta, files []File) error {
 		}
 		if f.Size < 0 || f.Size > maxFile {
 			return invalid("module %q has %d bytes", f.Name, f.Size)
+		}
+		if left -= f.Size; left < 0 {
+			return invalid("the modules have more than %d bytes", int64(maxAll))
 		}
 		if i > 0 && f.Name <= files[i-1].Name {
 			if f.Name == files[i-1].Name {

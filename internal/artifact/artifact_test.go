@@ -302,6 +302,13 @@ func TestNewRefuses(t *testing.T) {
 		{"dest empty", meta(), []artifact.File{with(func(f *artifact.File) { f.Dest = "" })}, "folder"},
 		{"smaller", meta(), []artifact.File{with(func(f *artifact.File) { f.Size = 3 })}, "size"},
 		{"larger", meta(), []artifact.File{with(func(f *artifact.File) { f.Size = 5 })}, "size"},
+		{"giants", meta(), func() (list []artifact.File) {
+			for i := range 5 {
+				list = append(list, file(fmt.Sprint(i, ".ko"), ""))
+				list[i].Size = 1 << 30
+			}
+			return list
+		}(), "more than 4294967296"},
 		{"digest", meta(), []artifact.File{with(func(f *artifact.File) { f.Digest = hash("x") })}, "digest"},
 	} {
 		if _, err := artifact.New(tt.m, tt.files); err == nil || !strings.Contains(err.Error(), tt.want) {

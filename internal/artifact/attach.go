@@ -60,8 +60,9 @@ var attachments = [...]attachment{
 }
 
 const (
-	maxReferrers = 16 // manifests of one artifact type that are read to find the attachments of an artifact
-	requests     = 8  // at a time
+	maxReferrers  = 16        // manifests of one artifact type that are read to find the attachments of an artifact
+	maxAttachment = 128 << 10 // bytes of such a manifest; those of Attach have a thousand
+	requests      = 8         // at a time
 )
 
 // Attach pushes the attachments of an artifact that the repository has. A log is left out where there is one: builds of one result
@@ -172,7 +173,7 @@ func candidates(ctx context.Context, repo *registry.Repo, subject v1.Hash, artif
 	count := map[string]int{}
 	list = slices.DeleteFunc(list, func(d v1.Descriptor) bool {
 		count[d.ArtifactType]++
-		return !slices.Contains(known, d.ArtifactType) || count[d.ArtifactType] > maxReferrers
+		return !slices.Contains(known, d.ArtifactType) || count[d.ArtifactType] > maxReferrers || d.Size > maxAttachment
 	})
 	manifests := make([]*v1.Manifest, len(list))
 	g, gctx := errgroup.WithContext(ctx)
@@ -185,6 +186,9 @@ func candidates(ctx context.Context, repo *registry.Repo, subject v1.Hash, artif
 			}
 			if err != nil {
 				return err
+			}
+			if len(raw) > maxAttachment { // whatever the list says of it
+				return nil
 			}
 			m, err := v1.ParseManifest(bytes.NewReader(raw))
 			if err == nil && m.Subject != nil && m.Subject.Digest == subject {

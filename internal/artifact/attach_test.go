@@ -118,11 +118,14 @@ func TestAttachRefuses(t *testing.T) {
 }
 
 // referrer is what anybody may attach.
-func referrer(t *testing.T, repo *registry.Repo, subject v1.Descriptor, artifactType string, layer types.MediaType, size int64, content string) v1.Hash {
+func referrer(t *testing.T, repo *registry.Repo, subject v1.Descriptor, artifactType string, layer types.MediaType, size int64, content string, notes ...string) v1.Hash {
 	t.Helper()
 	m := v1.Manifest{SchemaVersion: 2, MediaType: types.OCIManifestSchema1, ArtifactType: artifactType, Subject: &subject,
 		Config: v1.Descriptor{MediaType: "application/vnd.oci.empty.v1+json", Size: 2, Digest: hash("{}")},
-		Layers: []v1.Descriptor{{MediaType: layer, Size: size, Digest: hash(content)}}}
+		Layers: []v1.Descriptor{{MediaType: layer, Size: size, Digest: hash(content)}}, Annotations: map[string]string{}}
+	for _, note := range notes {
+		m.Annotations[hash(note).Hex] = note
+	}
 	raw, err := json.Marshal(m)
 	if err != nil {
 		t.Fatal(err)
@@ -173,6 +176,18 @@ func TestReadAttachmentsHostile(t *testing.T) {
 			if got, err := artifact.ReadAttachments(ctx, open(), d.Digest); err != nil || !bytes.Equal(got.Lock, a.Lock) || !bytes.Equal(got.Symvers, a.Symvers) {
 				t.Errorf("%s: ReadAttachments = %+v, %v", tt.name, got, err)
 			}
+		}
+	})
+}
+
+// What is far too large for an attachment is passed over, rather than held in memory.
+func TestReadAttachmentsLarge(t *testing.T) {
+	stores(t, func(t *testing.T, open func() *registry.Repo) {
+		repo := open()
+		d := pushed(t, repo, attachable())
+		referrer(t, repo, d, artifact.LockType, "application/json", 8, "whatever", strings.Repeat("x", 200_000))
+		if got, err := artifact.ReadAttachments(context.Background(), repo, d.Digest); err != nil || got.Lock != nil {
+			t.Errorf("ReadAttachments = %+v, %v; want nothing", got, err)
 		}
 	})
 }

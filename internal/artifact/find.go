@@ -262,8 +262,8 @@ type Listed struct {
 
 // List reads no more than that.
 const (
-	maxListed  = 4096  // tags
-	maxEntries = 65536 // entries of all indexes
+	maxListed      = 4096     // tags
+	maxListedBytes = 64 << 20 // of annotations; some 60,000 artifacts have as much
 )
 
 // List gives all artifacts of a repository, by version and then as an index has them: those that the versions' indexes have, and those
@@ -275,9 +275,9 @@ func List(ctx context.Context, repo *registry.Repo) ([]Listed, error) {
 	}
 	tags = slices.DeleteFunc(tags, func(tag string) bool { _, ok := ParseTag(tag); return !ok })
 	if len(tags) > maxListed {
-		return nil, fmt.Errorf("list %q: it has %d tags, more than %d", repo.Name(), len(tags), maxListed)
+		return nil, fmt.Errorf("list %q: %w: it has %d tags, more than %d", repo.Name(), registry.ErrRefused, len(tags), maxListed)
 	}
-	var entries atomic.Int64
+	var size atomic.Int64
 	read := func(kernels bool, one func(ctx context.Context, tag string) ([]Listed, error)) ([]Listed, error) {
 		lists := make([][]Listed, len(tags))
 		g, gctx := errgroup.WithContext(ctx)
@@ -288,9 +288,14 @@ func List(ctx context.Context, repo *registry.Repo) ([]Listed, error) {
 			}
 			g.Go(func() error {
 				list, err := one(gctx, tag)
-				switch n := entries.Add(int64(len(list))); {
-				case n > maxEntries:
-					return fmt.Errorf("list %q: it has more than %d artifacts", repo.Name(), maxEntries)
+				for _, l := range list {
+					for k, v := range l.written.Annotations {
+						size.Add(int64(len(k) + len(v)))
+					}
+				}
+				switch {
+				case size.Load() > maxListedBytes:
+					return fmt.Errorf("list %q: %w: its indexes say more than %d bytes", repo.Name(), registry.ErrRefused, maxListedBytes)
 				case errors.Is(err, errForeign), errors.Is(err, registry.ErrNotFound): // not ours, or removed meanwhile
 				case errors.Is(err, ErrInvalid), errors.Is(err, registry.ErrAltered):
 					lists[i] = []Listed{{Entry: Entry{Tag: tag}, Err: err}}

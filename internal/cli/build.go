@@ -171,7 +171,8 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, sources []string) er
 	if err != nil {
 		return err
 	}
-	exclude := slices.Concat([]string{o.out, filepath.Dir(temp)}, shared.dirs, layoutDirs(o.push), layoutDirs(o.headers.repo)) // any may lie in the source, or be it
+	exclude := append([]string{o.out, filepath.Dir(temp)}, // any may lie in the source, or be it
+		layoutDirs(append([]string{o.push, o.headers.repo, o.shared.to}, o.shared.from...)...)...)
 	for _, suite := range a.suites() {
 		exclude = append(exclude, filepath.Join(o.out, strings.Replace(suite, "/", "-", 1)))
 	}
@@ -323,12 +324,18 @@ func (r *buildRun) run(ctx context.Context, targets []target) error {
 	if ctx.Err() == nil {
 		pushed = r.push(ctx, cells)
 	}
-	r.board.Close()
-
 	reports, codes := make([]ui.Result, len(cells)), make([]int, len(cells))
 	for i, c := range cells {
 		reports[i], codes[i] = c.report, c.code
 	}
+	err := outcome(reports, codes)
+	built := (*exitError)(nil)
+	if errors.As(err, &built) && pushed != nil && built.code != exitSkipped && built.code <= codeOf(pushed) && ctx.Err() == nil {
+		r.board.Warn("--push: " + pushed.Error())
+		pushed = nil
+	}
+	r.board.Close()
+
 	print := ui.PrintText
 	if r.json() {
 		print = ui.PrintJSON
@@ -336,12 +343,11 @@ func (r *buildRun) run(ctx context.Context, targets []target) error {
 	if err := print(r.stdout, reports); err != nil {
 		return err
 	}
-	err := outcome(reports, codes)
-	if e := (*exitError)(nil); pushed != nil && (err == nil || errors.As(err, &e) && e.code == exitSkipped) {
+	if pushed != nil {
 		return pushed
 	}
-	if e := (*exitError)(nil); r.engine.err != nil && errors.As(err, &e) { // the ways out are the same for all kernels
-		return &exitError{code: e.code, err: r.engine.err}
+	if r.engine.err != nil && built != nil { // the ways out are the same for all kernels
+		return &exitError{code: built.code, err: r.engine.err}
 	}
 	return err
 }

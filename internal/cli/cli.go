@@ -49,6 +49,14 @@ type exitError struct {
 func (e *exitError) Error() string { return e.err.Error() }
 func (e *exitError) Unwrap() error { return e.err }
 
+// codeOf is the exit code of an error.
+func codeOf(err error) int {
+	if e := (*exitError)(nil); errors.As(err, &e) {
+		return e.code
+	}
+	return exitUsage
+}
+
 // Main runs the command line args (without the program's name) and returns the exit code. When ctx ends, what is under way
 // is cancelled and cleaned up first. It comes first in a program: an engine starts that same program once more, as the first
 // process inside.
@@ -74,9 +82,9 @@ func (a *app) run(ctx context.Context, args []string) int {
 	if err == nil {
 		return 0
 	}
-	code, silent := exitUsage, false
+	code, silent := codeOf(err), false
 	if e := (*exitError)(nil); errors.As(err, &e) {
-		code, silent = e.code, e.silent
+		silent = e.silent
 	}
 	if ctx.Err() != nil {
 		code, err, silent = exitSignal, errors.New("interrupted; nothing unfinished was left behind"), false

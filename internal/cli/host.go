@@ -18,7 +18,7 @@ import (
 
 // host is what a Linux root says of itself, for a module must fit it.
 type host struct {
-	root          string
+	root          string // empty: there is none to look at
 	distro, suite string // of os-release(5), ID and VERSION_CODENAME; empty where it doesn't say
 	running       string // kernel release; empty if it isn't known
 }
@@ -54,7 +54,7 @@ func (h host) isOwn(k kernels.Kernel) bool {
 
 // symvers is the digest of the Module.symvers in the headers of a release, if they are installed here.
 func (h host) symvers(release string) (digest v1.Hash, found bool, err error) {
-	if release == "" || strings.Contains(release, "/") || release == ".." {
+	if h.root == "" || release == "" || strings.Contains(release, "/") || release == ".." {
 		return v1.Hash{}, false, nil
 	}
 	for _, dir := range []string{

@@ -213,6 +213,9 @@ func (a *app) runInspect(ctx context.Context, text string, list []string, arch s
 	if err != nil {
 		return registryError(err)
 	}
+	if err := e.Check(img); err != nil {
+		return registryError(fmt.Errorf("%s: %w", repo.Name(), err))
+	}
 	meta, files, err := artifact.ReadMeta(img)
 	if err != nil {
 		return registryError(err)
@@ -278,9 +281,10 @@ func (i inspected) text() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s/%s for %s\n", i.Module, i.Version, i.Kernel)
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	oneLine := strings.NewReplacer("\n", " ", "\t", " ")
 	line := func(name, value string) {
 		if value != "" {
-			fmt.Fprintf(w, "  %s\t%s\n", name, value)
+			fmt.Fprintf(w, "  %s\t%s\n", name, oneLine.Replace(value))
 		}
 	}
 	line("reference", i.Reference)

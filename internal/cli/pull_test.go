@@ -139,4 +139,30 @@ func TestPullChecksFirst(t *testing.T) {
 	if code, stderr, _ := p.pull(t); code != exitRegistry || asked.Load() > 0 {
 		t.Errorf("pull = %d, with %d requests for the layer: %s", code, asked.Load(), stderr)
 	}
+	run(t, t.TempDir(), "inspect", p.ref, "--kernel", "6.1.0-1-amd64", "--arch", "amd64").wants(t, exitRegistry, "not what its index says")
+}
+
+// What an artifact says of itself stays in its line.
+func TestInspectedText(t *testing.T) {
+	if text := (inspected{Compiler: "gcc\n  key\tsha256:0"}).text(); strings.Count(text, "\n") != 3 {
+		t.Errorf("text = %q", text)
+	}
+}
+
+// Where no host is looked at, the folder that the program runs in isn't taken for one.
+func TestNoHost(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	if err := os.MkdirAll("usr/src/linux-headers-6.1", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile("usr/src/linux-headers-6.1/Module.symvers", nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, found, err := (host{}).symvers("6.1"); found || err != nil {
+		t.Errorf("symvers of no host = %v, %v", found, err)
+	}
+	if _, found, err := (host{root: dir}).symvers("6.1"); !found || err != nil {
+		t.Errorf("symvers = %v, %v", found, err)
+	}
 }

@@ -2,8 +2,8 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"time"
@@ -151,26 +151,6 @@ func (a *app) publish(ctx context.Context, repo *registry.Repo, list []artifact.
 // moduleWord stands for the module's name in the reference of build's --push.
 const moduleWord = "{module}"
 
-// layoutDirs are the layout directories that a reference names, which may have moduleWord in it. They are no part of a source that
-// they lie in.
-func layoutDirs(text string) []string {
-	dir, ok := strings.CutPrefix(text, registry.Layout)
-	if !ok || dir == "" {
-		return nil
-	}
-	if !strings.Contains(dir, moduleWord) {
-		return []string{dir}
-	}
-	found, err := filepath.Glob(strings.ReplaceAll(dir, moduleWord, "*") + "/oci-layout")
-	if err != nil {
-		return nil
-	}
-	for i := range found {
-		found[i] = filepath.Dir(found[i])
-	}
-	return found
-}
-
 // pushTargets gives the repository that each source that was named is pushed to.
 func (a *app) pushTargets(text string, us units) (map[string]*registry.Repo, error) {
 	out := map[string]*registry.Repo{}
@@ -191,8 +171,10 @@ func (a *app) pushTargets(text string, us units) (map[string]*registry.Repo, err
 	return out, nil
 }
 
-// push pushes what was built or cached, each module to its repository. What failed is left out.
+// push pushes what was built or cached, each module to its repository. What failed is left out. One repository's failure stops no other,
+// unless the registry is down.
 func (r *buildRun) push(ctx context.Context, cells []*cell) error {
+	var failed []error
 	for _, u := range r.units {
 		repo := r.targets[u.source.Module]
 		if repo == nil {
@@ -212,11 +194,14 @@ func (r *buildRun) push(ctx context.Context, cells []*cell) error {
 			reports[i].Digest = c.result.Digest.String()
 		}
 		if err := r.publish(ctx, repo, list, reports, r.caches...); err != nil {
-			return err
+			if failed = append(failed, err); ctx.Err() != nil || errors.Is(err, registry.ErrUnavailable) {
+				break
+			}
+			continue
 		}
 		for i, c := range of {
 			c.report.Reference = reports[i].Reference
 		}
 	}
-	return nil
+	return errors.Join(failed...)
 }

@@ -3,7 +3,12 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/registry"
@@ -20,6 +25,39 @@ func (a *app) registries() (*registry.Client, error) {
 	}
 	a.client, err = registry.New(registry.Options{Dir: dir, Insecure: a.insecure, Offline: a.offline})
 	return a.client, err
+}
+
+// layoutDirs are the files and folders of the layout directories among some references, empty ones aside: they may lie in a source, or be
+// it, and are no part of it. moduleWord in one stands for any name.
+func layoutDirs(references ...string) (out []string) {
+	for _, text := range references {
+		ref, err := registry.Parse(text)
+		if err != nil || !ref.IsLayout() { // who opens it says what is wrong
+			continue
+		}
+		dirs := []string{strings.TrimPrefix(ref.Repository(), registry.Layout)}
+		if strings.Contains(dirs[0], moduleWord) {
+			pattern := strings.NewReplacer(`\`, `\\`, "*", `\*`, "?", `\?`, "[", `\[`, moduleWord, "*").Replace(dirs[0])
+			if dirs, err = filepath.Glob(pattern); err != nil {
+				continue
+			}
+			dirs = slices.DeleteFunc(dirs, func(dir string) bool { return !isLayout(dir) })
+		}
+		for _, dir := range dirs {
+			out = append(out, dir)
+			if isLayout(dir) {
+				for _, name := range []string{ocispec.ImageBlobsDir, ocispec.ImageIndexFile, ocispec.ImageLayoutFile, ".partial"} {
+					out = append(out, filepath.Join(dir, name))
+				}
+			}
+		}
+	}
+	return out
+}
+
+func isLayout(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, ocispec.ImageLayoutFile))
+	return err == nil
 }
 
 // ofRegistry tells whether an error is about a registry or what it has.

@@ -3,7 +3,6 @@ package cli
 import (
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/spf13/pflag"
 
@@ -27,7 +26,6 @@ func (o *sharedOptions) flags(f *pflag.FlagSet) {
 type sharedCaches struct {
 	from []*builder.Remote
 	to   *builder.Remote
-	dirs []string // those that are layout directories
 	refs []registry.Reference
 }
 
@@ -63,9 +61,6 @@ func (a *app) shared(o sharedOptions, temp string) (s sharedCaches, err error) {
 			return nil, fmt.Errorf("%s: %w", flag, err)
 		}
 		s.refs = append(s.refs, ref)
-		if ref.IsLayout() {
-			s.dirs = append(s.dirs, strings.TrimPrefix(name, registry.Layout))
-		}
 		opened[name] = builder.NewRemote(name, cache.NewRegistry(repo, cache.RegistryOptions{Temp: temp, Warn: a.board.Warn}), a.board.Warn)
 		return opened[name], nil
 	}

@@ -55,7 +55,7 @@ func TestMain(m *testing.M) {
 //	                         -packed before the kernels, the images are packed as well
 //	fetch PACKAGE            downloads a Debian package to $WORK/PACKAGE.deb
 //	mirror MODE              starts a mirror on loopback, $MIRROR, that spoils what it passes on, as MODE says
-//	registry                 starts a registry on loopback, $REGISTRY
+//	registry                 starts a registry on loopback, $REGISTRY, that refuses all below denied/
 //	offline CMD ...          runs a command where there is no network
 //	nobody CMD ...           runs a command as an ordinary user
 //	nosandbox CODE CMD       as exits, where there can be no more user namespaces
@@ -147,7 +147,14 @@ func TestScripts(t *testing.T) {
 				ts.Setenv("MIRROR", s.URL+"/debian")
 			},
 			"registry": func(ts *testscript.TestScript, _ bool, _ []string) {
-				s := httptest.NewServer(v1registry.New(v1registry.Logger(log.New(io.Discard, "", 0))))
+				inner := v1registry.New(v1registry.Logger(log.New(io.Discard, "", 0)))
+				s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if strings.HasPrefix(r.URL.Path, "/v2/denied/") {
+						w.WriteHeader(http.StatusForbidden)
+						return
+					}
+					inner.ServeHTTP(w, r)
+				}))
 				ts.Defer(s.Close)
 				ts.Setenv("REGISTRY", strings.TrimPrefix(s.URL, "http://"))
 			},

@@ -455,13 +455,16 @@ func (l *layout) stage(ctx context.Context, stage string, d v1.Descriptor, open 
 
 func (l *layout) refer(context.Context, v1.Hash, []v1.Descriptor) error { return nil }
 
-func (l *layout) referrers(_ context.Context, subject v1.Hash) ([]v1.Descriptor, error) {
+func (l *layout) referrers(ctx context.Context, subject v1.Hash) ([]v1.Descriptor, error) {
 	idx, err := l.index()
 	if err != nil {
 		return nil, err
 	}
 	var out []v1.Descriptor
 	for _, e := range idx.entries {
+		if ctx.Err() != nil { // there may be many
+			return nil, context.Cause(ctx)
+		}
 		h, err := v1.NewHash(e.Digest)
 		if err != nil || h.Algorithm != "sha256" || !slices.Contains(manifestTypes, e.MediaType) {
 			continue

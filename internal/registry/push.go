@@ -159,7 +159,9 @@ func (r *registry) push(ctx context.Context, identifier string, c *content, o Pu
 func (r *registry) send(ctx context.Context, identifier string, c *content, o PushOptions) error {
 	var from []name.Repository
 	for _, ref := range o.From {
-		from = append(from, ref.repo)
+		if !ref.IsLayout() { // those have nothing to share
+			from = append(from, ref.repo)
+		}
 	}
 	m := newMeter(o.Progress)
 	for _, b := range c.blobs {

@@ -270,7 +270,9 @@ func (r *registry) part(ctx context.Context, d v1.Descriptor, offset int64) (io.
 		err = fmt.Errorf("%w: it has %d bytes; want %d", ErrAltered, from+resp.ContentLength, d.Size)
 	}
 	if err == nil && from < offset { // the server ignores ranges
-		_, err = io.CopyN(io.Discard, resp.Body, offset)
+		if _, err = io.CopyN(io.Discard, resp.Body, offset); err != nil {
+			err = early(err)
+		}
 	}
 	if err != nil {
 		resp.Body.Close()

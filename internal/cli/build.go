@@ -73,6 +73,9 @@ With --cache-to, results go to a repository that other machines look into with -
 the same key, and fits in all that it says of itself, counts as built here. Neither stops a build: a shared cache that can't be
 used is named once and left alone, and a result that doesn't fit is refused with a warning. None is replaced by another.
 
+With --push, what was built or was cached is pushed when all kernels are done, for the commands pull and list; see push. What
+failed is left out. Where it can't be pushed the modules are in DIR all the same.
+
 A build runs in a sandbox of Linux namespaces where the kernel allows it, else in a container of the Docker Engine that
 DOCKER_HOST or the Docker context names; --engine sets one of them. The result is the same to the byte. The engine is looked for
 when there is something to build: what is in the cache needs none.

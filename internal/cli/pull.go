@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -16,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/durable"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/registry"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
@@ -157,12 +157,12 @@ func (a *app) pullOne(ctx context.Context, client *registry.Client, repo *regist
 		return registryError(fmt.Errorf("%s: %w", repo.Name(), err))
 	}
 	if e.Size > smallArtifact {
-		dir, err := os.MkdirTemp(temp, "pull-")
+		dir, err := durable.NewTemp(filepath.Join(temp, "pull"))
 		if err != nil {
 			return err
 		}
-		defer os.RemoveAll(dir)
-		if img, err = client.Fetch(ctx, repo, e.Digest.String(), dir, line.Bytes); err != nil {
+		defer dir.Close()
+		if img, err = client.Fetch(ctx, repo, e.Digest.String(), dir.Dir, line.Bytes); err != nil {
 			return registryError(err)
 		}
 	}

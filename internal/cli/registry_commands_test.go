@@ -250,7 +250,7 @@ func TestBuildReferences(t *testing.T) {
 func TestPullUsage(t *testing.T) {
 	dir := t.TempDir()
 	stock(t, dir, made{version: "1.0", kernel: k1, size: 1000}, made{version: "1.0", kernel: k1other, size: 1000}, made{version: "1.0", kernel: kPlus, size: 1000},
-		made{version: "2:1~rc1", kernel: k2, size: 1000})
+		made{version: "2~rc1-1", kernel: k2, size: 1000})
 	for kind, repo := range map[string]string{"layout": "oci:" + filepath.Join(t.TempDir(), "layout"), "registry": memoryRegistry(t)} {
 		t.Run(kind, func(t *testing.T) {
 			run(t, dir, "push", repo, "made/1.0").wants(t, 0)
@@ -323,11 +323,11 @@ func TestPullUsage(t *testing.T) {
 			}
 
 			// Several versions: one must be named.
-			run(t, dir, "push", repo, "made/2:1~rc1").wants(t, 0)
+			run(t, dir, "push", repo, "made/2~rc1-1").wants(t, 0)
 			for _, command := range []string{"pull", "inspect"} {
-				run(t, cache, command, repo, "--kernel", k1).wants(t, 23, "several versions: name one of 1.0, 2:1~rc1")
+				run(t, cache, command, repo, "--kernel", k1).wants(t, 23, "several versions: name one of 1.0, 2~rc1-1")
 			}
-			pull(repo+":2_c1_trc1", "--kernel", "*").wants(t, 0, k2)
+			pull(repo+":2_trc1_-1", "--kernel", "*").wants(t, 0, k2)
 			pull(repo+":1.0", "--kernel", k1).wants(t, 0, k1)
 			if kind == "registry" {
 				pull(repo, "--kernel", k1, "--offline").wants(t, 1, "leave --offline away, or name a layout directory")

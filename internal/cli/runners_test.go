@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"net/http"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -36,7 +37,7 @@ func TestRunners(t *testing.T) {
 		}
 	}
 	slices.Sort(want)
-	got := indexed(t, reg.Host+"/ci/hello:1.0")
+	got := indexed(t, reg.Host+"/ci/hello")
 	slices.Sort(got)
 	if !slices.Equal(got, want) {
 		t.Errorf("the index has %q; want %q", got, want)
@@ -52,5 +53,23 @@ func TestRunners(t *testing.T) {
 	}
 	if third.errs != "" {
 		t.Errorf("the third runner says %s", third.errs)
+	}
+
+	// Where it may not push, the modules are there all the same, and the exit code is the registry's.
+	m := newRelay(t, http.NotFoundHandler())
+	m.on(func(w http.ResponseWriter, r *http.Request) bool {
+		if r.URL.Path != "/v2/" {
+			http.Error(w, `{"errors":[{"code":"DENIED"}]}`, http.StatusForbidden)
+		}
+		return true
+	}, nil)
+	out := filepath.Join(t.TempDir(), "out")
+	denied := run(t, newCache(t), "build", "../../testdata/hello", "--kernels", want[0], "--cache-from", reg.Host+"/ci/cache", "--push", m.repo(), "--out", out, "--format", "json", "-q").
+		wants(t, 22, "access denied", "docker login", m.repo())
+	if r := parse[results](t, []byte(denied.out)).Results; len(r) != 1 || r[0].Status != "cached" || r[0].Reference != "" || len(r[0].Modules) != 1 {
+		t.Errorf("who may not push has %+v", r)
+	}
+	if got := below(t, out); len(got) != 2 { // the log, too
+		t.Errorf("%q is in the folder for modules", got)
 	}
 }

@@ -145,11 +145,12 @@ func (r Remote) image(ctx context.Context, tag string) (*remoteImage, error) {
 	return &remoteImage{d.Digest, raw, lock, root, m.Layers, cfg.RootFS.DiffIDs}, nil
 }
 
-// maxPacked bounds a layer's bytes by those of its packages. Packed by gzip they take about half as much again as their packages do.
+// maxPacked bounds a layer's bytes by those of its packages, and where those are the registry's word too, by what may be unpacked of
+// it. Packed by gzip they take about half as much again as their packages do.
 func maxPacked(pkgs []kernels.Package) int64 {
 	n := int64(1 << 20)
 	for _, p := range pkgs {
-		n += 16 * min(p.Size, 4<<30)
+		n = min(n+16*min(p.Size, 4<<30), defaultLimits.bytes)
 	}
 	return n
 }

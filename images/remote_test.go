@@ -697,3 +697,20 @@ func TestKernelTag(t *testing.T) {
 		}
 	}
 }
+
+// A lock that comes with the image makes nobody download without end.
+func TestMaxPacked(t *testing.T) {
+	for _, tt := range []struct {
+		size int64
+		n    int
+		want int64
+	}{{1000, 2, 1<<20 + 32_000}, {1 << 62, 20_000, 16 << 30}, {3 << 30, 1, 16 << 30}} {
+		pkgs := make([]kernels.Package, tt.n)
+		for i := range pkgs {
+			pkgs[i].Size = tt.size
+		}
+		if got := maxPacked(pkgs); got != tt.want {
+			t.Errorf("maxPacked of %d packages of %d bytes = %d; want %d", tt.n, tt.size, got, tt.want)
+		}
+	}
+}

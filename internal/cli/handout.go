@@ -63,9 +63,6 @@ func moduleIn(dir string, f artifact.File) ui.Module {
 // place puts files into dir, a folder below out, that fill writes to another folder, and names. None is put in its place before all
 // are written; files that are there already and have other names stay.
 func place(ctx context.Context, p *partialDir, out, dir string, fill func(partial string) (names []string, err error)) error {
-	if err := os.MkdirAll(out, 0o755); err != nil {
-		return err
-	}
 	partial, done, err := p.enter(ctx, out)
 	if err != nil {
 		return err
@@ -120,15 +117,16 @@ type partialDir struct {
 	mu    sync.Mutex
 	users int
 	lock  *os.File
+	made  []string // --out and the folders above it that weren't there, the deepest first
 }
 
-// enter gives the folder until done is called.
+// enter gives the folder until done is called. What was made for it and is empty then goes again.
 func (p *partialDir) enter(ctx context.Context, out string) (dir string, done func(), err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	dir = filepath.Join(out, ".partial")
 	if p.users == 0 {
-		lock, err := durable.LockDir(ctx, out)
+		lock, err := p.open(ctx, out)
 		if err != nil {
 			return "", nil, err
 		}
@@ -147,7 +145,43 @@ func (p *partialDir) enter(ctx context.Context, out string) (dir string, done fu
 		defer p.mu.Unlock()
 		if p.users--; p.users == 0 {
 			os.RemoveAll(dir)
+			for _, d := range p.made {
+				os.Remove(d)
+			}
 			p.lock.Close()
 		}
 	}, nil
+}
+
+// open makes --out and locks it.
+func (p *partialDir) open(ctx context.Context, out string) (*os.File, error) {
+	for {
+		var made []string
+		for d := filepath.Clean(out); ; d = filepath.Dir(d) {
+			if _, err := os.Lstat(d); !errors.Is(err, fs.ErrNotExist) {
+				break
+			}
+			made = append(made, d)
+		}
+		if err := os.MkdirAll(out, 0o755); err != nil {
+			return nil, err
+		}
+		lock, err := durable.LockDir(ctx, out)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		mine, err := lock.Stat()
+		if err != nil {
+			lock.Close()
+			return nil, err
+		}
+		if now, err := os.Stat(out); err == nil && os.SameFile(mine, now) {
+			p.made = append(made, p.made...)
+			return lock, nil
+		}
+		lock.Close() // another process made it for nothing, and has removed it
+	}
 }

@@ -207,6 +207,19 @@ func tidy(t testing.TB, cache string, downloads int) {
 	}
 }
 
+// arrived waits until a part of a layer is among a cache folder's downloads: what is still on its way doesn't count.
+func arrived(t testing.TB, cache string) {
+	t.Helper()
+	for late := time.Now().Add(patience); time.Now().Before(late); time.Sleep(time.Millisecond) {
+		for _, name := range below(t, filepath.Join(cache, "downloads")) {
+			if info, err := os.Stat(filepath.Join(cache, "downloads", name)); err == nil && info.Size() > 64<<10 {
+				return
+			}
+		}
+	}
+	t.Error("nothing arrives")
+}
+
 // Each of these has a registry of its own. Many wait for most of their time, so they go all at once.
 func TestRegistryFaults(t *testing.T) {
 	var all sync.WaitGroup
@@ -281,6 +294,9 @@ func testKilledInPull(t *testing.T, what made, kept int) {
 		m.on(nil, func(r *http.Request, n int64) {
 			if r.Method == http.MethodGet && n > 2*mib {
 				once.Do(func() {
+					if kept > 0 && !again {
+						arrived(t, cache)
+					}
 					err := reg.Server.Kill()
 					if err == nil && again {
 						err = reg.Server.Restart()
@@ -579,6 +595,9 @@ func testInterrupted(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		m.on(nil, func(r *http.Request, n int64) {
 			if n > 2*mib {
+				if c.downloads > 0 {
+					arrived(t, cache)
+				}
 				cancel()
 				<-r.Context().Done() // until it has gone
 			}
@@ -651,6 +670,9 @@ func testProgramKilled(t *testing.T) {
 		}
 		select {
 		case <-middle:
+			if c.downloads > 0 {
+				arrived(t, cache)
+			}
 		case <-time.After(patience):
 			t.Errorf("it never came to the middle: %s", p.Stderr)
 		}

@@ -245,7 +245,7 @@ func (a *access) token(ctx context.Context, auth authn.AuthConfig, params map[st
 		return "", &answerError{method: http.MethodGet, url: where, status: e.StatusCode}
 	case errors.As(err, &u):
 		return "", &brokenError{fmt.Errorf("get a token from %s: %w", where, u.Err)}
-	case strings.Contains(err.Error(), "realm"):
+	case strings.HasPrefix(err.Error(), "malformed www-authenticate"), strings.HasPrefix(err.Error(), "invalid realm"): // what it challenged with
 		return "", fmt.Errorf("%w: get a token: %s", ErrDenied, printable(err.Error()))
 	}
 	return "", fmt.Errorf("%w: %s answers without a token", ErrDenied, where)

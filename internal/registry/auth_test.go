@@ -434,3 +434,21 @@ func TestProxy(t *testing.T) {
 		t.Errorf("the proxy was asked for %s", all)
 	}
 }
+
+// An answer of a token server isn't shown, whatever stands in it.
+func TestTokenAnswer(t *testing.T) {
+	s := serve(t)
+	s.breaks(func(w http.ResponseWriter, r *http.Request) bool {
+		if r.URL.Path == "/token" {
+			io.WriteString(w, `{"refresh_token":"secret","realm":"x"}`)
+			return true
+		}
+		w.Header().Set("WWW-Authenticate", `Bearer realm="`+s.URL+`/token",service="x"`)
+		w.WriteHeader(http.StatusUnauthorized)
+		return true
+	})
+	_, err := open(t, client(t, registry.Options{}), s.host()+"/team/mod").Tags(t.Context())
+	if !errors.Is(err, registry.ErrDenied) || strings.Contains(err.Error(), "secret") {
+		t.Errorf("Tags = %v; want ErrDenied", err)
+	}
+}

@@ -19,6 +19,9 @@ var ErrNotFound = errors.New("not found")
 // ErrExpired is wrapped by the error of an index that was refused for being past its Valid-Until, and for nothing else.
 var ErrExpired = errors.New("expired")
 
+// ErrUntrusted is wrapped by the error of an index that was refused for its signature, its digest, or being older than one seen before.
+var ErrUntrusted = errors.New("not to be trusted")
+
 // Kernel names one kernel. The release alone is not enough: two suites of one distribution can have the same release
 // with different compilers and symbol versions.
 type Kernel struct {

@@ -113,10 +113,11 @@ func (a *app) archived(ctx context.Context, remote images.Remote, targets []targ
 	return out, nil
 }
 
-// mayBeArchived tells whether a target without a kernel may have one in a registry.
+// mayBeArchived tells whether a target without a kernel may have one in a registry. A mirror whose signatures are wrong is no reason
+// to look there: somebody may want just that.
 func mayBeArchived(t target) bool {
 	exact := !strings.ContainsAny(t.asked.Release, "*?[") && t.asked.Release != kernels.Running
-	return t.err != nil && t.asked.Release != "" && t.asked.Release != kernels.Latest &&
+	return t.err != nil && !errors.Is(t.err, kernels.ErrUntrusted) && t.asked.Release != "" && t.asked.Release != kernels.Latest &&
 		(errors.Is(t.err, kernels.ErrNotFound) || exact && t.asked.Distro != "")
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -177,4 +178,26 @@ func emptyMirror(t *testing.T, suite string) (keys openpgp.EntityList, url strin
 	}))
 	t.Cleanup(s.Close)
 	return openpgp.EntityList{own}, s.URL + "/debian"
+}
+
+// What a mirror says that can't be trusted is not made good by a registry.
+func TestMayBeArchived(t *testing.T) {
+	exact := kernels.Selector{Distro: "debian", Suite: "bookworm", Release: "6.1.0-40-amd64"}
+	for _, tt := range []struct {
+		name  string
+		asked kernels.Selector
+		err   error
+		want  bool
+	}{
+		{"not there", kernels.Selector{Release: "6.1.0-*"}, fmt.Errorf("x: %w", kernels.ErrNotFound), true},
+		{"no mirror", exact, errors.New("connection refused"), true},
+		{"no mirror, and a pattern", kernels.Selector{Distro: "debian", Suite: "bookworm", Release: "6.1.0-*"}, errors.New("connection refused"), false},
+		{"a bad signature", exact, fmt.Errorf("x: %w", kernels.ErrUntrusted), false},
+		{"a bad signature of one suite", kernels.Selector{Release: exact.Release}, errors.Join(kernels.ErrNotFound, kernels.ErrUntrusted), false},
+		{"there", exact, nil, false},
+	} {
+		if got := mayBeArchived(target{asked: tt.asked, err: tt.err}); got != tt.want {
+			t.Errorf("%s: %v; want %v", tt.name, got, tt.want)
+		}
+	}
 }

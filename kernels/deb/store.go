@@ -352,16 +352,16 @@ func (p *Provider) ask(ctx context.Context, pk pocket, held *state, base, url st
 	}
 	r, err := readRelease(got.body, p.opts.Component, keys, p.opts.Now)
 	if err != nil {
-		return nil, fmt.Errorf("refused %s: %w: use another mirror", url, err)
+		return nil, refusal{fmt.Errorf("refused %s: %w: use another mirror", url, err)}
 	}
 	switch {
 	case r.codename != pk.name:
-		return nil, fmt.Errorf("refused %s: it is the index of %q: use another mirror", url, r.codename)
+		return nil, refusal{fmt.Errorf("refused %s: it is the index of %q: use another mirror", url, r.codename)}
 	case r.date.After(now.Add(maxSkew)):
 		return nil, fmt.Errorf("refused %s: it is dated %s, in the future: check this machine's clock", url, day(r.date))
 	case held != nil && r.date.Before(held.Date):
-		return nil, fmt.Errorf("refused %s: it is of %s, older than the one of %s that was seen before: use another mirror",
-			url, day(r.date), day(held.Date))
+		return nil, refusal{fmt.Errorf("refused %s: it is of %s, older than the one of %s that was seen before: use another mirror",
+			url, day(r.date), day(held.Date))}
 	}
 	return &state{Base: base, Checked: now, ETag: got.header.Get("ETag"), LastModified: got.header.Get("Last-Modified"),
 		Date: r.date, ValidUntil: r.validUntil, Indexes: r.indexes, Contents: r.contents}, nil
@@ -534,8 +534,8 @@ func (p *Provider) fetchIndex(ctx context.Context, what string, pk pocket, base 
 		return fmt.Errorf("refused %s: it ends after %d of %d bytes: try again, or use another mirror", url, n, ref.Size)
 	}
 	if got := hex.EncodeToString(sum.Sum(nil)); got != ref.SHA256 {
-		return fmt.Errorf("refused %s: its sha256 is %s, signed is %s: try again (the mirror may be updating), or use another mirror",
-			url, got, ref.SHA256)
+		return refusal{fmt.Errorf("refused %s: its sha256 is %s, signed is %s: try again (the mirror may be updating), or use another mirror",
+			url, got, ref.SHA256)}
 	}
 	text, err := decompress.NewReader(io.NewSectionReader(packed, 0, ref.Size))
 	if err != nil {
@@ -558,3 +558,8 @@ func (c *capped) Read(b []byte) (int, error) {
 	}
 	return n, err
 }
+
+// refusal wraps kernels.ErrUntrusted, which its text doesn't name.
+type refusal struct{ error }
+
+func (r refusal) Unwrap() []error { return []error{r.error, kernels.ErrUntrusted} }

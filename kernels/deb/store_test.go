@@ -103,6 +103,10 @@ func TestRefused(t *testing.T) {
 			if strings.Contains(err.Error(), "\n") {
 				t.Errorf("error has several lines: %q", err)
 			}
+			untrusted := c.want[0] == "refused" && c.name != "from the future" && c.name != "index truncated"
+			if errors.Is(err, kernels.ErrUntrusted) != untrusted {
+				t.Errorf("error %q wraps ErrUntrusted: %v; want %v", err, !untrusted, untrusted)
+			}
 			if left := append(b.cached(".idx"), b.cached("file-")...); len(left) > 0 {
 				t.Errorf("files left behind: %v", left)
 			}

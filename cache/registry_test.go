@@ -397,7 +397,12 @@ func TestPutCutOff(t *testing.T) {
 			}
 			next.ServeHTTP(w, r)
 		})
-		if err := store.Put(cctx, hash("a"), entry(t, "1")); !errors.Is(err, cause) {
+		err := store.Put(cctx, hash("a"), entry(t, "1"))
+		if err == nil && cctx.Err() == nil { // what goes on at once can save a request
+			s.Close()
+			continue
+		}
+		if !errors.Is(err, cause) {
 			t.Errorf("Put cut off at request %d = %v; want %v", i+1, err, cause)
 		}
 		s.place(nil)

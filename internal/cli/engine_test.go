@@ -36,10 +36,11 @@ func TestDocker(t *testing.T) {
 func testAutoFallsToDocker(t *testing.T, d *dockertest.Daemon) {
 	need.Program(t, "unshare")
 	shared := sharedCache(t)
-	kernel := strings.TrimPrefix(newestKernels(t, shared)[0], "K61=")
+	vars := newestKernels(t, shared)
+	list := strings.TrimPrefix(vars[0], "K61=") + "," + strings.TrimPrefix(vars[2], "K612=") // of one toolchain
 	build := func(wrap ...string) (results []ui.Result, errs string) {
 		cmd := exec.Command(append(wrap, "godkms-hermetic")[0], append(wrap, "godkms-hermetic", "build", "../../testdata/importer", "../../testdata/exporter",
-			"--kernels", kernel, "--cache-dir", shared, "--out", filepath.Join(t.TempDir(), "out"), "--format", "json", "--no-cache")[1:]...)
+			"--kernels", list, "--cache-dir", shared, "--out", filepath.Join(t.TempDir(), "out"), "--format", "json", "--no-cache")[1:]...)
 		var e bytes.Buffer
 		cmd.Stderr = &e
 		out, err := cmd.Output()

@@ -8,6 +8,7 @@ require (
 	github.com/ProtonMail/go-crypto v1.5.2 // OpenPGP signatures of archives; BSD, the kept-up successor of x/crypto/openpgp
 	github.com/containerd/errdefs v1.0.0 // the Docker client's kinds of errors; Apache-2.0, no dependencies
 	github.com/creack/pty v1.1.24 // terminals for tests and for the README's picture; MIT, no dependencies
+	github.com/cyphar/filepath-securejoin v0.7.0 // paths below a root whose links may point anywhere; BSD and MPL-2.0, x/sys alone
 	github.com/docker/docker v28.5.2+incompatible // the client of Docker Engines, in builder/docker alone: it speaks API 1.41 still; Apache-2.0
 	github.com/google/go-containerregistry v0.22.1 // OCI images as values; Apache-2.0
 	github.com/klauspost/compress v1.20.3 // zstd, and gzip whose bytes a version pins; BSD
@@ -22,6 +23,8 @@ require (
 	golang.org/x/sys v0.49.0 // system calls; BSD
 	mvdan.cc/sh/v3 v3.14.1 // parses dkms.conf without running it; BSD
 )
+
+require golang.org/x/crypto v0.41.0
 
 require (
 	github.com/Microsoft/go-winio v0.6.2 // indirect
@@ -58,7 +61,6 @@ require (
 	go.opentelemetry.io/otel/sdk v1.47.0 // indirect
 	go.opentelemetry.io/otel/sdk/metric v1.47.0 // indirect
 	go.opentelemetry.io/otel/trace v1.47.0 // indirect
-	golang.org/x/crypto v0.41.0 // indirect
 	golang.org/x/time v0.16.0 // indirect
 	golang.org/x/tools v0.49.0 // indirect
 	gotest.tools/v3 v3.5.2 // indirect

@@ -1,0 +1,359 @@
+package host
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/durable"
+)
+
+// Registration is a version of a module that the host is to have.
+type Registration struct {
+	Module      string    `json:"module"`
+	Version     string    `json:"version"`
+	Source      string    `json:"source,omitempty"`      // folder of the root, as "/usr/src/hello-1.0"; empty if there is none
+	Reference   string    `json:"reference,omitempty"`   // repository to look into first, without a tag; empty if there is none
+	Autoinstall bool      `json:"autoinstall,omitempty"` // new kernels get it without being asked
+	Depends     []string  `json:"depends,omitempty"`     // modules that it may name in BUILD_DEPENDS
+	Added       time.Time `json:"added"`
+}
+
+// State is how far a module is for a kernel.
+type State string
+
+const (
+	Built     State = "built"     // its artifact is in the results
+	Installed State = "installed" // and its files are below /lib/modules
+	Failed    State = "failed"    // it couldn't be had; Reason says why
+)
+
+// Record is a version of a module for one kernel of the host.
+type Record struct {
+	Module    string          `json:"module"`
+	Version   string          `json:"version"`
+	Kernel    artifact.Kernel `json:"kernel"`
+	State     State           `json:"state"`
+	Reason    string          `json:"reason,omitempty"`    // one line: why it failed
+	Key       v1.Hash         `json:"key,omitzero"`        // of the build
+	Artifact  v1.Hash         `json:"artifact,omitzero"`   // digest of the image
+	From      string          `json:"from,omitempty"`      // where the artifact came from: "registry.example/hello", or empty: built or cached here
+	Signer    string          `json:"signer,omitempty"`    // common name of the certificate that it was signed for; empty: not signed
+	Files     []File          `json:"files,omitempty"`     // that are installed, sorted by path
+	Originals []Original      `json:"originals,omitempty"` // modules of others that were moved aside for it, sorted by path
+	Changed   time.Time       `json:"changed"`
+}
+
+// File is one that was installed.
+type File struct {
+	Path   string  `json:"path"`   // below /lib/modules/<release>: "updates/dkms/hello.ko.xz"
+	Size   int64   `json:"size"`   // bytes
+	Digest v1.Hash `json:"digest"` // of the file as it is there, signed and compressed
+	Module v1.Hash `json:"module"` // of the module in the artifact
+}
+
+// Original is a module that was there before: it is kept below originals in the state, and put back when ours goes.
+type Original struct {
+	Path    string      `json:"path"` // below /lib/modules/<release>: "kernel/drivers/net/dummy.ko.xz"
+	Size    int64       `json:"size"`
+	Digest  v1.Hash     `json:"digest"`
+	Mode    fs.FileMode `json:"mode"`
+	ModTime time.Time   `json:"modtime"`
+}
+
+// Module is a registration and what there is of it, sorted by kernel release and architecture.
+type Module struct {
+	Registration
+	Records []Record
+}
+
+// Find gives the record for a kernel.
+func (m Module) Find(release, arch string) (Record, bool) {
+	i := slices.IndexFunc(m.Records, func(r Record) bool { return r.Kernel.Release == release && r.Kernel.Arch == arch })
+	if i < 0 {
+		return Record{}, false
+	}
+	return m.Records[i], true
+}
+
+// nameForm is what a module's name, its version and a kernel's release must be like: they become names of folders.
+var nameForm = regexp.MustCompile(`^[A-Za-z0-9_+:~][A-Za-z0-9_.+:~-]*$`)
+
+// CheckName says what is wrong with a module's name, a version or a kernel release.
+func CheckName(what, name string) error {
+	if len(name) > 200 || !nameForm.MatchString(name) {
+		return fmt.Errorf("%s %q: it must have letters, digits and _ . + : ~ - only, and not begin with . or -", what, name)
+	}
+	return nil
+}
+
+const registrationFile = "module.json"
+
+func (r *Root) moduleDir(module, version string) (string, error) {
+	if err := errors.Join(CheckName("module", module), CheckName("version", version)); err != nil {
+		return "", err
+	}
+	return r.state("modules", module, version)
+}
+
+func recordName(k artifact.Kernel) string { return k.Release + "." + k.Arch + ".json" }
+
+// Add registers a module. One that is registered wraps ErrAdded.
+func (r *Root) Add(ctx context.Context, g Registration) error {
+	unlock, err := r.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	dir, err := r.moduleDir(g.Module, g.Version)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(dir, registrationFile)
+	if _, err := os.Lstat(path); err == nil {
+		return fmt.Errorf("%s/%s is %w", g.Module, g.Version, ErrAdded)
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return r.write(path, g)
+}
+
+// Update replaces a registration that is there, else it wraps ErrNotAdded.
+func (r *Root) Update(ctx context.Context, g Registration) error {
+	unlock, err := r.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if _, err := r.Module(g.Module, g.Version); err != nil {
+		return err
+	}
+	dir, err := r.moduleDir(g.Module, g.Version)
+	if err != nil {
+		return err
+	}
+	return r.write(filepath.Join(dir, registrationFile), g)
+}
+
+// Remove forgets a registration. One that still has a record that isn't Failed wraps ErrRemains.
+func (r *Root) Remove(ctx context.Context, module, version string) error {
+	unlock, err := r.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	m, err := r.Module(module, version)
+	if err != nil && !errors.Is(err, ErrBroken) {
+		return err
+	}
+	for _, rec := range m.Records {
+		if rec.State != Failed {
+			return fmt.Errorf("%s/%s is %s for %s: %w", module, version, rec.State, rec.Kernel.Release, ErrRemains)
+		}
+	}
+	dir, err := r.moduleDir(module, version)
+	if err != nil {
+		return err
+	}
+	// The registration goes first: records without one are nothing.
+	if err := os.Remove(filepath.Join(dir, registrationFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return err
+	}
+	os.Remove(filepath.Dir(dir)) // if it's empty
+	return nil
+}
+
+// Note keeps a record of a module that is Built or Failed. One that is Installed is Install's alone, and stays: then Note does
+// nothing but to wrap ErrRefused.
+func (r *Root) Note(ctx context.Context, rec Record) error {
+	unlock, err := r.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	m, err := r.Module(rec.Module, rec.Version)
+	if err != nil {
+		return err
+	}
+	if have, ok := m.Find(rec.Kernel.Release, rec.Kernel.Arch); ok && have.State == Installed {
+		return fmt.Errorf("%s/%s is installed for %s: %w", rec.Module, rec.Version, rec.Kernel.Release, ErrRefused)
+	}
+	return r.writeRecord(rec)
+}
+
+// Forget removes the record of a module that isn't installed. One that isn't there wraps ErrNotAdded.
+func (r *Root) Forget(ctx context.Context, module, version string, k artifact.Kernel) error {
+	unlock, err := r.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	m, err := r.Module(module, version)
+	if err != nil {
+		return err
+	}
+	rec, ok := m.Find(k.Release, k.Arch)
+	if !ok {
+		return fmt.Errorf("%s/%s for %s: %w", module, version, k.Release, ErrNotAdded)
+	}
+	if rec.State == Installed {
+		return fmt.Errorf("%s/%s is installed for %s: %w", module, version, k.Release, ErrRefused)
+	}
+	dir, err := r.moduleDir(module, version)
+	if err != nil {
+		return err
+	}
+	return os.Remove(filepath.Join(dir, recordName(k)))
+}
+
+// writeRecord writes a record whose registration is there; the root is locked.
+func (r *Root) writeRecord(rec Record) error {
+	if err := errors.Join(CheckName("kernel", rec.Kernel.Release), CheckName("architecture", rec.Kernel.Arch)); err != nil {
+		return err
+	}
+	dir, err := r.moduleDir(rec.Module, rec.Version)
+	if err != nil {
+		return err
+	}
+	return r.write(filepath.Join(dir, recordName(rec.Kernel)), rec)
+}
+
+// write writes a value as JSON, whole or not at all.
+func (r *Root) write(path string, value any) error {
+	tmp, err := r.state("tmp")
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(tmp, 0o755); err != nil {
+		return err
+	}
+	b, err := json.MarshalIndent(value, "", "  ")
+	if err != nil {
+		return err
+	}
+	return durable.WriteFile(tmp, path, 0o644, func(w io.Writer) error {
+		_, err := w.Write(append(b, '\n'))
+		return err
+	})
+}
+
+// Module gives one version of a module. It wraps ErrNotAdded, or ErrBroken where a file of the state can't be read as one: then
+// what could be read is there.
+func (r *Root) Module(module, version string) (Module, error) {
+	dir, err := r.moduleDir(module, version)
+	if err != nil {
+		return Module{}, err
+	}
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Module{}, fmt.Errorf("%s/%s: %w", module, version, ErrNotAdded)
+	}
+	if err != nil {
+		return Module{}, err
+	}
+	m := Module{Registration: Registration{Module: module, Version: version}}
+	added := false
+	var broken []error
+	for _, e := range entries {
+		name := e.Name()
+		if !strings.HasSuffix(name, ".json") {
+			continue
+		}
+		b, err := os.ReadFile(filepath.Join(dir, name))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it has just gone
+		}
+		if err != nil {
+			return m, err
+		}
+		if name == registrationFile {
+			var g Registration
+			added = true
+			if err := json.Unmarshal(b, &g); err != nil || g.Module != module || g.Version != version {
+				broken = append(broken, fmt.Errorf("%w: %s is no registration of %s/%s", ErrBroken, filepath.Join(dir, name), module, version))
+				continue
+			}
+			m.Registration = g
+			continue
+		}
+		var rec Record
+		if err := json.Unmarshal(b, &rec); err != nil || rec.Module != module || rec.Version != version || recordName(rec.Kernel) != name {
+			broken = append(broken, fmt.Errorf("%w: %s is no record of %s/%s", ErrBroken, filepath.Join(dir, name), module, version))
+			continue
+		}
+		m.Records = append(m.Records, rec)
+	}
+	if !added {
+		return Module{}, fmt.Errorf("%s/%s: %w", module, version, ErrNotAdded)
+	}
+	slices.SortFunc(m.Records, func(a, b Record) int { return strings.Compare(recordName(a.Kernel), recordName(b.Kernel)) })
+	return m, errors.Join(broken...)
+}
+
+// Modules gives all that are registered, sorted by module and then by version. The error joins those of broken ones, as Module
+// says them; the others are there all the same.
+func (r *Root) Modules() ([]Module, error) {
+	base, err := r.state("modules")
+	if err != nil {
+		return nil, err
+	}
+	var all []Module
+	var broken []error
+	modules, err := subfolders(base)
+	if err != nil {
+		return nil, err
+	}
+	for _, module := range modules {
+		versions, err := subfolders(filepath.Join(base, module))
+		if err != nil {
+			return nil, err
+		}
+		for _, version := range versions {
+			m, err := r.Module(module, version)
+			if errors.Is(err, ErrNotAdded) {
+				continue
+			}
+			if err != nil {
+				broken = append(broken, err)
+				if !errors.Is(err, ErrBroken) {
+					continue
+				}
+			}
+			all = append(all, m)
+		}
+	}
+	return all, errors.Join(broken...)
+}
+
+// subfolders are the names of the folders in one that may be absent, sorted.
+func subfolders(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, e := range entries {
+		if e.IsDir() {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
+}

@@ -176,11 +176,8 @@ type Signature struct {
 	Hash   crypto.Hash
 }
 
-// ErrNotSigned is what ReadSignature's error wraps for a module without a signature.
-var ErrNotSigned = errors.New("not signed")
-
-// ReadSignature reads the signature of a module that is not compressed, as sign-file appends it. It trusts nothing in it.
-func ReadSignature(module []byte) (Signature, error) {
+// readSignature reads the signature that sign-file appended to a module, of which the end is enough.
+func readSignature(module []byte) (Signature, error) {
 	_, cms, err := cutSignature(module)
 	if err != nil {
 		return Signature{}, err
@@ -194,10 +191,10 @@ var errSignature = errors.New("malformed module signature")
 func cutSignature(module []byte) (rest, cms []byte, err error) {
 	b, ok := bytes.CutSuffix(module, []byte(signatureMarker))
 	if !ok {
-		return nil, nil, ErrNotSigned
+		return nil, nil, fmt.Errorf("%w: there is none", errSignature)
 	}
 	if len(b) < trailerSize {
-		return nil, nil, errSignature
+		return nil, nil, fmt.Errorf("%w: it is cut off", errSignature)
 	}
 	b, trailer := b[:len(b)-trailerSize], b[len(b)-trailerSize:]
 	size := binary.BigEndian.Uint32(trailer[8:])

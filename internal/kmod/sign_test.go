@@ -269,28 +269,31 @@ func TestModinfoReadsSignature(t *testing.T) {
 
 func TestReadSignature(t *testing.T) {
 	unsigned, signed := dummy(t)
-	got, err := ReadSignature(signed)
-	if err != nil || got.Hash != crypto.SHA256 || !strings.Contains(got.Issuer.CommonName, "kernel key") || got.Serial.Sign() <= 0 {
-		t.Errorf("ReadSignature of Debian's = %+v, %v", got, err)
+	m, err := Read(bytes.NewReader(signed), int64(len(signed)))
+	if err != nil {
+		t.Fatal(err)
 	}
-	if _, err := ReadSignature(unsigned); !errors.Is(err, ErrNotSigned) {
-		t.Errorf("ReadSignature of an unsigned module = %v; want %v", err, ErrNotSigned)
+	if got := m.Signature; got.Hash != crypto.SHA256 || !strings.Contains(got.Issuer.CommonName, "kernel key") || got.Serial == nil {
+		t.Errorf("the signature of Debian's = %+v", got)
+	}
+	if got, err := readSignature(unsigned); err == nil {
+		t.Errorf("readSignature of an unsigned module = %+v", got)
 	}
 	for _, s := range []*Signer{rsaSigner(t), ecdsaSigner(t, elliptic.P256())} {
 		out, err := s.Sign(unsigned, crypto.SHA384)
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := ReadSignature(out)
+		got, err := readSignature(out)
 		if err != nil || got.Hash != crypto.SHA384 || got.Issuer.String() != s.cert.Issuer.String() || got.Serial.Cmp(s.cert.SerialNumber) != 0 {
-			t.Errorf("ReadSignature = %+v, %v; want %s, %s", got, err, s.cert.Issuer, s.cert.SerialNumber)
+			t.Errorf("readSignature = %+v, %v; want %s, %s", got, err, s.cert.Issuer, s.cert.SerialNumber)
 		}
 		// Whatever byte of it is cut off or another: an error or a signature, and the module proper is never longer.
 		for i := len(unsigned); i < len(out); i++ {
 			b := bytes.Clone(out)
 			b[i] ^= 0xff
-			ReadSignature(b)
-			ReadSignature(out[i:])
+			readSignature(b)
+			readSignature(out[i:])
 		}
 	}
 }
@@ -305,7 +308,7 @@ func FuzzReadSignature(f *testing.F) {
 	f.Add([]byte(signatureMarker))
 	f.Add(append(make([]byte, trailerSize), signatureMarker...))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		_, err := ReadSignature(b)
+		_, err := readSignature(b)
 		if err == nil && !bytes.HasSuffix(b, []byte(signatureMarker)) {
 			t.Error("a signature without its marker")
 		}

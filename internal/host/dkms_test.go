@@ -116,7 +116,7 @@ func TestReleaseFromDKMS(t *testing.T) {
 	original := "var/lib/dkms/hello/original_module/" + k56 + "/x86_64/hello.ko.xz"
 	place(t, r, original, "x")
 	place(t, r, "var/lib/dkms/hello/original_module/"+k56rt+"/x86_64/hello.ko.xz.origin", "x") // its module is ours now
-	before := tree(t, r.dir)
+	before := listing(t, r.dir)
 
 	if err := r.ReleaseFromDKMS(ctx, "hello", "3"); !errors.Is(err, ErrNotAdded) {
 		t.Errorf("a version that dkms doesn't have: %v; want ErrNotAdded", err)
@@ -127,7 +127,7 @@ func TestReleaseFromDKMS(t *testing.T) {
 	if !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), k56rt) || strings.Contains(err.Error(), k612) {
 		t.Errorf("with a kernel that is dkms's alone: %v; want ErrRefused and its name", err)
 	}
-	if now := tree(t, filepath.Join(r.dir, "var/lib/dkms")); len(now) == 0 || !slices.Equal(now, under(before, "var/lib/dkms/")) {
+	if now := listing(t, filepath.Join(r.dir, "var/lib/dkms")); len(now) == 0 || !slices.Equal(now, under(before, "var/lib/dkms/")) {
 		t.Errorf("a refusal has changed dkms's tree: %q", now)
 	}
 	note(t, r, "hello/2.0", k56rt, Installed, nil) // any version of ours will do
@@ -138,7 +138,7 @@ func TestReleaseFromDKMS(t *testing.T) {
 	want = slices.DeleteFunc(want, func(p string) bool {
 		return strings.HasPrefix(p, "hello/1.0") || strings.HasPrefix(p, "hello/kernel-"+k56) || strings.HasPrefix(p, "hello/original_module/"+k56rt)
 	})
-	if now := tree(t, filepath.Join(r.dir, "var/lib/dkms")); !slices.Equal(now, want) {
+	if now := listing(t, filepath.Join(r.dir, "var/lib/dkms")); !slices.Equal(now, want) {
 		t.Errorf("dkms's tree is %q; want %q", now, want)
 	}
 	if _, err := os.Stat(filepath.Join(r.dir, "usr/src/hello-1.0")); err != nil {
@@ -183,8 +183,8 @@ func TestReleaseFollowsNoLink(t *testing.T) {
 	}
 }
 
-// tree lists what is in a folder, sorted.
-func tree(t *testing.T, dir string) []string {
+// listing lists what is in a folder, sorted.
+func listing(t *testing.T, dir string) []string {
 	t.Helper()
 	var out []string
 	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {

@@ -264,10 +264,10 @@ func (r *Root) Module(module, version string) (Module, error) {
 	if err != nil {
 		return Module{}, err
 	}
-	return readModule(dir, module, version)
+	return loadModule(dir, module, version)
 }
 
-func readModule(dir, module, version string) (Module, error) {
+func loadModule(dir, module, version string) (Module, error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return Module{}, fmt.Errorf("%s/%s: %w", module, version, ErrNotAdded)
@@ -364,7 +364,7 @@ func (r *Root) modules(broken func(error)) ([]Module, error) {
 			if CheckName("module", module) != nil || CheckName("version", version) != nil {
 				continue // no name of ours
 			}
-			m, err := readModule(filepath.Join(base, module, version), module, version)
+			m, err := loadModule(filepath.Join(base, module, version), module, version)
 			if errors.Is(err, ErrNotAdded) {
 				continue
 			}

@@ -47,8 +47,8 @@ func (a *app) addCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "add [MODULE/VERSION|SRC|REF]",
 		Short: "Register a module with this host",
-		Long: `Registers a module with the host: build, install and, if its dkms.conf says AUTOINSTALL=yes, new kernels know it then. Nothing is
-built yet. With --root it is a mounted image or a chroot that the module is registered with.
+		Long: `Registers a module with the host: build and install know it then, and if its dkms.conf says AUTOINSTALL=yes new kernels get it.
+Nothing is built yet. With --root it is a mounted image or a chroot that the module is registered with.
 
 ` + addHelp + `
 

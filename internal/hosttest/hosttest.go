@@ -28,8 +28,7 @@ const Suite = "bookworm"
 // packages are what a Root has beside apt and the essential ones. It has no compiler, make or headers, and no kernel.
 const packages = "initramfs-tools,kmod,linux-base,mount,systemd"
 
-// CacheDir is where a Root has the test cache's indexes and packages, and the header images that are made of them: it is what the
-// program takes as --cache-dir for the system.
+// CacheDir is where a Root has the test cache's indexes and packages, and the header images that are made of them.
 const CacheDir = "/var/cache/godkms-hermetic"
 
 // Root is a Debian host. A test may look at its files and change them by their path on this machine.
@@ -94,11 +93,11 @@ pivot_root . mnt
 umount -l /mnt
 exec "$@"`
 
-// Command is a program of the root, with its arguments, to be run in it. Its environment has what root's has after a login.
+// Command is a program of the root, with its arguments, to be run in it. Its environment is root's, and has CacheDir as the cache folder.
 func (r *Root) Command(args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(r.t.Context(), "unshare", append([]string{"--mount", "--propagation=private", "--pid", "--fork", "--kill-child", "--ipc", "--uts", "--",
 		"sh", "-c", enter, "enter", r.Dir, dkmstest.Cache(), CacheDir}, args...)...)
-	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive"}
+	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "XDG_CACHE_HOME=" + filepath.Dir(CacheDir), "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive"}
 	return cmd
 }
 

@@ -25,8 +25,8 @@ import (
 // Suite is the release of Debian that a Root is of.
 const Suite = "bookworm"
 
-// packages are what a Root has beside apt and the essential ones. It has no compiler, make or headers, and no kernel.
-const packages = "initramfs-tools,kmod,linux-base,mount,systemd"
+// packages are what a Root has beside apt and the essential ones, Arch's pacman among them. It has no compiler, make or headers, and no kernel.
+const packages = "initramfs-tools,kmod,linux-base,mount,pacman-package-manager,systemd"
 
 // CacheDir is where a Root has the test cache's indexes and packages, and the header images that are made of them.
 const CacheDir = "/var/cache/godkms-hermetic"

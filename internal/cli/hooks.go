@@ -14,7 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	onhost "github.com/godkms-hermetic/godkms-hermetic/internal/host"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/host"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
 )
 
@@ -28,17 +28,17 @@ and a kernel that goes loses them, and a service that does what is left to do wh
 	}
 	var dir string
 	var systems []string
-	sub := func(use, short, long, example string, run func(ctx context.Context, r *onhost.Root, program string, systems []string) error) {
+	sub := func(use, short, long, example string, run func(ctx context.Context, r *host.Root, program string, systems []string) error) {
 		c := &cobra.Command{
 			Use: use, Short: short, Example: example, Args: cobra.NoArgs,
 			Long: long + exitStatus("0  all is as it was asked for", "1  the command line is wrong, a file can't be written, or one that somebody changed is in the way"),
 			RunE: func(cmd *cobra.Command, _ []string) error {
 				for _, s := range systems {
-					if !slices.Contains(onhost.HookSystems, s) {
-						return fmt.Errorf("--for is %q: it can be %s", s, strings.Join(onhost.HookSystems, ", "))
+					if !slices.Contains(host.HookSystems, s) {
+						return fmt.Errorf("--for is %q: it can be %s", s, strings.Join(host.HookSystems, ", "))
 					}
 				}
-				r, err := onhost.Open(dir, onhost.Options{Warn: a.board.Warn})
+				r, err := host.Open(dir, host.Options{Warn: a.board.Warn})
 				if err != nil {
 					return fmt.Errorf("--root: %w", err)
 				}
@@ -52,8 +52,8 @@ and a kernel that goes loses them, and a service that does what is left to do wh
 		c.Flags().StringVar(&dir, "root", "/", "`DIR` of the host: a mounted image or a chroot")
 		c.MarkFlagDirname("root")
 		if use != "status" {
-			c.Flags().StringSliceVar(&systems, "for", nil, "only those for `SYSTEMS`, of "+strings.Join(onhost.HookSystems, ", ")+" (default those that the root has)")
-			c.RegisterFlagCompletionFunc("for", cobra.FixedCompletions(onhost.HookSystems, cobra.ShellCompDirectiveNoFileComp))
+			c.Flags().StringSliceVar(&systems, "for", nil, "only those for `SYSTEMS`, of "+strings.Join(host.HookSystems, ", ")+" (default those that the root has)")
+			c.RegisterFlagCompletionFunc("for", cobra.FixedCompletions(host.HookSystems, cobra.ShellCompDirectiveNoFileComp))
 		}
 		cmd.AddCommand(c)
 	}
@@ -67,45 +67,45 @@ minutes. What it downloads is kept in /var/cache/godkms-hermetic. The hooks call
 system's, as /usr/bin, else by its name; where it's gone they do nothing.`,
 		"  godkms-hermetic hooks install\n  godkms-hermetic hooks install --root /mnt/image --for dpkg", a.installHooks)
 	sub("remove", "Remove the hooks", `Removes the hooks that 'hooks install' wrote. A file that was changed since is left alone.`,
-		"  godkms-hermetic hooks remove", func(_ context.Context, r *onhost.Root, program string, systems []string) error {
+		"  godkms-hermetic hooks remove", func(_ context.Context, r *host.Root, program string, systems []string) error {
 			if systems == nil {
-				systems = onhost.HookSystems
+				systems = host.HookSystems
 			}
 			return errors.Join(r.RemoveHooks(program, systems), a.printHooks(r, program, nil))
 		})
 	sub("status", "Show the hooks",
 		`Shows each hook with what there is of it: installed, absent, outdated (an earlier version's: 'hooks install' brings it up to
 date), altered (changed since it was written), or foreign (somebody else's).`,
-		"  godkms-hermetic hooks status --format json", func(_ context.Context, r *onhost.Root, program string, _ []string) error {
-			return a.printHooks(r, program, onhost.HookSystems)
+		"  godkms-hermetic hooks status --format json", func(_ context.Context, r *host.Root, program string, _ []string) error {
+			return a.printHooks(r, program, host.HookSystems)
 		})
 	return cmd
 }
 
-func (a *app) installHooks(_ context.Context, r *onhost.Root, program string, systems []string) error {
+func (a *app) installHooks(_ context.Context, r *host.Root, program string, systems []string) error {
 	if systems == nil {
 		var err error
 		if systems, err = r.HookSystems(); err != nil {
 			return err
 		}
 		if len(systems) == 0 {
-			return fmt.Errorf("%s has none of %s; name one with --for", r.Dir(), strings.Join(onhost.HookSystems, ", "))
+			return fmt.Errorf("%s has none of %s; name one with --for", r.Dir(), strings.Join(host.HookSystems, ", "))
 		}
 	}
 	return errors.Join(r.InstallHooks(program, systems), a.printHooks(r, program, systems))
 }
 
 // printHooks prints those for some systems, and any others that are there.
-func (a *app) printHooks(r *onhost.Root, program string, systems []string) error {
+func (a *app) printHooks(r *host.Root, program string, systems []string) error {
 	list, err := r.Hooks(program)
 	if err != nil {
 		return err
 	}
-	list = slices.DeleteFunc(list, func(h onhost.Hook) bool { return h.State == onhost.HookAbsent && !slices.Contains(systems, h.For) })
+	list = slices.DeleteFunc(list, func(h host.Hook) bool { return h.State == host.HookAbsent && !slices.Contains(systems, h.For) })
 	if a.json() {
 		return ui.WriteJSON(a.stdout, struct {
-			Hooks []onhost.Hook `json:"hooks"`
-		}{append([]onhost.Hook{}, list...)})
+			Hooks []host.Hook `json:"hooks"`
+		}{append([]host.Hook{}, list...)})
 	}
 	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
 	for _, h := range list {
@@ -119,7 +119,7 @@ var systemFolders = []string{"/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/lo
 
 // hookProgram is what hooks of a root are to call: this program, if it's in a folder of the system's, or one of its name that is in such
 // a folder of another root, or else its name.
-func hookProgram(r *onhost.Root) (string, error) {
+func hookProgram(r *host.Root) (string, error) {
 	const name = "godkms-hermetic"
 	if r.IsHost() {
 		exe, err := os.Executable()
@@ -160,7 +160,7 @@ func (a *app) kernelPrermCommand() *cobra.Command {
 			if len(releases) == 0 {
 				return errors.New("no kernel given; use -k")
 			}
-			r, err := onhost.Open(dir, onhost.Options{Warn: a.board.Warn})
+			r, err := host.Open(dir, host.Options{Warn: a.board.Warn})
 			if err != nil {
 				return fmt.Errorf("--root: %w", err)
 			}
@@ -184,7 +184,7 @@ func limited(ctx context.Context, limit time.Duration) (context.Context, context
 }
 
 // leaveKernels takes all modules off kernels and forgets what was built for them. One failure stops nothing.
-func (a *app) leaveKernels(ctx context.Context, r *onhost.Root, releases []string) error {
+func (a *app) leaveKernels(ctx context.Context, r *host.Root, releases []string) error {
 	list, err := r.Modules()
 	failed := []error{err}
 	for _, m := range list {
@@ -192,7 +192,7 @@ func (a *app) leaveKernels(ctx context.Context, r *onhost.Root, releases []strin
 			if !slices.Contains(releases, rec.Kernel.Release) {
 				continue
 			}
-			if rec.State == onhost.Installed {
+			if rec.State == host.Installed {
 				if _, err := r.Uninstall(ctx, rec.Module, rec.Version, rec.Kernel); err != nil {
 					failed = append(failed, fmt.Errorf("%s/%s for %s: %w", rec.Module, rec.Version, rec.Kernel.Release, err))
 					continue
@@ -203,7 +203,7 @@ func (a *app) leaveKernels(ctx context.Context, r *onhost.Root, releases []strin
 		}
 	}
 	if err := errors.Join(failed...); err != nil {
-		return &exitError{code: 6, err: err}
+		return &exitError{code: exitInstall, err: err}
 	}
 	return nil
 }

@@ -53,7 +53,11 @@ type Record struct {
 	Signer    string          `json:"signer,omitempty"`    // common name of the certificate that it was signed for; empty: not signed
 	Files     []File          `json:"files,omitempty"`     // that are installed, sorted by path
 	Originals []Original      `json:"originals,omitempty"` // modules of others that were moved aside for it, sorted by path
-	Changed   time.Time       `json:"changed"`
+	Folders   []string        `json:"folders,omitempty"`   // below /lib/modules/<release> that were made for it or another of ours: empty ones go
+
+	// PostRemove is POST_REMOVE's command of an installed module. Its script is beside the record.
+	PostRemove string    `json:"post_remove,omitempty"`
+	Changed    time.Time `json:"changed"`
 }
 
 // File is one that was installed.
@@ -221,9 +225,15 @@ func (r *Root) Forget(ctx context.Context, module, version string, k artifact.Ke
 	return os.Remove(filepath.Join(dir, recordName(k)))
 }
 
+// check is about the names that become a path.
+func (rec Record) check() error {
+	return errors.Join(CheckName("module", rec.Module), CheckName("version", rec.Version),
+		CheckName("kernel", rec.Kernel.Release), CheckName("architecture", rec.Kernel.Arch))
+}
+
 // writeRecord writes a record whose registration is there; the root is locked.
 func (r *Root) writeRecord(rec Record) error {
-	if err := errors.Join(CheckName("kernel", rec.Kernel.Release), CheckName("architecture", rec.Kernel.Arch)); err != nil {
+	if err := rec.check(); err != nil {
 		return err
 	}
 	dir, err := r.moduleDir(rec.Module, rec.Version)

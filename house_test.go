@@ -50,6 +50,7 @@ var mayImport = map[string][]string{
 	"internal/dockertest":      {"internal/need"},
 	"internal/dkmstest":        {"images", "internal/need", "kernels", "kernels/deb"},
 	"internal/registrytest":    {"internal/need"},
+	"internal/hosttest":        {"internal/dkmstest", "internal/need", "kernels"},
 	"internal/need":            {},
 	"scripts":                  {},
 	"scripts/bench":            {"internal/registrytest"},

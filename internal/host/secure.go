@@ -67,9 +67,9 @@ func (r *Root) readSys(name string) string {
 }
 
 // signatureHash is the one that a kernel's own modules are signed with, CONFIG_MODULE_SIG_HASH: as its configuration says, or
-// one of its modules. Where none of them says, the kernel was hardly built to verify any, and it is SHA-256. It wraps ErrSigning for
-// a hash that isn't signed with.
-func (r *Root) signatureHash(release string) (crypto.Hash, error) {
+// one of its modules, which native gives, nil if there is none. Where neither says, the kernel was hardly built to verify any, and
+// it is SHA-256. It wraps ErrSigning for a hash that isn't signed with.
+func (r *Root) signatureHash(release string, native func() *kmod.Module) (crypto.Hash, error) {
 	config, err := r.kernelConfig(release)
 	if err != nil {
 		return 0, err
@@ -77,42 +77,14 @@ func (r *Root) signatureHash(release string) (crypto.Hash, error) {
 	if name := strings.Trim(config["CONFIG_MODULE_SIG_HASH"], `"`); name != "" {
 		hash, err := kmod.HashByName(name)
 		if err != nil {
-			return 0, fmt.Errorf("%w: the kernel %s wants another: %w", ErrSigning, release, err)
+			return 0, fmt.Errorf("%w as the kernel %s wants it: %w", ErrSigning, release, err)
 		}
 		return hash, nil
 	}
-	dir, err := r.Path(filepath.Join("/lib/modules", release, "kernel"))
-	if err != nil {
-		return 0, err
+	if m := native(); m != nil && m.Signature.Hash != 0 {
+		return m.Signature.Hash, nil
 	}
-	hash, tried := crypto.SHA256, 0
-	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || !d.Type().IsRegular() || !strings.Contains(d.Name(), ".ko") {
-			return err
-		}
-		m, err := readModuleFile(path)
-		if err == nil && m.Signature.Hash != 0 {
-			hash = m.Signature.Hash
-			return fs.SkipAll
-		}
-		if tried++; tried == 8 {
-			return fs.SkipAll
-		}
-		return nil
-	})
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return 0, err
-	}
-	return hash, nil
-}
-
-func readModuleFile(path string) (*kmod.Module, error) {
-	f, size, err := openRegular(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return kmod.Read(f, size)
+	return crypto.SHA256, nil
 }
 
 // maxConfig is for a kernel's configuration, in bytes. Debian's has 280 kB.

@@ -1,30 +1,16 @@
 package host
 
 import (
-	"bytes"
-	"context"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
 	"errors"
-	"io"
-	"math/big"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/godkms-hermetic/godkms-hermetic/internal/decompress"
-	"github.com/godkms-hermetic/godkms-hermetic/internal/dkmstest"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/kmod"
-	"github.com/godkms-hermetic/godkms-hermetic/internal/need"
-	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
 
 // secureRoot makes a root and a sysfs of files.
@@ -116,101 +102,26 @@ func TestEnforced(t *testing.T) {
 
 func TestSignatureHash(t *testing.T) {
 	type files = map[string]string
+	signed := &kmod.Module{Signed: true, Signature: kmod.Signature{Hash: crypto.SHA512}}
 	for _, tt := range []struct {
-		name string
-		root files
-		want crypto.Hash
-		fail string
+		name   string
+		root   files
+		native *kmod.Module
+		want   crypto.Hash
+		fail   string
 	}{
-		{"config", files{"boot/config-6.1": "CONFIG_MODULE_SIG_HASH=\"sha384\"\n"}, crypto.SHA384, ""},
-		{"SHA-3", files{"boot/config-6.1": "CONFIG_MODULE_SIG_HASH=\"sha3-256\"\n"}, crypto.SHA3_256, ""},
-		{"nothing is known", nil, crypto.SHA256, ""},
-		{"modules without a signature", files{"lib/modules/6.1/kernel/a.ko": "\x7fELF"}, crypto.SHA256, ""},
-		{"SHA-1", files{"boot/config-6.1": "CONFIG_MODULE_SIG_HASH=\"sha1\"\n"}, 0, "SHA-1"},
-		{"unknown", files{"boot/config-6.1": "CONFIG_MODULE_SIG_HASH=\"sm3\"\n"}, 0, `"sm3"`},
+		{"config", files{"boot/config-6.1": "CONFIG_MODULE_SIG_HASH=\"sha384\"\n"}, signed, crypto.SHA384, ""},
+		{"SHA-3", files{"boot/config-6.1": "CONFIG_MODULE_SIG_HASH=\"sha3-256\"\n"}, nil, crypto.SHA3_256, ""},
+		{"module", nil, signed, crypto.SHA512, ""},
+		{"config that says nothing", files{"boot/config-6.1": "CONFIG_X=y\n"}, signed, crypto.SHA512, ""},
+		{"nothing is known", nil, nil, crypto.SHA256, ""},
+		{"module without a signature", nil, &kmod.Module{}, crypto.SHA256, ""},
+		{"SHA-1", files{"boot/config-6.1": "CONFIG_MODULE_SIG_HASH=\"sha1\"\n"}, signed, 0, "SHA-1"},
+		{"unknown", files{"boot/config-6.1": "CONFIG_MODULE_SIG_HASH=\"sm3\"\n"}, signed, 0, `"sm3"`},
 	} {
-		got, err := secureRoot(t, nil, tt.root).signatureHash("6.1")
+		got, err := secureRoot(t, nil, tt.root).signatureHash("6.1", func() *kmod.Module { return tt.native })
 		if got != tt.want || (err == nil) != (tt.fail == "") || err != nil && (!errors.Is(err, ErrSigning) || !strings.Contains(err.Error(), tt.fail)) {
 			t.Errorf("%s: %v, %v; want %v", tt.name, got, err, tt.want)
-		}
-	}
-}
-
-// A real kernel's module tells the hash where no configuration does, compressed too.
-func TestSignatureHashOfModules(t *testing.T) {
-	d, err := dkmstest.Open(dkmstest.Cache())
-	if err != nil {
-		t.Fatal(err)
-	}
-	list, err := d.Kernels(context.Background(), "bookworm")
-	if err != nil {
-		need.Skip(t, "no list of kernels: %v", err)
-	}
-	k := list[slices.IndexFunc(list, func(c kernels.Candidate) bool { return c.Latest })].Kernel
-	dir, err := d.Image(context.Background(), k)
-	if err != nil {
-		need.Skip(t, "no kernel: %v", err)
-	}
-	found, err := filepath.Glob(filepath.Join(dir, "kernel/drivers/net/dummy.ko*"))
-	if err != nil || len(found) != 1 {
-		t.Fatalf("dummy.ko: %q, %v", found, err)
-	}
-	original, err := os.ReadFile(found[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	z, err := decompress.NewReader(bytes.NewReader(original))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer z.Close()
-	module, err := io.ReadAll(z)
-	if err != nil {
-		t.Fatal(err)
-	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := kmod.NewSigner(key, cert)
-	if err != nil {
-		t.Fatal(err)
-	}
-	other, err := s.Sign(module, crypto.SHA512)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var packed bytes.Buffer
-	w, err := kmod.Compress(&packed, "xz")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := w.Write(other); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	for name, tt := range map[string]struct {
-		file string
-		want crypto.Hash
-	}{
-		filepath.Base(found[0]): {string(original), crypto.SHA256},
-		"dummy.ko":              {string(module), crypto.SHA256},
-		"other.ko.xz":           {packed.String(), crypto.SHA512},
-	} {
-		r := secureRoot(t, nil, map[string]string{"lib/modules/6.1/kernel/a.ko": "no module", "lib/modules/6.1/kernel/" + name: tt.file})
-		if got, err := r.signatureHash("6.1"); got != tt.want || err != nil {
-			t.Errorf("%s: %v, %v; want %v", name, got, err, tt.want)
 		}
 	}
 }

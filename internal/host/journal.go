@@ -100,6 +100,8 @@ var depmodFiles = regexp.MustCompile(`^modules\.(dep|alias|symbols|softdep|weakd
 // died is the end of a change that is to look as if the process had died.
 type died struct{ error }
 
+func (d died) Unwrap() error { return d.error }
+
 func (r *Root) step(format string, a ...any) error {
 	if r.o.Step == nil {
 		return nil

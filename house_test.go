@@ -42,7 +42,7 @@ var mayImport = map[string][]string{
 	"builder/enginetest/probe": {},
 	"internal/artifact":        {},
 	"internal/kmod":            {},
-	"internal/host":            {"internal/artifact", "internal/kmod"},
+	"internal/host":            {"kernels", "internal/artifact", "internal/kmod"},
 	"internal/ui":              {},
 	"internal/decompress":      {},
 	"internal/durable":         {},

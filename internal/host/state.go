@@ -15,6 +15,7 @@ import (
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/durable"
@@ -38,6 +39,8 @@ const (
 	Built     State = "built"     // its artifact is in the results
 	Installed State = "installed" // and its files are below /lib/modules
 	Failed    State = "failed"    // it couldn't be had; Reason says why
+	Broken    State = "broken"    // its record can't be read: nothing is known but its kernel; never written
+	Added     State = "added"     // of a Line: there is nothing for any kernel
 )
 
 // Record is a version of a module for one kernel of the host.
@@ -81,6 +84,8 @@ type Original struct {
 type Module struct {
 	Registration
 	Records []Record
+
+	damaged bool // the registration can't be read
 }
 
 // Find gives the record for a kernel.
@@ -151,7 +156,7 @@ func (r *Root) Update(ctx context.Context, g Registration) error {
 	return r.write(filepath.Join(dir, registrationFile), g)
 }
 
-// Remove forgets a registration. One that still has a record that isn't Failed wraps ErrRemains.
+// Remove forgets a registration. One that still has a record that is Built or Installed wraps ErrRemains.
 func (r *Root) Remove(ctx context.Context, module, version string) error {
 	unlock, err := r.lock(ctx)
 	if err != nil {
@@ -163,7 +168,7 @@ func (r *Root) Remove(ctx context.Context, module, version string) error {
 		return err
 	}
 	for _, rec := range m.Records {
-		if rec.State != Failed {
+		if rec.State == Built || rec.State == Installed {
 			return fmt.Errorf("%s/%s is %s for %s: %w", module, version, rec.State, rec.Kernel.Release, ErrRemains)
 		}
 	}
@@ -263,12 +268,16 @@ func (r *Root) write(path string, value any) error {
 }
 
 // Module gives one version of a module. It wraps ErrNotAdded, or ErrBroken where a file of the state can't be read as one: then
-// what could be read is there.
+// what could be read is there, and a record that couldn't is Broken.
 func (r *Root) Module(module, version string) (Module, error) {
 	dir, err := r.moduleDir(module, version)
 	if err != nil {
 		return Module{}, err
 	}
+	return loadModule(dir, module, version)
+}
+
+func loadModule(dir, module, version string) (Module, error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return Module{}, fmt.Errorf("%s/%s: %w", module, version, ErrNotAdded)
@@ -280,31 +289,50 @@ func (r *Root) Module(module, version string) (Module, error) {
 	added := false
 	var broken []error
 	for _, e := range entries {
-		name := e.Name()
-		if !strings.HasSuffix(name, ".json") {
+		kernel, ok := strings.CutSuffix(e.Name(), ".json")
+		if !ok {
 			continue
 		}
-		b, err := os.ReadFile(filepath.Join(dir, name))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // it has just gone
-		}
-		if err != nil {
-			return m, err
-		}
-		if name == registrationFile {
+		path := filepath.Join(dir, e.Name())
+		if e.Name() == registrationFile {
 			var g Registration
+			err := readJSON(path, &g)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue // it has just gone
+			}
 			added = true
-			if err := json.Unmarshal(b, &g); err != nil || g.Module != module || g.Version != version {
-				broken = append(broken, fmt.Errorf("%w: %s is no registration of %s/%s", ErrBroken, filepath.Join(dir, name), module, version))
+			if err == nil && (g.Module != module || g.Version != version) {
+				err = errors.New("it is another's")
+			}
+			if err != nil {
+				m.damaged = true
+				broken = append(broken, fmt.Errorf("%s/%s is %w: its registration %q can't be read: %w; remove the module, and add it again",
+					module, version, ErrBroken, path, err))
 				continue
 			}
 			m.Registration = g
 			continue
 		}
+		dot := strings.LastIndexByte(kernel, '.')
+		k := artifact.Kernel{Release: kernel[:max(dot, 0)], Arch: kernel[dot+1:]}
+		if CheckName("kernel", k.Release) != nil || CheckName("architecture", k.Arch) != nil {
+			continue // no name of ours
+		}
 		var rec Record
-		if err := json.Unmarshal(b, &rec); err != nil || rec.Module != module || rec.Version != version || recordName(rec.Kernel) != name {
-			broken = append(broken, fmt.Errorf("%w: %s is no record of %s/%s", ErrBroken, filepath.Join(dir, name), module, version))
+		err := readJSON(path, &rec)
+		if errors.Is(err, fs.ErrNotExist) {
 			continue
+		}
+		if err == nil && (rec.Module != module || rec.Version != version || rec.Kernel.Release != k.Release || rec.Kernel.Arch != k.Arch) {
+			err = errors.New("it is another's")
+		}
+		if err == nil && rec.State != Built && rec.State != Installed && rec.State != Failed {
+			err = fmt.Errorf("its state is %q", rec.State)
+		}
+		if err != nil {
+			rec = Record{Module: module, Version: version, Kernel: k, State: Broken}
+			broken = append(broken, fmt.Errorf("%s/%s is %w for %s: its record %q can't be read: %w; remove that file, and install the module again",
+				module, version, ErrBroken, k.Release, path, err))
 		}
 		m.Records = append(m.Records, rec)
 	}
@@ -318,36 +346,80 @@ func (r *Root) Module(module, version string) (Module, error) {
 // Modules gives all that are registered, sorted by module and then by version. The error joins those of broken ones, as Module
 // says them; the others are there all the same.
 func (r *Root) Modules() ([]Module, error) {
+	var broken []error
+	all, err := r.modules(func(err error) { broken = append(broken, err) })
+	if err != nil {
+		return nil, err
+	}
+	return all, errors.Join(broken...)
+}
+
+// modules tells of what is broken, and gives the rest.
+func (r *Root) modules(broken func(error)) ([]Module, error) {
 	base, err := r.state("modules")
 	if err != nil {
 		return nil, err
 	}
-	var all []Module
-	var broken []error
 	modules, err := subfolders(base)
 	if err != nil {
 		return nil, err
 	}
+	var all []Module
 	for _, module := range modules {
 		versions, err := subfolders(filepath.Join(base, module))
 		if err != nil {
-			return nil, err
+			broken(err)
 		}
 		for _, version := range versions {
-			m, err := r.Module(module, version)
+			if CheckName("module", module) != nil || CheckName("version", version) != nil {
+				continue // no name of ours
+			}
+			m, err := loadModule(filepath.Join(base, module, version), module, version)
 			if errors.Is(err, ErrNotAdded) {
 				continue
 			}
 			if err != nil {
-				broken = append(broken, err)
-				if !errors.Is(err, ErrBroken) {
-					continue
-				}
+				broken(err)
 			}
-			all = append(all, m)
+			if err == nil || errors.Is(err, ErrBroken) {
+				all = append(all, m)
+			}
 		}
 	}
-	return all, errors.Join(broken...)
+	return all, nil
+}
+
+// Newest keeps the newest version of each module, by CompareVersions. The order is that of modules.
+func Newest(modules []Module) []Module {
+	newest := map[string]string{}
+	for _, m := range modules {
+		if have, ok := newest[m.Module]; !ok || CompareVersions(m.Version, have) > 0 {
+			newest[m.Module] = m.Version
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(modules), func(m Module) bool { return newest[m.Module] != m.Version })
+}
+
+// stateLimit is how large a file of the state may be, in bytes. Those of a module with a hundred files have 50 kB.
+const stateLimit = 1 << 20
+
+// readJSON reads a file of the state. What isn't a regular file is an error: the root may be anybody's. Errors don't name the file.
+func readJSON(path string, value any) (err error) {
+	defer func() {
+		if p := (*fs.PathError)(nil); errors.As(err, &p) {
+			err = p.Err
+		}
+	}()
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, stateLimit))
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(b, value)
 }
 
 // subfolders are the names of the folders in one that may be absent, sorted.

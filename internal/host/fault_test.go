@@ -49,14 +49,14 @@ func doInstall(version string) func(context.Context, testing.TB, *root) error {
 
 var scenarios = []scenario{
 	{"install", func(testing.TB, *root) {}, doInstall("1.0")},
-	{"upgrade", installed, doInstall("2.0")},
-	{"uninstall", installed, func(ctx context.Context, t testing.TB, r *root) error {
+	{"upgrade", hasOne, doInstall("2.0")},
+	{"uninstall", hasOne, func(ctx context.Context, t testing.TB, r *root) error {
 		_, err := r.Uninstall(ctx, "hello", "1.0", bookworm)
 		return err
 	}},
 }
 
-func installed(t testing.TB, r *root) {
+func hasOne(t testing.TB, r *root) {
 	t.Helper()
 	if err := doInstall("1.0")(context.Background(), t, r); err != nil {
 		t.Fatal(err)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strings"
 
 	"mvdan.cc/sh/v3/expand"
 	"mvdan.cc/sh/v3/syntax"
@@ -28,11 +29,29 @@ type Header struct {
 	// BuildDepends is every name that the file may give to BUILD_DEPENDS, for one kernel or another, in the order of their
 	// first places. Those that hold for a kernel are Plan.Depends.
 	BuildDepends []string
+	// Autoinstall tells whether AUTOINSTALL is yes, or is on some condition: a kernel that it doesn't hold for is better tried than
+	// forgotten.
+	Autoinstall bool
+	PostAdd     string // POST_ADD's value: a script below the source, and its arguments
 }
 
+// HeaderError says why a dkms.conf has no Header that can be read.
+type HeaderError struct{ err error }
+
+func (e *HeaderError) Error() string { return e.err.Error() }
+func (e *HeaderError) Unwrap() error { return e.err }
+
 // Read reads the header of a dkms.conf without running anything: it follows the plain assignments, in order, and passes over all
-// else. Inside the sandbox bash evaluates the whole file, and Conf.Plan holds the header against it.
+// else. Inside the sandbox bash evaluates the whole file, and Conf.Plan holds the header against it. An error is a *HeaderError.
 func Read(conf []byte) (Header, error) {
+	h, err := read(conf)
+	if err != nil {
+		return Header{}, &HeaderError{err}
+	}
+	return h, nil
+}
+
+func read(conf []byte) (Header, error) {
 	file, err := parse(conf)
 	if err != nil {
 		return Header{}, err
@@ -48,7 +67,7 @@ func Read(conf []byte) (Header, error) {
 			vars.assign(cmd.Args)
 		}
 	}
-	h := Header{Name: vars["PACKAGE_NAME"], Version: vars["PACKAGE_VERSION"], BuildDepends: buildDepends(file, vars)}
+	h := Header{Name: vars["PACKAGE_NAME"], Version: vars["PACKAGE_VERSION"], BuildDepends: buildDepends(file, vars), PostAdd: vars["POST_ADD"]}
 	for _, v := range []struct{ directive, value string }{{"PACKAGE_NAME", h.Name}, {"PACKAGE_VERSION", h.Version}} {
 		switch {
 		case v.value == "":
@@ -57,7 +76,27 @@ func Read(conf []byte) (Header, error) {
 			return Header{}, fmt.Errorf("dkms.conf: %s is %q: only letters, digits and . _ + ~ @ = , - may stand in it", v.directive, v.value)
 		}
 	}
+	h.Autoinstall = strings.EqualFold(vars["AUTOINSTALL"], "yes") || sometimes(file, vars, "AUTOINSTALL", "yes")
 	return h, nil
+}
+
+// sometimes tells whether a variable is given a value, in any case of letters, by an assignment that isn't made always.
+func sometimes(file *syntax.File, vars variables, name, value string) bool {
+	found := false
+	for _, s := range file.Stmts {
+		switch s.Cmd.(type) {
+		case *syntax.CallExpr, *syntax.DeclClause: // made always
+			continue
+		}
+		syntax.Walk(s, func(n syntax.Node) bool {
+			if a, ok := n.(*syntax.Assign); ok && a.Name != nil && a.Name.Value == name && a.Value != nil {
+				v, err := vars.literal(a.Value)
+				found = found || err == nil && strings.EqualFold(v, value)
+			}
+			return !found
+		})
+	}
+	return found
 }
 
 // MayDepend is Header.BuildDepends with what overrides and directives may add. Faults of theirs are found when they are evaluated.

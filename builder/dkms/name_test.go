@@ -38,6 +38,30 @@ func TestRead(t *testing.T) {
 	}
 }
 
+// AUTOINSTALL counts where it may be yes for a kernel, and POST_ADD as it is assigned always.
+func TestReadForHosts(t *testing.T) {
+	const head = "PACKAGE_NAME=a\nPACKAGE_VERSION=1\n"
+	for _, tt := range []struct {
+		conf, postAdd string
+		auto          bool
+	}{
+		{"", "", false},
+		{"AUTOINSTALL=yes", "", true},
+		{"AUTOINSTALL=\"YES\"\r\n", "", true},
+		{"AUTOINSTALL=yes\nAUTOINSTALL=no", "", false},
+		{"AUTOINSTALL=maybe", "", false},
+		{"[ $kernelver = 6 ] && AUTOINSTALL=yes", "", true},
+		{"AUTOINSTALL=no\nif x; then AUTOINSTALL=Yes; fi", "", true},
+		{"if x; then AUTOINSTALL=no; POST_ADD=x; fi", "", false},
+		{"POST_ADD='scripts/add.sh $a b'", "scripts/add.sh $a b", false},
+	} {
+		h, err := Read([]byte(head + tt.conf))
+		if err != nil || h.Autoinstall != tt.auto || h.PostAdd != tt.postAdd {
+			t.Errorf("Read(%q) = %v, %q, %v; want %v, %q", tt.conf, h.Autoinstall, h.PostAdd, err, tt.auto, tt.postAdd)
+		}
+	}
+}
+
 // Whatever a name of BUILD_DEPENDS depends on, it is known before the sandbox is, unless it takes a program to make it.
 func TestBuildDepends(t *testing.T) {
 	const head = "PACKAGE_NAME=a\nPACKAGE_VERSION=1\n"
@@ -71,7 +95,7 @@ func FuzzRead(f *testing.F) {
 		}
 		for _, name := range append(h.BuildDepends, h.Name, h.Version) {
 			if !validName.MatchString(name) {
-				t.Errorf("Read(%q) = %q", conf, h)
+				t.Errorf("Read(%q) = %+v", conf, h)
 			}
 		}
 	})

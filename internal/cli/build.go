@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -41,8 +42,12 @@ type buildOptions struct {
 	shared  sharedOptions
 }
 
+// defaultBuild are the options of a build that nothing is said about.
+func defaultBuild() buildOptions { return buildOptions{engine: "auto", jobs: runtime.NumCPU()} }
+
 func (a *app) buildCommand() *cobra.Command {
-	var o buildOptions
+	o := defaultBuild()
+	var h hostOptions
 	cmd := &cobra.Command{
 		Use:   "build [SRC...] --kernels KERNELS",
 		Short: "Build DKMS source trees for kernels",
@@ -51,6 +56,11 @@ DIR/<distro>-<suite>/<release>/; where there are several sources, into a folder 
 
 SRC is a folder with a dkms.conf, the dkms.conf itself, a tarball (plain, gzip, xz, zstd), or a Debian package that carries
 usr/src/*/dkms.conf. The default is the current folder.
+
+SRC can also be a module of this host, as MODULE/VERSION or with -m and -v, which is added first if it isn't registered; see add.
+KERNELS are releases that the host has then, by default the running one, and with --all all of them. Where the module's registry
+has it prebuilt, that is taken. The result is kept for install, and goes to DIR too if --out is given; what is built already is
+left as it is, unless --force is given. A build that fails leaves the one before.
 
 What a dkms.conf names in BUILD_DEPENDS is built first, and its modules, its Module.symvers and its source are where dkms has them
 when the dependent is built. It is taken from the other sources, else from the folders of --depends (as /usr/src, with a source in
@@ -84,18 +94,32 @@ Standard output has one line for each kernel, in the order of the request: the k
 digest of the artifact; where the modules are. With --format json it has one object.` + exitStatus(
 			"  0  all were built or cached, or skipped beside others that are there",
 			"  1  the command line, the source or the configuration is wrong, this machine's disk or permissions are, or no engine works",
+			"  2, 3, 4, 6, 8  of MODULE/VERSION: see add and install",
 			" 10  a build failed",
 			" 13  a module of BUILD_DEPENDS is missing, failed or was skipped, or they go in a circle",
 			" 21  a kernel's headers can't be found, fetched or trusted",
-			" 22  the registry of --push can't be reached or refuses",
+			" 22  the registry of --push, or of the module, can't be reached or refuses",
+			" 23  the module's registry has none for that kernel, and there is no source",
 			" 77  every kernel was skipped (BUILD_EXCLUSIVE in dkms.conf)",
 			"130  interrupted", "", "With several failures, the lowest of their codes."),
 		Example: `  godkms-hermetic build . --kernels debian/bookworm:6.1.0-56-amd64,debian/trixie:latest
   godkms-hermetic build v4l2loopback-dkms_0.12.7-2_all.deb --kernels 'debian/bookworm:6.1.*-amd64' --out modules
   godkms-hermetic build . --kernels running --with libxtables-dev --format json
   godkms-hermetic build zfs --depends /usr/src --kernels debian/trixie:latest
+  godkms-hermetic build hello/1.0 -k 6.1.0-56-amd64
   godkms-hermetic build . --kernels 'debian/trixie:*' --cache-from registry.example/cache --cache-to registry.example/cache`,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if h.isFor(args) {
+				if !cmd.Flags().Changed("out") {
+					o.out = ""
+				}
+				return a.runHostBuild(cmd.Context(), h, o, args)
+			}
+			for _, name := range []string{"root", "arch", "all", "force"} {
+				if cmd.Flags().Changed(name) {
+					return fmt.Errorf("--%s is for the modules of a host: name one as MODULE/VERSION", name)
+				}
+			}
 			if len(args) == 0 {
 				args = []string{"."}
 			}
@@ -103,10 +127,13 @@ digest of the artifact; where the modules are. With --format json it has one obj
 		},
 	}
 	f := cmd.Flags()
-	f.StringSliceVar(&o.kernels, "kernels", nil, "`KERNELS` to build for; required")
-	f.StringVar(&o.out, "out", "out", "`DIR` for modules and logs")
-	f.StringVar(&o.engine, "engine", "auto", "what runs the build: sandbox, docker, or auto, the first of them that works here")
-	f.IntVarP(&o.jobs, "jobs", "j", runtime.NumCPU(), "processes at a time, over all kernels")
+	f.StringSliceVarP(&o.kernels, "kernels", "k", nil, "`KERNELS` to build for; required, but for MODULE/VERSION")
+	f.StringVar(&o.out, "out", "out", "`DIR` for modules and logs; for MODULE/VERSION there is none by default")
+	h.moduleFlags(a, cmd)
+	h.archFlags(cmd)
+	h.forceFlag(f, "build MODULE/VERSION again, although it's built")
+	f.StringVar(&o.engine, "engine", o.engine, "what runs the build: sandbox, docker, or auto, the first of them that works here")
+	f.IntVarP(&o.jobs, "jobs", "j", o.jobs, "processes at a time, over all kernels")
 	f.BoolVar(&o.noCache, "no-cache", false, "build what is cached too, and fail where a byte of the result differs")
 	f.StringSliceVar(&o.with, "with", nil, "extra `PACKAGES` for the build root, of the kernel's distribution")
 	f.DurationVar(&o.timeout, "timeout", 0, "limit for each kernel's build, as in 10m (default none)")
@@ -131,89 +158,111 @@ type target struct {
 }
 
 func (a *app) runBuild(ctx context.Context, o buildOptions, sources []string) error {
-	switch {
-	case !slices.ContainsFunc(o.kernels, func(s string) bool { return strings.TrimSpace(s) != "" }):
+	if !slices.ContainsFunc(o.kernels, func(s string) bool { return strings.TrimSpace(s) != "" }) {
 		return errors.New("no kernel given; use --kernels, as in --kernels debian/trixie:latest ('godkms-hermetic kernels debian/trixie' lists them)")
-	case o.jobs < 1:
-		return fmt.Errorf("--jobs is %d: it must be at least 1", o.jobs)
-	case o.timeout < 0:
-		return fmt.Errorf("--timeout is %s: it must not be negative", o.timeout)
-	case !slices.Contains(engineNames, o.engine):
-		return fmt.Errorf("--engine is %q: it can be %s", o.engine, strings.Join(engineNames, ", "))
-	}
-	remote, err := a.headersRemote(o.headers)
-	if err != nil {
-		return err
-	}
-	memory, err := parseMemory(o.memory)
-	if err != nil {
-		return fmt.Errorf("--memory: %w", err)
 	}
 	if err := writable(o.out); err != nil {
 		return fmt.Errorf("--out: %w", err)
 	}
-	if err := o.input.read(); err != nil {
-		return err
-	}
-	distros, err := a.distros()
+	r, err := a.newRun(o)
 	if err != nil {
 		return err
 	}
-	selectors, err := parseSelectors(distros, o.kernels)
+	selectors, err := parseSelectors(r.distros, o.kernels)
 	if err != nil {
 		return err
 	}
-	temp, err := a.temp()
-	if err != nil {
+	if err := r.open(); err != nil {
 		return err
 	}
-	shared, err := a.shared(o.shared, temp)
-	if err != nil {
-		return err
-	}
-	exclude := append([]string{o.out, filepath.Dir(temp)}, // any may lie in the source, or be it
+	defer r.close()
+	exclude := append([]string{o.out, filepath.Dir(r.builder.Temp)}, // any may lie in the source, or be it
 		layoutDirs(append([]string{o.push, o.headers.repo, o.shared.to}, o.shared.from...)...)...)
 	for _, suite := range a.suites() {
 		exclude = append(exclude, filepath.Join(o.out, strings.Replace(suite, "/", "-", 1)))
 	}
-	us, err := openUnits(ctx, sources, o.depends, o.input, builder.SourceOptions{Temp: temp, Exclude: exclude, Open: distros["debian"].Open})
-	if err != nil {
+	from := builder.SourceOptions{Temp: r.builder.Temp, Exclude: exclude, Open: r.distros["debian"].Open}
+	if r.units, err = openUnits(ctx, sources, o.depends, r.options.input, from); err != nil {
 		return err
 	}
-	defer us.close()
-	var targetsOf map[string]*registry.Repo
 	if o.push != "" {
-		if targetsOf, err = a.pushTargets(o.push, us); err != nil {
+		if r.targets, err = a.pushTargets(o.push, r.units); err != nil {
 			return err
 		}
 	}
-	results, err := a.results()
+	targets, err := a.resolve(ctx, r.distros, selectors)
 	if err != nil {
 		return err
 	}
-	targets, err := a.resolve(ctx, distros, selectors)
-	if err != nil {
-		return err
-	}
-
-	if found, err := a.archived(ctx, remote, targets); err == nil {
+	if found, err := a.archived(ctx, r.headers.remote, targets); err == nil {
 		targets = found
 	} else if ctx.Err() != nil {
 		return err
 	} else {
 		a.board.Warn(fmt.Sprintf("--images: %v", err))
 	}
-	r := &buildRun{app: a, targets: targetsOf, caches: shared.refs, options: o, distros: distros, units: us, jobs: min(o.jobs, len(targets)*len(us))}
+	return r.run(ctx, targets)
+}
+
+// newRun makes a run of options that are about builds. Nothing is opened yet.
+func (a *app) newRun(o buildOptions) (*buildRun, error) {
+	switch {
+	case o.jobs < 1:
+		return nil, fmt.Errorf("--jobs is %d: it must be at least 1", o.jobs)
+	case o.timeout < 0:
+		return nil, fmt.Errorf("--timeout is %s: it must not be negative", o.timeout)
+	case !slices.Contains(engineNames, o.engine):
+		return nil, fmt.Errorf("--engine is %q: it can be %s", o.engine, strings.Join(engineNames, ", "))
+	}
+	remote, err := a.headersRemote(o.headers)
+	if err != nil {
+		return nil, err
+	}
+	memory, err := parseMemory(o.memory)
+	if err != nil {
+		return nil, fmt.Errorf("--memory: %w", err)
+	}
+	if err := o.input.read(); err != nil {
+		return nil, err
+	}
+	distros, err := a.distros()
+	if err != nil {
+		return nil, err
+	}
+	r := &buildRun{app: a, options: o, distros: distros}
+	r.handOut = r.toOut
 	r.headers.remote = remote
 	r.engine = engineOf{name: o.engine, note: a.board.Print}
 	r.builder = &builder.Builder{
-		Results: results, Remotes: shared.from, Share: shared.to, RootVersion: images.Version, Temp: temp,
-		Jobs: max(1, o.jobs/r.jobs), Timeout: o.timeout, Memory: memory, Verify: o.noCache,
+		RootVersion: images.Version, Timeout: o.timeout, Memory: memory, Verify: o.noCache,
 		Engine: r.engine.get,
 		Root:   r.root,
 	}
-	defer r.engine.close()
-	return r.run(ctx, targets)
+	return r, nil
+}
+
+// open opens the caches.
+func (r *buildRun) open() error {
+	temp, err := r.temp()
+	if err != nil {
+		return err
+	}
+	shared, err := r.shared(r.options.shared, temp)
+	if err != nil {
+		return err
+	}
+	results, err := r.results()
+	if err != nil {
+		return err
+	}
+	r.caches = shared.refs
+	r.builder.Temp, r.builder.Results, r.builder.Remotes, r.builder.Share = temp, results, shared.from, shared.to
+	return nil
+}
+
+func (r *buildRun) close() {
+	r.units.close()
+	r.engine.close()
 }
 
 // buildRun is one run of the build command.
@@ -229,6 +278,11 @@ type buildRun struct {
 	targets map[string]*registry.Repo // of --push, by module
 	caches  []registry.Reference      // that machines share
 	headers headerUse
+
+	// handOut puts what was built to where it is wanted. It gives the modules there, and the log.
+	handOut func(context.Context, *cell, builder.Result) ([]ui.Module, string, error)
+	// have gives what needn't be built; nil: all is to be.
+	have func(unit, target) (b builder.Result, found bool)
 
 	once   sync.Once // opens the store of header images, which a run that finds all in the cache does not need
 	store  *images.Store
@@ -272,26 +326,35 @@ type cell struct {
 	report ui.Result
 	lock   []byte         // in its canonical form
 	code   int            // exit code that a failure of it stands for
+	had    bool           // result was there before
 	result builder.Result // to be read when done is closed
 	done   chan struct{}
 }
 
-// run builds every source for every target and reports kernel by kernel, in the request's order. One's failure stops no other,
-// but for those that depend on it.
-func (r *buildRun) run(ctx context.Context, targets []target) error {
+// builds builds every source for every target. One's failure stops no other, but for those that depend on it. The cells are kernel by
+// kernel, in the request's order.
+func (r *buildRun) builds(ctx context.Context, targets []target) []*cell {
 	n := len(r.units)
+	r.jobs = max(1, min(r.options.jobs, len(targets)*n))
+	r.builder.Jobs = max(1, r.options.jobs/r.jobs)
 	cells := make([]*cell, n*len(targets))
 	for i := range cells {
 		u, t := r.units[i%n], targets[i/n]
 		c := &cell{unit: u, target: t, title: t.label, done: make(chan struct{})}
-		if n > 1 {
+		cells[i] = c
+		if r.have != nil {
+			if c.result, c.had = r.have(u, t); c.had {
+				close(c.done)
+				continue
+			}
+		}
+		if n > 1 || r.have != nil {
 			c.title += " " + u.name()
 		}
 		c.line = r.board.Line(c.title)
-		if t.err != nil { // known before any work, and said so
-			c.line.End(ui.Failed, t.err.Error())
+		if err := cmp.Or(t.err, u.err); err != nil { // known before any work, and said so
+			c.line.End(ui.Failed, err.Error())
 		}
-		cells[i] = c
 	}
 	slots := make(chan struct{}, r.jobs)
 	order := r.units.order()
@@ -300,6 +363,9 @@ func (r *buildRun) run(ctx context.Context, targets []target) error {
 		row := cells[t*n : (t+1)*n]
 		for _, i := range order {
 			c := row[i]
+			if c.had {
+				continue
+			}
 			release := sync.OnceFunc(func() { <-slots })
 			if len(c.needs) == 0 {
 				slots <- struct{}{} // in the request's order
@@ -317,6 +383,12 @@ func (r *buildRun) run(ctx context.Context, targets []target) error {
 		}
 	}
 	all.Wait()
+	return cells
+}
+
+// run builds every source for every target and reports in the request's order.
+func (r *buildRun) run(ctx context.Context, targets []target) error {
+	cells := r.builds(ctx, targets)
 	if r.options.headers.push {
 		r.pushHeaders(ctx)
 	}
@@ -393,9 +465,15 @@ func (r *buildRun) one(ctx context.Context, c *cell, row []*cell, built func()) 
 		c.code = code
 	}
 	c.result.Status = builder.Failed
-	if c.err != nil {
+	if c.target.err != nil {
 		line = nil // it has ended
-		fail(c.err, lockCode(c.err))
+		fail(c.target.err, lockCode(c.target.err))
+		c.result.Reason = report.Reason
+		return
+	}
+	if c.unit.err != nil {
+		line = nil
+		fail(c.unit.err, codeOf(c.unit.err))
 		c.result.Reason = report.Reason
 		return
 	}
@@ -463,7 +541,7 @@ func (r *buildRun) one(ctx context.Context, c *cell, row []*cell, built func()) 
 	report.Digest = b.Digest.String()
 	if report.Modules, report.Log, err = r.handOut(ctx, c, b); err != nil {
 		report.Digest, report.Modules, report.Log = "", nil, ""
-		fail(fmt.Errorf("write the modules: %w; see to it or choose another folder with --out", err), failureCode(err))
+		fail(err, failureCode(err))
 		return
 	}
 	detail := ""
@@ -528,14 +606,14 @@ func hiddenFailure(log []byte, step *builder.StepError) ([]byte, bool) {
 	return log, found && step.Step == "collecting the modules" && makeStopped.Match(log)
 }
 
-// handOut writes the modules and the log to their folder below out.
-func (r *buildRun) handOut(ctx context.Context, c *cell, b builder.Result) (modules []ui.Module, log string, err error) {
+// toOut writes the modules and the log to their folder below out.
+func (r *buildRun) toOut(ctx context.Context, c *cell, b builder.Result) (modules []ui.Module, log string, err error) {
 	dir := folderOf(r.options.out, c.kernel)
 	if len(r.units) > 1 {
 		dir = filepath.Join(dir, c.source.Module+"-"+c.source.Version)
 	}
 	if modules, err = handOut(ctx, &r.partial, r.options.out, dir, b.Files, map[string][]byte{buildLog: b.Log}); err != nil {
-		return nil, "", err
+		return nil, "", fmt.Errorf("write the modules: %w; see to it or choose another folder with --out", err)
 	}
 	return modules, filepath.Join(dir, buildLog), nil
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/godkms-hermetic/godkms-hermetic/builder/sandbox"
 	"github.com/godkms-hermetic/godkms-hermetic/cache"
 	"github.com/godkms-hermetic/godkms-hermetic/images"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/distpkg"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/registry"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
@@ -30,12 +31,18 @@ import (
 // Exit codes. With several failures of a run, the lowest of theirs is the run's.
 const (
 	exitUsage    = 1   // the command line, the source or the configuration is wrong, or the tool itself failed
+	exitNoSource = 2   // there is no such source to add
+	exitAdded    = 3   // a module is not registered, or is already
+	exitBroken   = 4   // what the state of installed modules refers to is gone or damaged
+	exitInstall  = 6   // an install is refused or failed
+	exitConf     = 8   // a dkms.conf that is to be added is faulty
 	exitBuild    = 10  // a build failed
 	exitDepends  = 13  // a module of BUILD_DEPENDS is missing, failed or was skipped, or they go in a circle
 	exitNoKernel = 21  // a kernel whose headers can't be found, fetched or trusted
 	exitRegistry = 22  // a registry can't be reached, refuses, or has something that was altered
 	exitAbsent   = 23  // a registry has no such module, or none for that kernel
 	exitSkipped  = 77  // every kernel was skipped
+	exitPre      = 101 // PRE_INSTALL refused
 	exitSignal   = 130 // interrupted
 )
 
@@ -146,16 +153,18 @@ sandbox without network. The same inputs give the same bytes, and what was built
 		},
 	}
 	f := root.PersistentFlags()
-	f.StringVar(&a.cacheDir, "cache-dir", "", "folder for indexes, packages, header images and results (default $XDG_CACHE_HOME/godkms-hermetic)")
+	f.StringVar(&a.cacheDir, "cache-dir", "", "folder for indexes, packages, header images and results (default $XDG_CACHE_HOME/godkms-hermetic, /var/cache/godkms-hermetic for root without a home)")
 	f.StringVar(&a.format, "format", "text", "what to print on standard output: text or json")
 	f.StringArrayVar(&a.mirrors, "mirror", nil, "mirror of a distribution, `DISTRO=URL`; can be repeated (default: this machine's apt configuration)")
 	f.BoolVarP(&a.quiet, "quiet", "q", false, "no progress, only warnings and errors")
-	f.BoolVarP(&a.verbose, "verbose", "v", false, "stream the logs of builds")
+	f.BoolVar(&a.verbose, "verbose", false, "stream the logs of builds")
 	f.BoolVar(&a.offline, "offline", false, "never use the network")
 	f.BoolVar(&a.refresh, "refresh", false, "ask the mirrors for new indexes, even if that was done less than 6 hours ago")
 	f.BoolVar(&a.acceptExpired, "accept-expired", false, "accept indexes past their Valid-Until, of an archived suite or a stale mirror")
 	f.StringArrayVar(&a.insecure, "insecure-registry", nil, "registry that may be spoken to without TLS, `HOST` or HOST:PORT; can be repeated (those of this machine always may)")
-	root.AddCommand(a.buildCommand(), a.pushCommand(), a.pullCommand(), a.listCommand(), a.inspectCommand(), a.confCommand(), a.kernelsCommand(), a.imageCommand(), a.cacheCommand(), a.doctorCommand(), a.versionCommand())
+	root.AddCommand(a.addCommand(), a.buildCommand(), a.pushCommand(), a.pullCommand(), a.listCommand(), a.inspectCommand(),
+		a.mkpkgCommand(distpkg.Deb), a.mkpkgCommand(distpkg.RPM), a.hooksCommand(), a.kernelPrermCommand(),
+		a.confCommand(), a.kernelsCommand(), a.imageCommand(), a.cacheCommand(), a.doctorCommand(), a.versionCommand())
 	for _, c := range root.Commands() {
 		for _, sub := range append(c.Commands(), c) {
 			sub.DisableFlagsInUseLine = true
@@ -199,6 +208,9 @@ func (a *app) dir(name string) (string, error) {
 	base := a.cacheDir
 	if base == "" {
 		user, err := os.UserCacheDir()
+		if os.Getuid() == 0 && a.env("HOME") == "" && a.env("XDG_CACHE_HOME") == "" { // as in services and hooks of package managers
+			user, err = "/var/cache", nil
+		}
 		if err != nil {
 			return "", fmt.Errorf("no folder for the cache: %w; give one with --cache-dir", err)
 		}

@@ -21,6 +21,7 @@ type unit struct {
 	named  bool     // by the user, not found in a folder
 	may    []string // modules that it may need
 	needs  []int    // units that it may need, and all that those may need
+	err    error    // why it can't be built for any kernel
 }
 
 func (u unit) name() string { return u.source.Module + "/" + u.source.Version }
@@ -66,6 +67,20 @@ func openUnits(ctx context.Context, named, folders []string, input confInput, o 
 		}
 		offers = append(offers, found...)
 	}
+	if us, err = us.complete(ctx, offers, input, o); err != nil {
+		return us, fmt.Errorf("--depends: %w", err)
+	}
+	for _, u := range us {
+		if u.err != nil {
+			return us, u.err
+		}
+	}
+	return us, nil
+}
+
+// complete adds to units what they may depend on, of what is offered. Units whose needs go in a circle have an error then, with the exit
+// code for it.
+func (us units) complete(ctx context.Context, offers []offer, input confInput, o builder.SourceOptions) (units, error) {
 	for i := 0; i < len(us); i++ { // grows
 		for _, need := range us[i].may {
 			if us.find(need) >= 0 {
@@ -82,19 +97,24 @@ func openUnits(ctx context.Context, named, folders []string, input confInput, o 
 				continue
 			case 1:
 			default:
-				return us, fmt.Errorf("--depends: %q and %q are both of the module %q, which %q may need; name the one to take as a source",
+				return us, fmt.Errorf("%q and %q are both of the module %q, which %q may need; name the one to take as a source",
 					match[0].from, match[1].from, need, us[i].source.Module)
 			}
 			source, err := builder.OpenSource(ctx, match[0].from, o)
 			if err != nil {
-				return us, fmt.Errorf("--depends: %w", err)
+				return us, err
 			}
 			us = append(us, unit{source: source, from: match[0].from, may: input.mayDepend(source, false)})
 		}
 	}
 	for i := range us {
 		if err := us.reach(i, []int{i}); err != nil {
-			return us, &exitError{code: exitDepends, err: err}
+			us[i].err = &exitError{code: exitDepends, err: err}
+		}
+	}
+	for i := range us {
+		if us[i].err != nil {
+			us[i].needs = nil
 		}
 	}
 	return us, nil

@@ -194,7 +194,7 @@ func (a *app) runInspect(ctx context.Context, text string, list []string, arch s
 	}
 	var offers []artifact.Entry
 	if len(selectors) > 0 {
-		offers, err = choose(ctx, repo, ref, selectors, host{running: running()}, arch)
+		offers, err = choose(ctx, repo, ref, selectors, machine{running: running()}, arch)
 	} else {
 		offers, err = offered(ctx, repo, ref)
 	}

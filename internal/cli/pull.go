@@ -105,7 +105,7 @@ func (a *app) runPull(ctx context.Context, text string, list []string, arch, out
 	if err != nil {
 		return err
 	}
-	chosen, err := choose(ctx, repo, ref, selectors, readHost("/", running()), arch)
+	chosen, err := choose(ctx, repo, ref, selectors, readMachine("/", running()), arch)
 	if err != nil {
 		return err
 	}
@@ -205,7 +205,7 @@ func offered(ctx context.Context, repo *registry.Repo, ref registry.Reference) (
 }
 
 // choose gives what selectors name of what a reference stands for, in their order. A kernel of the host's own must fit it.
-func choose(ctx context.Context, repo *registry.Repo, ref registry.Reference, selectors []kernels.Selector, h host, arch string) ([]artifact.Entry, error) {
+func choose(ctx context.Context, repo *registry.Repo, ref registry.Reference, selectors []kernels.Selector, h machine, arch string) ([]artifact.Entry, error) {
 	offers, err := offered(ctx, repo, ref)
 	if err != nil {
 		return nil, err
@@ -258,7 +258,7 @@ func find(ctx context.Context, repo *registry.Repo, ref registry.Reference, offe
 
 // wanted are the kernels that a selector stands for, of what is offered. One of the host's own must be of its distribution, and where
 // its headers are installed, of their Module.symvers.
-func wanted(offers []artifact.Entry, s kernels.Selector, h host, arch string) ([]artifact.Want, error) {
+func wanted(offers []artifact.Entry, s kernels.Selector, h machine, arch string) ([]artifact.Want, error) {
 	if s.Distro == "" && s.Release == h.running && h.suite != "" {
 		s.Distro, s.Suite = h.distro, h.suite
 	}

@@ -159,10 +159,10 @@ func TestNoHost(t *testing.T) {
 	if err := os.WriteFile("usr/src/linux-headers-6.1/Module.symvers", nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, found, err := (host{}).symvers("6.1"); found || err != nil {
+	if _, found, err := (machine{}).symvers("6.1"); found || err != nil {
 		t.Errorf("symvers of no host = %v, %v", found, err)
 	}
-	if _, found, err := (host{root: dir}).symvers("6.1"); !found || err != nil {
+	if _, found, err := (machine{root: dir}).symvers("6.1"); !found || err != nil {
 		t.Errorf("symvers = %v, %v", found, err)
 	}
 }

@@ -451,17 +451,17 @@ func TestHost(t *testing.T) {
 		{root("etc/os-release", "ID=debian\nID_LIKE=x\n# VERSION_CODENAME=sid\n", "usr/lib/os-release", debian), "debian", ""},
 		{root("etc/os-release", strings.Repeat("\x00", 100_000)), "", ""},
 	} {
-		if h := readHost(c.root, release); h.distro != c.distro || h.suite != c.suite || h.running != release {
+		if h := readMachine(c.root, release); h.distro != c.distro || h.suite != c.suite || h.running != release {
 			t.Errorf("%+v; want %+v", h, c)
 		}
 	}
 	for _, file := range []string{"lib/modules/" + release + "/build/Module.symvers", "usr/src/linux-headers-" + release + "/Module.symvers", "usr/src/kernels/" + release + "/Module.symvers"} {
-		if h, found, err := (host{root: root(file, "symvers of "+k1)}).symvers(release); err != nil || !found || h != hashOf("symvers of "+k1) {
+		if h, found, err := (machine{root: root(file, "symvers of "+k1)}).symvers(release); err != nil || !found || h != hashOf("symvers of "+k1) {
 			t.Errorf("%s: %s, %v, %v", file, h, found, err)
 		}
 	}
 	for _, r := range []string{"", "..", "../../etc", release} {
-		if h, found, err := (host{root: root("lib/modules/"+release+"x/build/Module.symvers", "")}).symvers(r); err != nil || found || h != (v1.Hash{}) {
+		if h, found, err := (machine{root: root("lib/modules/"+release+"x/build/Module.symvers", "")}).symvers(r); err != nil || found || h != (v1.Hash{}) {
 			t.Errorf("%q: %s, %v, %v", r, h, found, err)
 		}
 	}
@@ -470,7 +470,7 @@ func TestHost(t *testing.T) {
 	if err := os.Symlink("/no/such", filepath.Join(gone, "lib/modules", release, "build")); err != nil {
 		t.Fatal(err)
 	}
-	if _, found, err := (host{root: gone}).symvers(release); err != nil || found {
+	if _, found, err := (machine{root: gone}).symvers(release); err != nil || found {
 		t.Errorf("a link to nowhere: %v, %v", found, err)
 	}
 
@@ -491,23 +491,23 @@ func TestHost(t *testing.T) {
 		return []string{"etc/os-release", debian, "usr/src/linux-headers-" + release + "/Module.symvers", of}
 	}
 	for name, c := range map[string]struct {
-		host     host
+		host     machine
 		selector string
 		want     string // kernel, or the error's text
 		code     int
 	}{
-		"the running one":               {readHost(root("etc/os-release", debian), release), "running", k1, 0},
-		"with its headers":              {readHost(root(headers("symvers of "+k1)...), release), "running", k1, 0},
-		"with other headers":            {readHost(root(headers("others")...), release), "running", hashOf("others").String(), 23},
-		"other headers, by its release": {readHost(root(headers("others")...), "9"), release, "put the suite before it", 1},
-		"other headers, by its name":    {readHost(root(headers("others")...), "9"), k1, hashOf("others").String(), 23},
-		"another suite's":               {readHost(root(headers("others")...), "9"), k1other, k1other, 0},
-		"its own suite's":               {readHost(root("etc/os-release", debian), release), release, k1, 0},
-		"another one":                   {readHost(root("etc/os-release", debian), "9"), "6.1.0-2-amd64", k2, 0},
-		"not there":                     {readHost(root("etc/os-release", debian), "9"), "running", "no artifact for debian/bookworm:9", 23},
-		"of an unknown system":          {readHost(root(), release), "running", "put the suite before it", 1},
-		"not there, unknown system":     {readHost(root(), "9"), "running", `no modules for "9" on amd64`, 23},
-		"running what":                  {readHost(root("etc/os-release", debian), ""), "running", "name one with --kernel", 1},
+		"the running one":               {readMachine(root("etc/os-release", debian), release), "running", k1, 0},
+		"with its headers":              {readMachine(root(headers("symvers of "+k1)...), release), "running", k1, 0},
+		"with other headers":            {readMachine(root(headers("others")...), release), "running", hashOf("others").String(), 23},
+		"other headers, by its release": {readMachine(root(headers("others")...), "9"), release, "put the suite before it", 1},
+		"other headers, by its name":    {readMachine(root(headers("others")...), "9"), k1, hashOf("others").String(), 23},
+		"another suite's":               {readMachine(root(headers("others")...), "9"), k1other, k1other, 0},
+		"its own suite's":               {readMachine(root("etc/os-release", debian), release), release, k1, 0},
+		"another one":                   {readMachine(root("etc/os-release", debian), "9"), "6.1.0-2-amd64", k2, 0},
+		"not there":                     {readMachine(root("etc/os-release", debian), "9"), "running", "no artifact for debian/bookworm:9", 23},
+		"of an unknown system":          {readMachine(root(), release), "running", "put the suite before it", 1},
+		"not there, unknown system":     {readMachine(root(), "9"), "running", `no modules for "9" on amd64`, 23},
+		"running what":                  {readMachine(root("etc/os-release", debian), ""), "running", "name one with --kernel", 1},
 	} {
 		selectors, err := listSelectors([]string{c.selector})
 		if err != nil {

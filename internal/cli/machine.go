@@ -13,21 +13,22 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"github.com/godkms-hermetic/godkms-hermetic/internal/host"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
 
-// host is what a Linux root says of itself, for a module must fit it.
-type host struct {
+// machine is what a Linux root says of itself, for a module must fit it.
+type machine struct {
 	root          string // empty: there is none to look at
 	distro, suite string // of os-release(5), ID and VERSION_CODENAME; empty where it doesn't say
 	running       string // kernel release; empty if it isn't known
 }
 
-// readHost reads what the root of this machine says.
-func readHost(root, running string) host {
-	h := host{root: root, running: running}
+// readMachine reads what a root says, this machine's own or a mounted one.
+func readMachine(root, running string) machine {
+	h := machine{root: root, running: running}
 	for _, name := range []string{"etc/os-release", "usr/lib/os-release"} {
-		f, err := os.Open(filepath.Join(root, name))
+		f, err := h.open(name)
 		if err != nil {
 			continue
 		}
@@ -47,13 +48,26 @@ func readHost(root, running string) host {
 	return h
 }
 
+// open opens a file of the root. Links in it are followed as within it.
+func (h machine) open(name string) (*os.File, error) {
+	r, err := host.Open(h.root, host.Options{})
+	if err != nil {
+		return nil, err
+	}
+	path, err := r.Path(name)
+	if err != nil {
+		return nil, err
+	}
+	return os.Open(path)
+}
+
 // isOwn tells whether a kernel can be one of this host's: where the host doesn't say what it is, it may be.
-func (h host) isOwn(k kernels.Kernel) bool {
+func (h machine) isOwn(k kernels.Kernel) bool {
 	return (h.distro == "" || h.distro == k.Distro) && (h.suite == "" || h.suite == k.Suite)
 }
 
 // symvers is the digest of the Module.symvers in the headers of a release, if they are installed here.
-func (h host) symvers(release string) (digest v1.Hash, found bool, err error) {
+func (h machine) symvers(release string) (digest v1.Hash, found bool, err error) {
 	if h.root == "" || release == "" || strings.Contains(release, "/") || release == ".." {
 		return v1.Hash{}, false, nil
 	}
@@ -62,7 +76,7 @@ func (h host) symvers(release string) (digest v1.Hash, found bool, err error) {
 		"usr/src/linux-headers-" + release,  // Debian, Ubuntu
 		"usr/src/kernels/" + release,        // Fedora and its kin
 	} {
-		f, err := os.Open(filepath.Join(h.root, dir, "Module.symvers"))
+		f, err := h.open(filepath.Join(dir, "Module.symvers"))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}

@@ -1,0 +1,490 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/godkms-hermetic/godkms-hermetic/builder"
+	"github.com/godkms-hermetic/godkms-hermetic/cache"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/durable"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/host"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/registry"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
+	"github.com/godkms-hermetic/godkms-hermetic/kernels"
+)
+
+// obtainOptions say how obtain goes about it.
+type obtainOptions struct {
+	buildOptions      // what is about how to build; see defaultBuild
+	again        bool // pass over what is there, and what a registry has
+	dry          bool // leave the root as it is: a registry is asked whether it has the module, and what is built goes to the user's cache only
+}
+
+// obtained is a registered module for a kernel of a root: where it came from, or why it couldn't be had.
+type obtained struct {
+	module host.Registration
+	kernel artifact.Kernel
+	status ui.Status // Built, Cached (it was built before), Pulled (from the registry, now or before), Skipped (by BUILD_EXCLUSIVE), or Failed
+	image  v1.Image  // nil of what Failed or was Skipped, and of what a dry run found in a registry
+	from   string    // host.Record.From
+	err    error     // of what Failed; codeOf gives its exit code
+	report ui.Result
+
+	already bool // it was recorded as Built or Installed before
+}
+
+// obtain gets modules of a root for kernels: what was obtained before, what the module's registry has for just that kernel, or what is
+// built in the sandbox, the user's cache first. What BUILD_DEPENDS names is taken from the registered modules, and obtained first. What
+// was obtained is kept in the root's results, with a record: Built, or Failed with the reason, unless one says that it's Built or
+// Installed already. One failure stops no other; the answers are kernel by kernel, in the order of what was asked for. An error is one
+// that nothing can be obtained with. No two of the modules are versions of one.
+func (a *app) obtain(ctx context.Context, root *host.Root, modules []host.Module, ks []artifact.Kernel, o obtainOptions) ([]obtained, error) {
+	if o.again {
+		o.noCache = true
+	}
+	run, err := a.newRun(o.buildOptions)
+	if err != nil {
+		return nil, err
+	}
+	if err := run.open(); err != nil {
+		return nil, err
+	}
+	defer run.close()
+	x := &obtaining{buildRun: run, root: root, again: o.again, dry: o.dry, cells: map[wish]*obtained{}}
+	if !o.dry {
+		if err := root.Recover(ctx); err != nil { // as root can
+			return nil, hostError(root, err)
+		}
+	}
+	if x.kept, err = rootResults(root, a.board.Warn); err != nil {
+		if !o.dry {
+			return nil, hostError(root, err)
+		}
+		x.kept = nil
+	}
+	var out []*obtained
+	for _, k := range ks {
+		for _, m := range modules {
+			c := &obtained{module: m.Registration, kernel: k}
+			c.report = ui.Result{Module: m.Module, Version: m.Version, Kernel: kernels.Kernel(k).String(), Distro: k.Distro, Suite: k.Suite, Release: k.Release}
+			out = append(out, c)
+			x.cells[wish{m.Module, m.Version, k}] = c
+		}
+	}
+	if err := x.find(ctx, modules, ks); err != nil {
+		return nil, err
+	}
+	if err := x.build(ctx, modules, ks); err != nil {
+		return nil, err
+	}
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	list := make([]obtained, len(out))
+	for i, c := range out {
+		if c.err != nil {
+			c.status, c.image, c.report.Status = ui.Failed, nil, ui.Failed
+			c.report.Reason, _, _ = strings.Cut(c.err.Error(), "\n")
+			if !o.dry {
+				if err := x.noteFailure(ctx, c); err != nil {
+					return nil, hostError(root, err)
+				}
+			}
+		}
+		list[i] = *c
+	}
+	return list, nil
+}
+
+// rootResults is where a root keeps the artifacts of its modules.
+func rootResults(root *host.Root, warn func(string)) (*cache.Dir, error) {
+	dir, err := root.Path(filepath.Join(host.StateDir, "results"))
+	if err != nil {
+		return nil, err
+	}
+	return cache.Open(dir, cache.Options{Warn: warn})
+}
+
+// inOrder sorts modules so that each comes after those that it may name in BUILD_DEPENDS, otherwise as they are.
+func inOrder(modules []host.Module) []host.Module {
+	var out []host.Module
+	var add func(m host.Module, path []string)
+	add = func(m host.Module, path []string) {
+		same := func(o host.Module) bool { return o.Module == m.Module && o.Version == m.Version }
+		if slices.Contains(path, m.Module) || slices.ContainsFunc(out, same) {
+			return
+		}
+		for _, name := range m.Depends {
+			for _, d := range modules {
+				if d.Module == name {
+					add(d, append(path, m.Module))
+				}
+			}
+		}
+		out = append(out, m)
+	}
+	for _, m := range modules {
+		add(m, nil)
+	}
+	return out
+}
+
+// wish is a module for a kernel.
+type wish struct {
+	module, version string
+	kernel          artifact.Kernel
+}
+
+// obtaining is a run of obtain.
+type obtaining struct {
+	*buildRun
+	root       *host.Root
+	kept       *cache.Dir // nil: there is none, and none can be made
+	again, dry bool
+	cells      map[wish]*obtained
+	found      map[wish]builder.Result // what is there without building
+}
+
+// find looks for what needn't be built.
+func (x *obtaining) find(ctx context.Context, modules []host.Module, ks []artifact.Kernel) error {
+	x.found = map[wish]builder.Result{}
+	if x.again {
+		return nil
+	}
+	type hit struct {
+		wish
+		result builder.Result
+	}
+	hits := make([]*hit, len(modules)*len(ks))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(8)
+	for i, m := range modules {
+		for j, k := range ks {
+			w := wish{m.Module, m.Version, k}
+			g.Go(func() error {
+				c := x.cells[w]
+				b, ok := x.recorded(gctx, m, k)
+				if ok {
+					c.status, c.from, c.already = ui.Cached, x.fromOf(m, k), true
+					if c.from != "" {
+						c.status = ui.Pulled
+					}
+				} else if m.Reference != "" {
+					var err error
+					b, ok, err = x.pull(gctx, m.Registration, k)
+					if gctx.Err() != nil {
+						return context.Cause(gctx)
+					}
+					c.err = err // counts if it can't be built
+					if ok {
+						c.status, c.from = ui.Pulled, m.Reference
+					}
+				}
+				if ok {
+					c.err, c.image = nil, b.Image
+					c.report.Status, c.report.Key, c.report.Digest, c.report.Reference = c.status, b.Key.String(), b.Digest.String(), c.from
+					hits[i*len(ks)+j] = &hit{w, b}
+				}
+				return nil
+			})
+		}
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	for _, h := range hits {
+		if h != nil {
+			x.found[h.wish] = h.result
+		}
+	}
+	return nil
+}
+
+func (x *obtaining) fromOf(m host.Module, k artifact.Kernel) string {
+	rec, _ := m.Find(k.Release, k.Arch)
+	return rec.From
+}
+
+// recorded gives what a record says is there, if it is.
+func (x *obtaining) recorded(ctx context.Context, m host.Module, k artifact.Kernel) (b builder.Result, ok bool) {
+	rec, ok := m.Find(k.Release, k.Arch)
+	if !ok || rec.State == host.Failed || x.kept == nil || rec.Key == (v1.Hash{}) {
+		return b, false
+	}
+	e, err := x.kept.Get(ctx, rec.Key)
+	if err != nil {
+		return b, false
+	}
+	b, err = resultOf(e)
+	return b, err == nil && b.Digest == rec.Artifact && b.Meta.Module == m.Module && b.Meta.Version == m.Version && b.Meta.Kernel == k
+}
+
+// resultOf is a result that was built before; every byte of it is checked.
+func resultOf(e cache.Entry) (b builder.Result, err error) {
+	b = builder.Result{Status: builder.Cached, From: builder.Local, Image: e.Image, Log: e.Log}
+	if b.Meta, b.Files, err = artifact.Read(e.Image); err != nil {
+		return b, err
+	}
+	b.Key = b.Meta.Key
+	b.Digest, err = e.Image.Digest()
+	return b, err
+}
+
+// pull gets from a module's registry what fits the kernel, and keeps it. found is false where there is none; the error says why.
+func (x *obtaining) pull(ctx context.Context, g host.Registration, k artifact.Kernel) (b builder.Result, found bool, err error) {
+	client, repo, _, err := x.app.open(g.Reference)
+	if err != nil {
+		return b, false, err
+	}
+	want := artifact.Want{Distro: k.Distro, Suite: k.Suite, Release: k.Release, Arch: k.Arch}
+	m := readMachine(x.root.Dir(), "")
+	if want.Symvers, _, err = m.symvers(k.Release); err != nil {
+		return b, false, fmt.Errorf("read the headers of %s: %w", k.Release, err)
+	}
+	e, img, err := artifact.Find(ctx, repo, g.Version, want)
+	if errors.Is(err, registry.ErrNotFound) {
+		return b, false, &exitError{code: exitAbsent, err: err}
+	}
+	if err == nil {
+		err = e.Check(img)
+	}
+	if err == nil && (e.Module != g.Module || e.Version != g.Version) {
+		err = fmt.Errorf("%w: it is of %s/%s", artifact.ErrInvalid, e.Module, e.Version)
+	}
+	if err != nil {
+		return b, false, x.notPulled(ctx, g, k, err)
+	}
+	if x.dry {
+		return builder.Result{Status: builder.Cached, Key: e.Key, Digest: e.Digest, Meta: e.Meta}, true, nil
+	}
+	line := x.board.Line(k.Release + " " + g.Module + "/" + g.Version)
+	line.Phase("pulling")
+	fail := func(err error) (builder.Result, bool, error) {
+		err = x.notPulled(ctx, g, k, err)
+		line.End(ui.Failed, err.Error())
+		return b, false, err
+	}
+	temp, err := durable.NewTemp(filepath.Join(x.builder.Temp, "pull"))
+	if err != nil {
+		return fail(err)
+	}
+	defer temp.Close()
+	if img, err = client.Fetch(ctx, repo, e.Digest.String(), temp.Dir, line.Bytes); err != nil {
+		return fail(err)
+	}
+	if b, err = resultOf(cache.Entry{Image: img}); err != nil {
+		return fail(err)
+	}
+	if err := x.keep(ctx, g, k, g.Reference, &b, nil); err != nil {
+		return fail(err)
+	}
+	line.End(ui.Pulled, g.Reference)
+	return b, true, nil
+}
+
+// notPulled is why a registry isn't of use. Where there is a source that is a warning.
+func (x *obtaining) notPulled(ctx context.Context, g host.Registration, k artifact.Kernel, err error) error {
+	if ofRegistry(err) || errors.Is(err, registry.ErrOffline) {
+		err = registryError(err)
+	}
+	if g.Source != "" && ctx.Err() == nil {
+		x.board.Warn(fmt.Sprintf("%s/%s for %s: %v; it is built instead", g.Module, g.Version, k.Release, err))
+	}
+	return err
+}
+
+// keep puts what was obtained into the root's results, with a record. The result is the one that is there then.
+func (x *obtaining) keep(ctx context.Context, g host.Registration, k artifact.Kernel, from string, b *builder.Result, lock []byte) error {
+	if b.Meta.Status == artifact.Skipped {
+		return nil
+	}
+	if err := x.kept.Put(ctx, b.Key, cache.Entry{Image: b.Image, Log: b.Log, Lock: lock}); err != nil {
+		return err
+	}
+	e, err := x.kept.Get(ctx, b.Key)
+	if err != nil {
+		return err
+	}
+	log := b.Log
+	status := b.Status
+	if *b, err = resultOf(e); err != nil {
+		return err
+	}
+	b.Log, b.Status = log, status
+	err = x.root.Note(ctx, host.Record{Module: g.Module, Version: g.Version, Kernel: k, State: host.Built, Key: b.Key, Artifact: b.Digest, From: from,
+		Changed: time.Now().UTC().Truncate(time.Second)})
+	if errors.Is(err, host.ErrRefused) { // what is installed stays, and its record
+		return nil
+	}
+	return err
+}
+
+// build builds what wasn't found.
+func (x *obtaining) build(ctx context.Context, modules []host.Module, ks []artifact.Kernel) error {
+	from := builder.SourceOptions{Temp: x.builder.Temp, Open: x.distros["debian"].Open}
+	fail := func(c *obtained, code int, err error) {
+		if c.err == nil || c.module.Source != "" {
+			c.err = &exitError{code: code, err: err}
+		}
+	}
+	missing := map[wish]bool{}
+	for _, m := range modules {
+		var source *builder.Source
+		var path string
+		for _, k := range ks {
+			w := wish{m.Module, m.Version, k}
+			if _, ok := x.found[w]; ok {
+				continue
+			}
+			if m.Source == "" {
+				fail(x.cells[w], exitAbsent, errors.New("there is no source to build it of"))
+				continue
+			}
+			var err error
+			if source == nil {
+				if path, err = x.root.Path(m.Source); err == nil {
+					source, err = builder.OpenSource(ctx, path, from)
+				}
+				if ctx.Err() != nil {
+					return context.Cause(ctx)
+				}
+				if err == nil && (source.Module != m.Module || source.Version != m.Version) {
+					source.Close()
+					err = fmt.Errorf("%q is the source of %s/%s now", m.Source, source.Module, source.Version)
+				}
+				if err != nil {
+					source = nil
+					fail(x.cells[w], exitBroken, fmt.Errorf("%w; put the source back, or remove the module", err))
+					continue
+				}
+				x.units = append(x.units, unit{source: source, from: path, named: true, may: x.options.input.mayDepend(source, true)})
+			}
+			missing[w] = true
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	offers, err := x.offers(modules)
+	if err != nil {
+		return err
+	}
+	if x.units, err = x.units.complete(ctx, offers, x.options.input, from); err != nil {
+		return err
+	}
+	var targets []target
+	for _, k := range ks {
+		t := target{label: k.Release, kernel: kernels.Kernel(k)}
+		if x.distros[k.Distro] == nil {
+			t.err = fmt.Errorf("there are no packages of %q to build with; a registry may have the module prebuilt", k.Distro)
+		}
+		targets = append(targets, t)
+	}
+	// What is needed of a kernel's row is what is missing, and what that depends on.
+	needed := map[wish]bool{}
+	wishOf := func(u unit, t target) wish { return wish{u.source.Module, u.source.Version, artifact.Kernel(t.kernel)} }
+	for _, t := range targets {
+		for _, u := range x.units {
+			if !missing[wishOf(u, t)] {
+				continue
+			}
+			needed[wishOf(u, t)] = true
+			for _, n := range u.needs {
+				needed[wishOf(x.units[n], t)] = true
+			}
+		}
+	}
+	for w := range needed { // a dependency that wasn't asked for may be there
+		if _, ok := x.found[w]; ok || missing[w] || x.again {
+			continue
+		}
+		m, err := x.root.Module(w.module, w.version)
+		if err != nil {
+			continue
+		}
+		if b, ok := x.recorded(ctx, m, w.kernel); ok {
+			x.found[w] = b
+		}
+	}
+	x.have = func(u unit, t target) (builder.Result, bool) {
+		b, ok := x.found[wishOf(u, t)]
+		return b, ok || !needed[wishOf(u, t)]
+	}
+	x.handOut = func(ctx context.Context, c *cell, b builder.Result) ([]ui.Module, string, error) {
+		if !x.dry {
+			g := host.Registration{Module: c.source.Module, Version: c.source.Version}
+			if err := x.keep(ctx, g, artifact.Kernel(c.kernel), "", &b, c.lock); err != nil {
+				return nil, "", err
+			}
+		}
+		if got := x.cells[wishOf(c.unit, c.target)]; got != nil {
+			got.image = b.Image
+		}
+		return nil, "", nil
+	}
+	for _, c := range x.builds(ctx, targets) {
+		got := x.cells[wishOf(c.unit, c.target)]
+		if c.had || got == nil {
+			continue
+		}
+		got.status, got.report, got.err = c.report.Status, c.report, nil
+		got.report.Kernel = c.kernel.String()
+		if c.report.Status == ui.Failed {
+			got.err = &exitError{code: c.code, err: errors.New(strings.TrimSpace(c.report.Reason))}
+		}
+	}
+	if x.engine.err != nil { // the ways out are the same for all
+		x.board.Warn(x.engine.err.Error())
+	}
+	return nil
+}
+
+// offers are the sources of the other registered modules, of each the newest version.
+func (x *obtaining) offers(but []host.Module) ([]offer, error) {
+	all, err := x.root.Modules()
+	if err != nil && !errors.Is(err, host.ErrBroken) {
+		return nil, err
+	}
+	newest := map[string]host.Module{}
+	for _, m := range all {
+		if m.Source == "" || slices.ContainsFunc(but, func(b host.Module) bool { return b.Module == m.Module }) {
+			continue
+		}
+		if have, ok := newest[m.Module]; !ok || host.CompareVersions(have.Version, m.Version) < 0 {
+			newest[m.Module] = m
+		}
+	}
+	var out []offer
+	for _, m := range newest {
+		path, err := x.root.Path(m.Source)
+		if err == nil {
+			_, err = readHeader(filepath.Join(path, "dkms.conf"))
+		}
+		if err == nil { // else it is missing, and what depends on it says so
+			out = append(out, offer{m.Module, path})
+		}
+	}
+	return out, nil
+}
+
+// noteFailure keeps a record of what couldn't be had, unless there is a better one.
+func (x *obtaining) noteFailure(ctx context.Context, c *obtained) error {
+	m, err := x.root.Module(c.module.Module, c.module.Version)
+	if err != nil {
+		return err
+	}
+	if rec, ok := m.Find(c.kernel.Release, c.kernel.Arch); ok && rec.State != host.Failed {
+		return nil
+	}
+	return x.root.Note(ctx, host.Record{Module: c.module.Module, Version: c.module.Version, Kernel: c.kernel, State: host.Failed, Reason: c.report.Reason,
+		Changed: time.Now().UTC().Truncate(time.Second)})
+}

@@ -386,7 +386,7 @@ func TestGate(t *testing.T) {
 		{name: "older", ours: patch(t, geneve, "\x00version=0.6\x00", "\x00version=0.5\x00"), want: []string{`"0.5"`, `"0.6"`, "newer", "--force"}},
 		{name: "older, forced", ours: patch(t, geneve, "\x00version=0.6\x00", "\x00version=0.5\x00"), force: true},
 		{name: "newer", ours: patch(t, geneve, "\x00version=0.6\x00", "\x00version=0.7\x00")},
-		{name: "newer as a number", ours: patch(t, geneve, "\x00version=0.6\x00srcversion=", "\x00version=0.10\x00srcversio=")},
+		{name: "newer as a number", ours: patch(t, geneve, "\x00version=0.6\x00license=GPL\x00", "\x00version=0.10\x00licens=GPL\x00")},
 		{name: "none", ours: bytesOf(t, "kernel/drivers/net/mii.ko"), want: []string{"newer"}},
 		{name: "the same", ours: geneve, want: []string{"already there", "--force"}},
 		{name: "the same, forced", ours: geneve, force: true},

@@ -12,7 +12,7 @@ import (
 	"strings"
 )
 
-// dkmsDir is where real dkms keeps what it manages, as its script reads it (3.2; dkms(8) says what is where):
+// dkmsTree is where real dkms keeps what it manages, as its script reads it (3.2; dkms(8) says what is where):
 //
 //	<module>/<version>/source                  link to the source folder
 //	<module>/<version>/<release>/<arch>/module what was built
@@ -20,7 +20,7 @@ import (
 //	<module>/original_module/<release>/<arch>  modules that were moved aside, each with a file .origin that says from where
 //
 // A dkms_tree that /etc/dkms/framework.conf puts elsewhere isn't looked for.
-const dkmsDir = "/var/lib/dkms"
+const dkmsTree = "/var/lib/dkms"
 
 // DKMSModule is a version of a module that real dkms manages.
 type DKMSModule struct {
@@ -42,7 +42,7 @@ type DKMSKernel struct {
 // DKMSModules gives what real dkms manages, in dkms's order; nothing where it manages nothing. What dkms wouldn't show isn't there, nor
 // what can't be read, nor folders that are links, which dkms makes none of.
 func (r *Root) DKMSModules() []DKMSModule {
-	base, err := r.Path(dkmsDir)
+	base, err := r.Path(dkmsTree)
 	if err != nil {
 		return nil
 	}
@@ -73,7 +73,7 @@ func (r *Root) dkmsModule(base, module, version string) (m DKMSModule, ok bool) 
 		_, isDir := r.folder(filepath.Join("/usr/src", module+"-"+version))
 		return m, isDir
 	}
-	source, isDir := r.folder(filepath.Join(dkmsDir, module, version, "source"))
+	source, isDir := r.folder(filepath.Join(dkmsTree, module, version, "source"))
 	if !isDir {
 		return m, true // broken
 	}
@@ -94,7 +94,7 @@ func (r *Root) dkmsModule(base, module, version string) (m DKMSModule, ok bool) 
 			k.Originals = err == nil && info.IsDir()
 			entries, _ := os.ReadDir(built) // it has just gone: nothing is built
 			for _, e := range entries {
-				if moduleFile.MatchString(e.Name()) {
+				if _, ok := moduleName(e.Name()); ok {
 					k.Files = append(k.Files, e.Name())
 				}
 			}
@@ -103,9 +103,6 @@ func (r *Root) dkmsModule(base, module, version string) (m DKMSModule, ok bool) 
 	}
 	return m, true
 }
-
-// moduleFile is the name of a file that is a module.
-var moduleFile = regexp.MustCompile(`\.ko(\.(gz|xz|zst))?$`)
 
 // folder finds a folder below the root, with its links followed.
 func (r *Root) folder(name string) (path string, ok bool) {
@@ -153,7 +150,7 @@ func (r *Root) dkmsGroups() []group {
 
 // dkmsDiffers tells whether an installed file isn't there, or has another size than what dkms built.
 func (r *Root) dkmsDiffers(seek *seeker, m DKMSModule, k DKMSKernel) bool {
-	built, err := r.Path(filepath.Join(dkmsDir, m.Module, m.Version, k.Release, k.Arch, "module"))
+	built, err := r.Path(filepath.Join(dkmsTree, m.Module, m.Version, k.Release, k.Arch, "module"))
 	if err != nil {
 		return true
 	}
@@ -217,7 +214,7 @@ func (r *Root) ReleaseFromDKMS(ctx context.Context, module, version string) erro
 	if err := errors.Join(CheckName("module", module), CheckName("version", version)); err != nil {
 		return err
 	}
-	base, err := r.Path(dkmsDir)
+	base, err := r.Path(dkmsTree)
 	if err != nil {
 		return err
 	}
@@ -309,8 +306,10 @@ func (r *Root) clearOriginals(parent string, l dkmsLink) error {
 	dir := filepath.Join(parent, "original_module", l.release, l.arch)
 	left := 0
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err == nil && moduleFile.MatchString(d.Name()) {
-			left++
+		if err == nil {
+			if _, ok := moduleName(d.Name()); ok {
+				left++
+			}
 		}
 		return err
 	})

@@ -9,9 +9,6 @@ import (
 	"strings"
 )
 
-// dkmsTree is where dkms keeps its state.
-const dkmsTree = "/var/lib/dkms"
-
 // dkmsOwner gives the module, and its version, that dkms has put a file for, going by the link that says what is installed. Both are
 // empty where it is none of dkms's.
 func (r *Root) dkmsOwner(release, path string) (module, version string, err error) {

@@ -12,7 +12,7 @@ import (
 	"strings"
 )
 
-// dkmsTree is where real dkms keeps what it manages, as its script reads it (3.2; dkms(8) says what is where):
+// dkmsDir is where real dkms keeps what it manages, as its script reads it (3.2; dkms(8) says what is where):
 //
 //	<module>/<version>/source                  link to the source folder
 //	<module>/<version>/<release>/<arch>/module what was built
@@ -20,13 +20,13 @@ import (
 //	<module>/original_module/<release>/<arch>  modules that were moved aside, each with a file .origin that says from where
 //
 // A dkms_tree that /etc/dkms/framework.conf puts elsewhere isn't looked for.
-const dkmsTree = "/var/lib/dkms"
+const dkmsDir = "/var/lib/dkms"
 
 // DKMSModule is a version of a module that real dkms manages.
 type DKMSModule struct {
 	Module  string
 	Version string
-	Source  string       // folder of the root, with its links followed: "/usr/src/hello-1.0"; empty where it's gone, which dkms calls broken
+	Source  string       // folder of the root, with its links followed: "/usr/src/hello-1.0"; empty where it, or dkms's link to it, is gone, which dkms calls broken
 	Kernels []DKMSKernel // for which it is built, in dkms's order
 }
 
@@ -42,7 +42,7 @@ type DKMSKernel struct {
 // DKMSModules gives what real dkms manages, in dkms's order; nothing where it manages nothing. What dkms wouldn't show isn't there, nor
 // what can't be read, nor folders that are links, which dkms makes none of.
 func (r *Root) DKMSModules() []DKMSModule {
-	base, err := r.Path(dkmsTree)
+	base, err := r.Path(dkmsDir)
 	if err != nil {
 		return nil
 	}
@@ -69,15 +69,13 @@ func (r *Root) dkmsModule(base, module, version string) (m DKMSModule, ok bool) 
 	if info, err := os.Lstat(filepath.Join(dir, "source")); err == nil {
 		isLink = info.Mode()&fs.ModeSymlink != 0
 	}
-	if !isLink { // broken if there is a source, and else nothing of dkms's
-		_, isDir := r.folder(filepath.Join("/usr/src", module+"-"+version))
-		return m, isDir
+	if isLink {
+		if source, isDir := r.folder(filepath.Join(dkmsDir, module, version, "source")); isDir {
+			m.Source = filepath.Join("/", strings.TrimPrefix(source, r.dir))
+		}
+	} else if _, isDir := r.folder(filepath.Join("/usr/src", module+"-"+version)); !isDir {
+		return m, false
 	}
-	source, isDir := r.folder(filepath.Join(dkmsTree, module, version, "source"))
-	if !isDir {
-		return m, true // broken
-	}
-	m.Source = filepath.Join("/", strings.TrimPrefix(source, r.dir))
 	for _, release := range visible(dir) {
 		if !dkmsRelease.MatchString(release) {
 			continue
@@ -150,7 +148,7 @@ func (r *Root) dkmsGroups() []group {
 
 // dkmsDiffers tells whether an installed file isn't there, or has another size than what dkms built.
 func (r *Root) dkmsDiffers(seek *seeker, m DKMSModule, k DKMSKernel) bool {
-	built, err := r.Path(filepath.Join(dkmsTree, m.Module, m.Version, k.Release, k.Arch, "module"))
+	built, err := r.Path(filepath.Join(dkmsDir, m.Module, m.Version, k.Release, k.Arch, "module"))
 	if err != nil {
 		return true
 	}
@@ -214,7 +212,7 @@ func (r *Root) ReleaseFromDKMS(ctx context.Context, module, version string) erro
 	if err := errors.Join(CheckName("module", module), CheckName("version", version)); err != nil {
 		return err
 	}
-	base, err := r.Path(dkmsTree)
+	base, err := r.Path(dkmsDir)
 	if err != nil {
 		return err
 	}

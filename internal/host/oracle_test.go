@@ -340,7 +340,7 @@ func TestAsDKMS(t *testing.T) {
 		t.Fatal(err)
 	}
 	sameModules(t, "after dummy/1.0 was taken over and uninstalled", filepath.Join(end, "usr/lib/modules", k.Release), session.Steps[0].Files)
-	if left := listing(t, filepath.Join(end, dkmsTree, dummy)); slices.ContainsFunc(left, func(p string) bool {
+	if left := listing(t, filepath.Join(end, dkmsDir, dummy)); slices.ContainsFunc(left, func(p string) bool {
 		return strings.HasPrefix(p, "kernel-") || strings.HasPrefix(p, "1.0") || strings.HasPrefix(p, "original_module")
 	}) {
 		t.Errorf("dkms still has %q", left)

@@ -26,7 +26,7 @@ const dkmsDir = "/var/lib/dkms"
 type DKMSModule struct {
 	Module  string
 	Version string
-	Source  string       // folder of the root, with its links followed: "/usr/src/hello-1.0"; empty where it, or dkms's link to it, is gone, which dkms calls broken
+	Source  string       // folder of the root, with its links followed: "/usr/src/hello-1.0"; empty where it is gone: dkms calls that broken
 	Kernels []DKMSKernel // for which it is built, in dkms's order
 }
 
@@ -248,6 +248,9 @@ func (r *Root) ReleaseFromDKMS(ctx context.Context, module, version string) erro
 			module, version, ErrRefused, strings.Join(missing, ", "))
 	}
 	for _, l := range links {
+		if err := r.step("release %s", l.name); err != nil {
+			return err
+		}
 		if err := os.Remove(filepath.Join(parent, l.name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -263,12 +266,20 @@ func (r *Root) ReleaseFromDKMS(ctx context.Context, module, version string) erro
 		if e.Name() == "source" {
 			continue
 		}
+		if err := r.step("release %s", e.Name()); err != nil {
+			return err
+		}
 		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
 			return err
 		}
 	}
-	if err := os.RemoveAll(dir); err != nil {
-		return err
+	for _, name := range []string{filepath.Join(dir, "source"), dir} {
+		if err := r.step("release %s", filepath.Base(name)); err != nil {
+			return err
+		}
+		if err := os.RemoveAll(name); err != nil {
+			return err
+		}
 	}
 	os.Remove(parent) // if it's empty
 	return nil

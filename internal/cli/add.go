@@ -52,8 +52,8 @@ Nothing is built yet. With --root it is a mounted image or a chroot that the mod
 
 ` + addHelp + `
 
-A source is copied whole or not at all. Another one that is at its place already is left there, and that is an error; with --force it
-is moved to /usr/src/.replaced. POST_ADD of dkms.conf runs on this machine's own root only; where it fails nothing is registered.
+A source is copied whole or not at all. Another one that is at its place already stays there, and that is an error; with --force
+it is moved to /usr/src/.replaced. POST_ADD of dkms.conf runs on this machine's own root only; if it fails nothing is registered.
 
 With --prebuilt, the repository REF is looked into before anything is built of the source. A module from REF alone is never built
 here, and new kernels get it if it is there.` + exitStatus(

@@ -43,6 +43,7 @@ var mayImport = map[string][]string{
 	"internal/artifact":        {},
 	"internal/kmod":            {},
 	"internal/host":            {"kernels", "internal/artifact", "internal/kmod"},
+	"internal/distpkg":         {},
 	"internal/ui":              {},
 	"internal/decompress":      {},
 	"internal/durable":         {},
@@ -50,6 +51,7 @@ var mayImport = map[string][]string{
 	"internal/dockertest":      {"internal/need"},
 	"internal/dkmstest":        {"images", "internal/need", "kernels", "kernels/deb"},
 	"internal/registrytest":    {"internal/need"},
+	"internal/hosttest":        {"internal/dkmstest", "internal/need", "kernels"},
 	"internal/need":            {},
 	"scripts":                  {},
 	"scripts/bench":            {"internal/registrytest"},
@@ -60,6 +62,7 @@ var mayImport = map[string][]string{
 var onlyIn = map[string]string{
 	"github.com/docker/docker":                             "builder/docker",
 	"github.com/vbauerster/mpb":                            "internal/ui",
+	"github.com/goreleaser/nfpm":                           "internal/distpkg",
 	"github.com/mattn/go-isatty":                           "nowhere",
 	"github.com/spf13/viper":                               "nowhere",
 	"github.com/stretchr/testify":                          "nowhere",

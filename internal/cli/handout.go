@@ -1,8 +1,11 @@
 package cli
 
 import (
+	"bufio"
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"io"
 	"io/fs"
@@ -184,4 +187,16 @@ func (p *partialDir) open(ctx context.Context, out string) (*os.File, error) {
 		}
 		lock.Close() // another process made it for nothing, and has removed it
 	}
+}
+
+// writeHashed makes a file that is on the disk when it returns, and gives its SHA-256.
+func writeHashed(name string, fill func(io.Writer) error) (sum string, err error) {
+	f, err := create(name)
+	if err != nil {
+		return "", err
+	}
+	h := sha256.New()
+	w := bufio.NewWriter(io.MultiWriter(f, h))
+	err = errors.Join(fill(w), w.Flush(), f.Close())
+	return hex.EncodeToString(h.Sum(nil)), err
 }

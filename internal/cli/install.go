@@ -49,9 +49,9 @@ func (a *app) installCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "install [MODULE/VERSION|SRC|REF]",
 		Short: "Install a module for kernels of this host",
-		Long: `Puts a module in its place below /lib/modules and runs depmod. What isn't registered is added first, as add does it, and what isn't
-built is built, or taken from the module's registry; modules that it names in BUILD_DEPENDS and that are registered are installed
-before it. What is installed already is left as it is; --force puts it there anew.
+		Long: `Puts a module in its place below /lib/modules and runs depmod. What isn't registered is added first, as add does it; what isn't
+built is built, or taken from the module's registry; registered modules that it names in BUILD_DEPENDS are installed before it.
+What is installed already is left as it is; --force puts it there anew.
 
 Modules of the kernel's own with the same names are moved aside, and put back by uninstall. A newer version that is there is a
 refusal, as is a file that this tool didn't write; --force moves it aside, too. An install that fails leaves all as it was.
@@ -301,8 +301,8 @@ const (
 
 func (a *app) uninstallCommand() *cobra.Command {
 	return a.withdrawCommand(uninstalling, "uninstall", "Take a module off kernels of this host",
-		`Takes what was installed of a module off, puts what was moved aside for it back, and runs depmod. It stays built, and registered. A
-file that isn't any more what was installed stays, with a warning.`)
+		`Takes what was installed of a module off, puts what was moved aside for it back, and runs depmod. It stays built, and registered.
+A file that isn't any more what was installed stays, with a warning.`)
 }
 
 func (a *app) unbuildCommand() *cobra.Command {
@@ -312,8 +312,8 @@ func (a *app) unbuildCommand() *cobra.Command {
 
 func (a *app) removeCommand() *cobra.Command {
 	return a.withdrawCommand(removing, "remove", "Take a module off kernels, and forget it",
-		`Takes a module off as uninstall does, and removes what was built or pulled of it for these kernels. When no kernel has it any more,
-its registration goes. The source in /usr/src stays.`)
+		`Takes a module off as uninstall does, and removes what was built or pulled of it for these kernels. When no kernel has it any
+more, its registration goes. The source in /usr/src stays.`)
 }
 
 func (a *app) withdrawCommand(far withdraw, name, short, long string) *cobra.Command {

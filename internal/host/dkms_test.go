@@ -26,17 +26,17 @@ func symlink(t *testing.T, r *Root, target, name string) {
 // dkmsHas makes what real dkms would have made of a module that is added, and built for kernels.
 func dkmsHas(t *testing.T, r *Root, module, version string, kernels ...string) {
 	t.Helper()
-	place(t, r, "usr/src/"+module+"-"+version+"/dkms.conf", "")
+	putFile(t, r, "usr/src/"+module+"-"+version+"/dkms.conf", "")
 	symlink(t, r, "/usr/src/"+module+"-"+version, "var/lib/dkms/"+module+"/"+version+"/source")
 	for _, k := range kernels {
-		place(t, r, "var/lib/dkms/"+module+"/"+version+"/"+k+"/x86_64/module/"+module+".ko.xz", "12345")
+		putFile(t, r, "var/lib/dkms/"+module+"/"+version+"/"+k+"/x86_64/module/"+module+".ko.xz", "12345")
 	}
 }
 
 func dkmsInstalls(t *testing.T, r *Root, module, version, kernel string) {
 	t.Helper()
 	symlink(t, r, version+"/"+kernel+"/x86_64", "var/lib/dkms/"+module+"/kernel-"+kernel+"-x86_64")
-	place(t, r, "lib/modules/"+kernel+"/updates/dkms/"+module+".ko.xz", "12345")
+	putFile(t, r, "lib/modules/"+kernel+"/updates/dkms/"+module+".ko.xz", "12345")
 }
 
 func TestStatusOfDKMS(t *testing.T) {
@@ -45,10 +45,10 @@ func TestStatusOfDKMS(t *testing.T) {
 	dkmsHas(t, r, "hello", "1.0", k612, k56)
 	dkmsInstalls(t, r, "hello", "1.0", k56)
 	dkmsHas(t, r, "hello", "0.9")
-	place(t, r, "var/lib/dkms/hello/original_module/"+k56+"/x86_64/hello.ko.xz", "")
+	putFile(t, r, "var/lib/dkms/hello/original_module/"+k56+"/x86_64/hello.ko.xz", "")
 	dkmsHas(t, r, "a-b", "1", k56)
 	dkmsInstalls(t, r, "a-b", "1", k56)
-	place(t, r, "lib/modules/"+k56+"/updates/dkms/a-b.ko.xz", "123456")
+	putFile(t, r, "lib/modules/"+k56+"/updates/dkms/a-b.ko.xz", "123456")
 	dkmsHas(t, r, "a", "1", k56, k612)
 	dkmsInstalls(t, r, "a", "1", k56)
 	if err := os.Rename(filepath.Join(r.dir, "lib/modules", k56, "updates/dkms/a.ko.xz"), filepath.Join(r.dir, "lib/modules", k56, "a.ko.xz")); err != nil {
@@ -66,7 +66,7 @@ func TestStatusOfDKMS(t *testing.T) {
 		"mok.key", "file", "odd/file", "odd/1/file", "odd/.hidden/source", "odd/no-source/build/x", "hello/1.0/build/Makefile",
 		"hello/1.0/6.5-file", "hello/1.0/6.6-empty/x86_64/log", "hello/1.0/notakernel/x86_64/module/hello.ko",
 	} {
-		place(t, r, "var/lib/dkms/"+odd, "")
+		putFile(t, r, "var/lib/dkms/"+odd, "")
 	}
 	dkmsHas(t, r, "esc\x1b[31m\nape", "1")
 	symlink(t, r, "/etc", "var/lib/dkms/linked/away")
@@ -76,8 +76,8 @@ func TestStatusOfDKMS(t *testing.T) {
 	if err := unix.Mkfifo(filepath.Join(r.dir, "var/lib/dkms/fifo"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	place(t, r, "usr/src/unlinked-1/dkms.conf", "")
-	place(t, r, "var/lib/dkms/unlinked/1/build/x", "")
+	putFile(t, r, "usr/src/unlinked-1/dkms.conf", "")
+	putFile(t, r, "var/lib/dkms/unlinked/1/build/x", "")
 
 	wantLines(t, "status", texts(t, r, Filter{}),
 		"a-b/1, "+k56+ofHost+"installed (Differences between built and installed modules) (by dkms)",
@@ -114,8 +114,8 @@ func TestReleaseFromDKMS(t *testing.T) {
 	dkmsInstalls(t, r, "hello", "1.0", k56rt)
 	dkmsInstalls(t, r, "hello", "2.0", k612)
 	original := "var/lib/dkms/hello/original_module/" + k56 + "/x86_64/hello.ko.xz"
-	place(t, r, original, "x")
-	place(t, r, "var/lib/dkms/hello/original_module/"+k56rt+"/x86_64/hello.ko.xz.origin", "x") // its module is ours now
+	putFile(t, r, original, "x")
+	putFile(t, r, "var/lib/dkms/hello/original_module/"+k56rt+"/x86_64/hello.ko.xz.origin", "x") // its module is ours now
 	before := listing(t, r.dir)
 
 	if err := r.ReleaseFromDKMS(ctx, "hello", "3"); !errors.Is(err, ErrNotAdded) {
@@ -165,7 +165,7 @@ func TestReleaseFromDKMS(t *testing.T) {
 // A module of dkms's whose version is a link is not dkms's work, and nothing behind it is removed.
 func TestReleaseFollowsNoLink(t *testing.T) {
 	r, _ := testRoot(t)
-	place(t, r, "srv/data", "x")
+	putFile(t, r, "srv/data", "x")
 	symlink(t, r, "/srv", "var/lib/dkms/hello/1.0")
 	symlink(t, r, "/srv", "var/lib/dkms/linked")
 	for _, m := range []string{"hello", "linked"} {

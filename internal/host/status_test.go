@@ -24,8 +24,8 @@ func testRoot(t *testing.T) (*Root, *[]string) {
 	return r, warnings
 }
 
-// place writes a file of a root, by its path there.
-func place(t *testing.T, r *Root, name, text string) {
+// putFile writes a file of a root, by its path there.
+func putFile(t *testing.T, r *Root, name, text string) {
 	t.Helper()
 	path := filepath.Join(r.dir, name)
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -42,7 +42,7 @@ func register(t *testing.T, r *Root, modules ...string) {
 	for _, m := range modules {
 		name, version, _ := strings.Cut(m, "/")
 		source := "/usr/src/" + name + "-" + version
-		place(t, r, source+"/dkms.conf", "")
+		putFile(t, r, source+"/dkms.conf", "")
 		if err := r.Add(t.Context(), Registration{Module: name, Version: version, Source: source}); err != nil {
 			t.Fatal(err)
 		}
@@ -116,7 +116,7 @@ func TestStatus(t *testing.T) {
 	note(t, r, "hello/1.0", k56, Installed, installed)
 	note(t, r, "hello/2.0", k56, Built, nil)
 	note(t, r, "hello/2.0", k612, Failed, func(rec *Record) { rec.Reason = "no headers:\n\x1b[31mred" })
-	place(t, r, "lib/modules/"+k56+"/"+file.Path, "12345")
+	putFile(t, r, "lib/modules/"+k56+"/"+file.Path, "12345")
 
 	all := []string{
 		"a-b/1: added",
@@ -139,7 +139,7 @@ func TestStatus(t *testing.T) {
 	wantLines(t, "of another architecture", texts(t, r, Filter{Module: "a", Arch: "arm64"}), "a/1: added")
 	wantLines(t, "of two kernels", texts(t, r, Filter{Module: "hello", Kernels: []string{k612, k56}}), "hello/1.0: added", all[8], all[6], all[7])
 
-	place(t, r, "lib/modules/"+k56+"/"+file.Path, "123456")
+	putFile(t, r, "lib/modules/"+k56+"/"+file.Path, "123456")
 	wantLines(t, "with another file", texts(t, r, Filter{Version: "1.0"}),
 		"hello/1.0, "+k56+ofHost+"installed (Original modules exist) (Differences between built and installed modules)")
 	if err := os.Remove(filepath.Join(r.dir, "lib/modules", k56, file.Path)); err != nil {

@@ -20,6 +20,7 @@ const (
 	maxDecompressed = 128 << 20 // bytes of a compressed module, unpacked in memory
 	maxName         = 1024      // bytes of a symbol name; the kernel's KSYM_NAME_LEN is 512
 	maxSymbols      = 1 << 17   // undefined, exported or versioned symbols
+	maxSignature    = 64 << 10  // bytes at the end of a module where its signature is; those with RSA have some 500
 	maxFields       = 1 << 16   // of .modinfo; modules with many aliases have a few thousand
 )
 
@@ -47,10 +48,11 @@ type Module struct {
 	HasVersions bool      // a __versions or __version_ext_crcs section is there
 	Versions    []Version // in order; the extended form where both are there, as the kernel prefers it
 
-	HasSymbols  bool   // there is a symbol table; without one no kernel loads it
-	ThisModule  bool   // .gnu.linkonce.this_module is there
-	Signed      bool   // a signature is appended
-	Compression string // of the file: "gzip", "xz", "zstd", or "" for none
+	HasSymbols  bool      // there is a symbol table; without one no kernel loads it
+	ThisModule  bool      // .gnu.linkonce.this_module is there
+	Signed      bool      // a signature is appended
+	Signature   Signature // what it says; zero if it can't be read, or there is none
+	Compression string    // of the file: "gzip", "xz", "zstd", or "" for none
 }
 
 // Get returns the first value of a .modinfo key, as the kernel does, or "".
@@ -171,11 +173,13 @@ func read(r io.ReaderAt, size int64) (*Module, error) {
 	if err := f.versions(&m); err != nil {
 		return nil, err
 	}
-	tail := make([]byte, min(size, int64(len(signatureMarker))))
+	tail := make([]byte, min(size, maxSignature))
 	if _, err := r.ReadAt(tail, size-int64(len(tail))); err != nil && err != io.EOF {
 		return nil, err
 	}
-	m.Signed = string(tail) == signatureMarker
+	if m.Signed = bytes.HasSuffix(tail, []byte(signatureMarker)); m.Signed {
+		m.Signature, _ = readSignature(tail)
+	}
 	return &m, nil
 }
 

@@ -1,0 +1,146 @@
+package cli
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/godkms-hermetic/godkms-hermetic/internal/need"
+)
+
+// packages is what mkdeb and mkrpm print as JSON.
+type packages struct {
+	Packages []madePackage
+}
+
+// hello61 builds testdata/hello for bookworm's newest 6.1 kernel, in the shared cache.
+func hello61(t *testing.T) (cache, kernel, release string) {
+	t.Helper()
+	cache = sharedCache(t)
+	k := newest(t, cache, "6.1.")
+	program(t, cache, "build", "../../testdata/hello", "--kernels", k.String(), "--out", t.TempDir(), "--quiet")
+	return cache, k.String(), k.Release
+}
+
+// dpkgRoot is a root that has a kernel, as far as dpkg, depmod and modprobe look at it.
+func dpkgRoot(t *testing.T, release string) string {
+	t.Helper()
+	if os.Getuid() != 0 {
+		need.Skip(t, "dpkg installs for root only")
+	}
+	root := t.TempDir()
+	writeFile(t, filepath.Join(root, "var/lib/dpkg/status"),
+		fmt.Sprintf("Package: linux-image-%s\nStatus: install ok installed\nVersion: 1\nArchitecture: amd64\nMaintainer: a\nDescription: b\n", release))
+	for _, dir := range []string{"var/lib/dpkg/info", "var/lib/dpkg/updates", "usr/lib"} {
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("usr/lib", filepath.Join(root, "lib")); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"modules.order", "modules.builtin", "modules.builtin.modinfo"} {
+		writeFile(t, filepath.Join(root, "usr/lib/modules", release, name), "")
+	}
+	return root
+}
+
+// dpkg runs dpkg on a root, with programs from a folder before all others.
+func dpkg(t *testing.T, root, first string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command(need.Program(t, "dpkg"), append([]string{"--root", root, "--force-script-chrootless", "--log=/dev/null"}, args...)...)
+	cmd.Env = append(os.Environ(), "PATH="+first+":"+os.Getenv("PATH")+":/usr/sbin:/sbin")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("dpkg %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// A package of a built module installs, is found by modprobe, and goes again; the checkers of both formats find no fault in it.
+func TestMakePrebuilt(t *testing.T) {
+	t.Parallel()
+	cache, kernel, release := hello61(t)
+	make := func(t *testing.T, command string) madePackage {
+		t.Helper()
+		args := []string{command, "--prebuilt", "hello/1.0", "-k", kernel, "--maintainer", "A Name <a@example.org>", "--format", "json", "--quiet"}
+		got := parse[packages](t, program(t, cache, append(args, "--out", t.TempDir())...)).Packages
+		again := parse[packages](t, program(t, cache, append(args, "--out", t.TempDir())...)).Packages
+		if len(got) != 1 || len(again) != 1 || got[0].SHA256 != again[0].SHA256 || got[0].Kernel != kernel {
+			t.Fatalf("%s says %+v, and again %+v", command, got, again)
+		}
+		if b, err := os.ReadFile(got[0].Path); err != nil || sum(b) != got[0].SHA256 {
+			t.Errorf("%s isn't what it is said to be (%v)", got[0].Path, err)
+		}
+		return got[0]
+	}
+	t.Run("deb", func(t *testing.T) {
+		p := make(t, "mkdeb")
+		if want := "hello-modules-" + release; p.Name != want || filepath.Base(p.Path) != want+"_1.0_amd64.deb" {
+			t.Errorf("the package is %+v; want %s", p, want)
+		}
+		command(t, need.Program(t, "lintian"), "--fail-on", "error", "--allow-root", p.Path)
+		root := dpkgRoot(t, release)
+		dpkg(t, root, "/usr/bin", "-i", p.Path)
+		ko := filepath.Join(root, "lib/modules", release, "updates/dkms/hello.ko")
+		shown := command(t, need.Program(t, "modprobe"), "-d", root, "-S", release, "--show-depends", "hello")
+		if want := "insmod " + ko; !strings.Contains(string(shown), want) {
+			t.Errorf("modprobe says %s; want %s", shown, want)
+		}
+		dpkg(t, root, "/usr/bin", "-r", p.Name)
+		deps, err := os.ReadFile(filepath.Join(root, "lib/modules", release, "modules.dep"))
+		if _, there := os.Stat(ko); there == nil || err != nil || bytes.Contains(deps, []byte("hello")) {
+			t.Errorf("the module is still there: %v, %s", err, deps)
+		}
+
+		// A depmod that fails stops nothing, and is told of.
+		bin := t.TempDir()
+		if err := os.Symlink("/bin/false", filepath.Join(bin, "depmod")); err != nil {
+			t.Fatal(err)
+		}
+		if out := dpkg(t, root, bin, "-i", p.Path); !strings.Contains(out, "depmod failed for "+release) {
+			t.Errorf("dpkg says %s", out)
+		}
+	})
+	t.Run("rpm", func(t *testing.T) {
+		p := make(t, "mkrpm")
+		if out := command(t, need.Program(t, "rpm"), "-K", p.Path); !strings.HasSuffix(strings.TrimSpace(string(out)), ": digests OK") {
+			t.Errorf("rpm -K says %s", out)
+		}
+		need.Program(t, "rpm2cpio")
+		sh := fmt.Sprintf("rpm2cpio '%s' | cpio -t --quiet", p.Path)
+		if out := string(command(t, "sh", "-c", sh)); !strings.Contains(out, "/lib/modules/"+release+"/updates/dkms/hello.ko\n") {
+			t.Errorf("cpio -t says %s", out)
+		}
+	})
+}
+
+func TestMakePackagesUsage(t *testing.T) {
+	t.Parallel()
+	dir, out := t.TempDir(), filepath.Join(t.TempDir(), "out")
+	stock(t, dir, made{version: "1.0", kernel: k1, size: 10}, made{version: "2.0", kernel: k1, size: 10, skipped: true})
+	for _, c := range []struct {
+		args  []string
+		code  int
+		texts []string
+	}{
+		{[]string{"made/1.0"}, 1, []string{"at least one of the flags", "prebuilt", "source"}},
+		{[]string{"made/1.0", "--prebuilt", "--source"}, 1, []string{"none of the others"}},
+		{[]string{"made/1.0", "--prebuilt"}, 1, []string{"made.ko"}}, // which is no module
+		{[]string{"made/2.0", "--prebuilt"}, 77, []string{"BUILD_EXCLUSIVE"}},
+		{[]string{"made/3.0", "--prebuilt"}, 1, []string{"build it first"}},
+		{[]string{"made/1.0", "--prebuilt", "-k", "9*"}, 1, []string{`for "9*"`, k1}},
+		{[]string{"made/1.0", "--prebuilt", "--version", "1.0\nX"}, 1, []string{"--version", "digit"}},
+		{[]string{"made/1.0", "--prebuilt", "--version", "git"}, 1, []string{"--version git", "no folder"}},
+		{[]string{"made/1.0", "--prebuilt", "--maintainer", "me"}, 1, []string{`"me"`, "Name <name@example.org>"}},
+	} {
+		run(t, dir, append(append([]string{"mkdeb"}, c.args...), "--out", out)...).wants(t, c.code, c.texts...)
+	}
+	if _, err := os.Stat(out); err == nil {
+		t.Errorf("%s was made for nothing", out)
+	}
+}

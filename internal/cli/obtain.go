@@ -48,6 +48,11 @@ type obtained struct {
 // Installed already. One failure stops no other; the answers are kernel by kernel, in the order of what was asked for. An error is one
 // that nothing can be obtained with. No two of the modules are versions of one.
 func (a *app) obtain(ctx context.Context, root *host.Root, modules []host.Module, ks []artifact.Kernel, o obtainOptions) ([]obtained, error) {
+	for _, k := range ks {
+		if k.Distro == "" || k.Suite == "" {
+			return nil, fmt.Errorf("%s doesn't say which distribution it is: ID and VERSION_CODENAME are wanted", filepath.Join(root.Dir(), "etc/os-release"))
+		}
+	}
 	run, err := a.newRun(o.buildOptions)
 	if err != nil {
 		return nil, err

@@ -79,8 +79,8 @@ func Text(path, text string) File {
 	}}
 }
 
-// maxBytes bounds what is in a package: all of it is held in memory while it is written.
-const maxBytes = 1 << 30
+// MaxBytes bounds what is in a package: all of it is held in memory while it is written.
+const MaxBytes = 1 << 30
 
 var (
 	debName    = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]+$`)         // Debian Policy 5.6.7
@@ -179,8 +179,8 @@ func (p Package) check(f Format) error {
 		if strings.ContainsFunc(file.Path+file.Link, unicode.IsControl) {
 			return fmt.Errorf("%q: a name with control characters can't be packaged", file.Path)
 		}
-		if n += file.Size; file.Size < 0 || n > maxBytes {
-			return fmt.Errorf("it has more than %d bytes", int64(maxBytes))
+		if n += file.Size; file.Size < 0 || n > MaxBytes {
+			return fmt.Errorf("it has more than %d bytes", int64(MaxBytes))
 		}
 	}
 	return nil

@@ -336,8 +336,8 @@ func (p *packaging) ofKernel(m artifact.Meta, files []artifact.File) (w toWrite,
 		fmt.Sprintf("Kernel modules of %s %s, built by godkms-hermetic for %s.\nWhat each says of itself:\n%s", m.Module, m.Version, k, about.String()))
 }
 
-// trigger is dpkg's trigger that the program's own package has autoinstall run for, once, when all that is installed with it is there.
-const trigger = "godkms-hermetic-autoinstall"
+// Trigger is dpkg's trigger that the program's own package has autoinstall run for, once, when all that is installed with it is there.
+const Trigger = "godkms-hermetic-autoinstall"
 
 // moduleLicence is how a module declares its licence.
 var moduleLicence = regexp.MustCompile(`(?m)^\s*MODULE_LICENSE\s*\(\s*"([ -~]{1,60}?)"\s*\)`)
@@ -360,7 +360,7 @@ func (p *packaging) ofSource(ctx context.Context, src, out string) ([]toWrite, e
 		Text: fmt.Sprintf("The source of %s %s, of which godkms-hermetic builds modules for\nthe kernels of this machine, and for new ones when they are installed.",
 			m, v),
 		Depends: []string{"godkms-hermetic"}, Provides: []string{packageName(m + "-dkms")}, Conflicts: []string{packageName(m + "-dkms")},
-		Scripts: sourceScripts(p.format, m+"/"+v), Triggers: distpkg.Triggers{Activate: []string{trigger}},
+		Scripts: sourceScripts(p.format, m+"/"+v), Triggers: distpkg.Triggers{Activate: []string{Trigger}},
 	}}
 	dir := path.Join("/usr/src", m+"-"+v)
 	w.Files = []distpkg.File{{Path: dir, Mode: fs.ModeDir | 0o755}}

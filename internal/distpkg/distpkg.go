@@ -70,6 +70,8 @@ type File struct {
 	Link string      // target of a symbolic link
 	Size int64       // bytes that Open gives, of a file
 	Open func() (io.ReadCloser, error)
+
+	Config bool // the administrator's: an upgrade keeps it where it was changed
 }
 
 // Text is a file, 0644, with a text.
@@ -278,6 +280,9 @@ func (s *spool) content(file File, t time.Time) (*files.Content, error) {
 		defer r.Close()
 		if c.Source, err = s.write(r, file.Size); err != nil {
 			return nil, err
+		}
+		if file.Config {
+			c.Type = files.TypeConfigNoReplace
 		}
 	default:
 		return nil, errors.New("neither a file, a folder nor a symbolic link")

@@ -230,4 +230,3 @@ func listen(t *testing.T, path string) func() string {
 		}
 	}
 }
-

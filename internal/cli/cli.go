@@ -119,6 +119,7 @@ type app struct {
 	stdout, stderr io.Writer
 	env            func(string) string
 	keyring        openpgp.EntityList // whose signatures Debian's indexes need; nil: Debian's. Tests have mirrors of their own.
+	sys            string             // host.Options.Sys, for tests
 
 	cacheDir      string
 	format        string
@@ -177,7 +178,7 @@ for other machines, and a host installs them for its kernels and for those that 
 		{"build", "Build:", []*cobra.Command{a.buildCommand(), a.confCommand(), a.kernelsCommand(), a.imageCommand(), a.cacheCommand()}},
 		{"registry", "Registries:", []*cobra.Command{a.pushCommand(), a.pullCommand(), a.listCommand(), a.inspectCommand()}},
 		{"host", "This host:", []*cobra.Command{a.addCommand(), a.installCommand(), a.uninstallCommand(), a.unbuildCommand(), a.removeCommand(),
-			a.statusCommand(), a.autoinstallCommand(), a.gateCommand(), a.hooksCommand(), a.matchCommand(), a.adoptCommand(), a.kernelPrermCommand()}},
+			a.statusCommand(), a.autoinstallCommand(), a.gateCommand(), a.hooksCommand(), a.keysCommand(), a.matchCommand(), a.adoptCommand(), a.kernelPrermCommand()}},
 		{"package", "Packages:", []*cobra.Command{a.mkpkgCommand(distpkg.Deb), a.mkpkgCommand(distpkg.RPM)}},
 		{"", "", []*cobra.Command{a.doctorCommand(), a.versionCommand()}},
 	} {

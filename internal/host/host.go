@@ -45,6 +45,7 @@ const StateDir = "/var/lib/godkms-hermetic"
 type Options struct {
 	NoDepmod bool         // leave modules.dep as it is
 	Warn     func(string) // is told, a line each, of what is odd and stops nothing. Default: nobody is told.
+	Sys      string       // where sysfs tells how the machine was started. Default: /sys for this machine's own root, else nowhere.
 
 	// Step is called before each step of a change that the power could fail at, with the step's name. An error of it ends the change
 	// there, as if the process had died: nothing is undone. It is for tests.

@@ -213,12 +213,13 @@ func (i *installation) check(ctx context.Context) (err error) {
 	}
 	if i.in.Signer == nil {
 		if j := slices.IndexFunc(i.modules, func(m *module) bool { return !m.facts.Signed }); j >= 0 {
-			why, err := i.r.enforced(i.meta.Kernel.Release)
+			why, err := i.r.Enforced(i.meta.Kernel.Release)
 			if err != nil {
 				return err
 			}
 			if why != "" {
-				return fmt.Errorf("%w: %s has no signature, and the kernel would refuse it: %s; sign it with --sign-key and --sign-cert",
+				return fmt.Errorf("%w: %s has no signature, and the kernel would refuse it: %s; sign it with --sign-key and --sign-cert, "+
+					"or make a key with 'godkms-hermetic keys generate'",
 					ErrSigning, i.modules[j].Name, why)
 			}
 		}
@@ -515,7 +516,7 @@ func (i *installation) ready(m *module) (err error) {
 		return err
 	}
 	if i.in.Signer != nil {
-		hash, err := i.r.signatureHash(i.meta.Kernel.Release)
+		hash, err := i.r.signatureHash(i.meta.Kernel.Release, func() *kmod.Module { return i.tree.native(i.lib) })
 		if err != nil {
 			return err
 		}

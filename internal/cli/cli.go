@@ -37,6 +37,7 @@ const (
 	exitInstall  = 6   // an install is refused or failed
 	exitConf     = 8   // a dkms.conf that is to be added is faulty
 	exitBuild    = 10  // a build failed
+	exitAuto     = 11  // autoinstall or gate: one or more modules can't be had
 	exitDepends  = 13  // a module of BUILD_DEPENDS is missing, failed or was skipped, or they go in a circle
 	exitNoKernel = 21  // a kernel whose headers can't be found, fetched or trusted
 	exitRegistry = 22  // a registry can't be reached, refuses, or has something that was altered
@@ -76,6 +77,11 @@ func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	a := &app{stdout: stdout, stderr: stderr, env: os.Getenv}
 	return a.run(ctx, args)
+}
+
+// Command is the command line for what documents it; it isn't to be run.
+func Command() *cobra.Command {
+	return (&app{stdout: io.Discard, stderr: io.Discard, env: func(string) string { return "" }}).command()
 }
 
 // run runs a command line.
@@ -164,7 +170,7 @@ sandbox without network. The same inputs give the same bytes, and what was built
 	f.StringArrayVar(&a.insecure, "insecure-registry", nil, "registry that may be spoken to without TLS, `HOST` or HOST:PORT; can be repeated (those of this machine always may)")
 	root.AddCommand(a.addCommand(), a.buildCommand(), a.pushCommand(), a.pullCommand(), a.listCommand(), a.inspectCommand(),
 		a.installCommand(), a.uninstallCommand(), a.unbuildCommand(), a.removeCommand(), a.statusCommand(), a.matchCommand(), a.adoptCommand(),
-		a.mkpkgCommand(distpkg.Deb), a.mkpkgCommand(distpkg.RPM), a.hooksCommand(), a.kernelPrermCommand(),
+		a.mkpkgCommand(distpkg.Deb), a.mkpkgCommand(distpkg.RPM), a.autoinstallCommand(), a.gateCommand(), a.hooksCommand(), a.kernelPrermCommand(),
 		a.confCommand(), a.kernelsCommand(), a.imageCommand(), a.cacheCommand(), a.doctorCommand(), a.versionCommand())
 	for _, c := range root.Commands() {
 		for _, sub := range append(c.Commands(), c) {

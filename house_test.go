@@ -55,6 +55,7 @@ var mayImport = map[string][]string{
 	"internal/need":            {},
 	"scripts":                  {},
 	"scripts/bench":            {"internal/registrytest"},
+	"scripts/package":          {"internal/cli", "internal/distpkg", "internal/host"},
 	"scripts/compare-dkms":     {"builder/dkms", "internal/dkmstest", "kernels"},
 }
 

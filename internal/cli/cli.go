@@ -79,6 +79,11 @@ func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return a.run(ctx, args)
 }
 
+// Command is the command line for what documents it; it isn't to be run.
+func Command() *cobra.Command {
+	return (&app{stdout: io.Discard, stderr: io.Discard, env: func(string) string { return "" }}).command()
+}
+
 // run runs a command line.
 func (a *app) run(ctx context.Context, args []string) int {
 	root := a.command()

@@ -18,7 +18,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
-	"github.com/godkms-hermetic/godkms-hermetic/internal/kmod"
 )
 
 // scriptTime is how long a script of a module may take.
@@ -92,10 +91,6 @@ func (r *Root) run(ctx context.Context, s script, g Registration, k artifact.Ker
 			}
 		}
 	}
-	arch := k.Arch
-	if a, err := kmod.ArchOf(k.Arch); err == nil {
-		arch = a.String() // as uname -m prints it
-	}
 	timed, cancel := context.WithTimeoutCause(ctx, scriptTime, fmt.Errorf("it took longer than %s", scriptTime))
 	defer cancel()
 	out := &tail{}
@@ -104,7 +99,7 @@ func (r *Root) run(ctx context.Context, s script, g Registration, k artifact.Ker
 		cmd.Dir = dir
 		cmd.Env = []string{
 			"PATH=" + systemPath, "HOME=/root", "LC_ALL=C",
-			"kernelver=" + k.Release, "arch=" + arch, "module=" + g.Module, "module_version=" + g.Version,
+			"kernelver=" + k.Release, "arch=" + machine(k.Arch), "module=" + g.Module, "module_version=" + g.Version,
 			"dkms_tree=/var/lib/dkms", "source_tree=/usr/src", "kernel_source_dir=/lib/modules/" + k.Release + "/build",
 		}
 		cmd.Stdout, cmd.Stderr = out, out

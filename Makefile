@@ -1,5 +1,5 @@
 # What the tests need beside Go and make. Kernel headers are not among it: that none are needed is what is tested.
-TEST_PACKAGES := binutils ca-certificates cpio dkms docker.io dpkg-dev gcc git kmod libengine-pkcs11-openssl lintian mmdebstrap openssl patch procps rpm rpm2cpio skopeo softhsm2 xz-utils zstd
+TEST_PACKAGES := binutils ca-certificates cpio dkms docker.io dpkg-dev gcc git kmod libengine-pkcs11-openssl lintian mandoc mmdebstrap openssl patch procps rpm rpm2cpio skopeo softhsm2 xz-utils zstd
 # What the comparisons need. Their dkms, their compiler and their Docker are unpacked, not installed.
 BENCH_PACKAGES := bubblewrap ca-certificates
 
@@ -11,7 +11,7 @@ PICTURE := \
 
 export CGO_ENABLED := 0
 
-.PHONY: build demo test test-packages bench bench-packages benchmarks compare-dkms lint picture clean help
+.PHONY: build deb rpm demo test test-packages bench bench-packages benchmarks compare-dkms lint picture clean help
 
 build: ## the program: bin/godkms-hermetic, static; the version comes from git
 	go build -trimpath -buildvcs=auto -o bin/godkms-hermetic ./cmd/godkms-hermetic
@@ -45,6 +45,10 @@ test-packages bench-packages:
 	export DEBIAN_FRONTEND=noninteractive; \
 	get="apt-get install -y -q --no-install-recommends"; \
 	$$get $$missing >/dev/null 2>&1 || { apt-get update -q && $$get $$missing; }
+
+deb rpm: ## a package of the program: in out, with manual, completions and hooks
+	go build -trimpath -buildvcs=auto -ldflags '-s -w' -o out/package/godkms-hermetic ./cmd/godkms-hermetic
+	go run ./scripts/package -program out/package/godkms-hermetic -out out $@
 
 lint: ## gofmt, go vet, staticcheck
 	@unformatted=$$(gofmt -l .) && { [ -z "$$unformatted" ] || { echo "lint: gofmt these files:" $$unformatted >&2; exit 1; }; }

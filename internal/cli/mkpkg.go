@@ -1,16 +1,19 @@
 package cli
 
 import (
+	"archive/tar"
 	"bytes"
 	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,7 +24,7 @@ import (
 	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/distpkg"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/durable"
-	roots "github.com/godkms-hermetic/godkms-hermetic/internal/host"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/host"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/kmod"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
@@ -50,16 +53,16 @@ func (a *app) mkpkgCommand(f distpkg.Format) *cobra.Command {
 		Long: `Makes packages of a module, and prints their paths. The same input gives the same bytes.
 
 With --prebuilt there is a package for each kernel that the module was built for, as
-hello` + example + `. Those of several kernels can be installed together; each needs its kernel's own
-package, and runs depmod. Nothing is built: what isn't in the cache is an error. The modules are not compressed; every kernel
+hello` + example + `. Those of several kernels can be installed together; each needs its kernel's
+own package, and runs depmod. Nothing is built: what isn't in the cache is an error. The modules are not compressed; every kernel
 loads them so. Scripts of the module's own, as POST_INSTALL, are left out.
 
 With --source there is one package, with the source in /usr/src/<module>-<version>. Where it is installed this program, which the
 package depends on, builds the module for the kernels there, and for new ones.
 
 SRC and KERNELS are written as for push. The package's version is the module's, that of --version, or with "--version git" what
-git describe says of the folder's repository, as 1.0+3.gabcdef0 for the third commit after the tag v1.0. Files are as old as
-SOURCE_DATE_EPOCH says, else from the year 2000. The maintainer is --maintainer, else $DEBFULLNAME <$DEBEMAIL>.` + exitStatus(
+git describe says of the folder's repository, as 1.0+3.gabcdef0 for the third commit after the tag v1.0; only commits count. Files
+are as old as SOURCE_DATE_EPOCH says, else from the year 2000. The maintainer is --maintainer, else $DEBFULLNAME <$DEBEMAIL>.` + exitStatus(
 			"  0  the packages are there",
 			"  1  the command line is wrong, there is no such source or result, or the files can't be written",
 			" 77  every kernel was skipped (BUILD_EXCLUSIVE in dkms.conf)",
@@ -126,14 +129,20 @@ func (a *app) runMakePackages(ctx context.Context, f distpkg.Format, src string,
 		if err != nil {
 			return fmt.Errorf("--version git: %w", err)
 		}
-		p.version = v.In(f)
+		p.version = v
 	default:
 		if err := f.CheckVersion(o.version); err != nil {
 			return fmt.Errorf("--version: %w", err)
 		}
-		p.version = o.version
+		p.exact = o.version
 	}
-	list, err := p.prebuilt(ctx, src, o.kernels)
+	var list []toWrite
+	var err error
+	if o.source {
+		list, err = p.ofSource(ctx, src, o.out)
+	} else {
+		list, err = p.prebuilt(ctx, src, o.kernels)
+	}
 	if err != nil {
 		return err
 	}
@@ -195,7 +204,8 @@ func gitVersion(ctx context.Context, dir string) (distpkg.Version, error) {
 type packaging struct {
 	*app
 	format     distpkg.Format
-	version    string // of the packages; empty: the module's
+	exact      string          // version of the packages
+	version    distpkg.Version // else they have this one, whose base can be the module's
 	maintainer string
 	time       time.Time
 }
@@ -285,7 +295,7 @@ func (p *packaging) prebuilt(ctx context.Context, src string, list []string) ([]
 func (p *packaging) ofKernel(m artifact.Meta, files []artifact.File) (w toWrite, err error) {
 	k := kernelOf(m)
 	// They come to stand in scripts that root runs.
-	if err := errors.Join(roots.CheckName("module", m.Module), roots.CheckName("version", m.Version), roots.CheckName("kernel", k.Release)); err != nil {
+	if err := errors.Join(host.CheckName("module", m.Module), host.CheckName("version", m.Version), host.CheckName("kernel", k.Release)); err != nil {
 		return w, err
 	}
 	w = toWrite{kernel: k.String(), Package: distpkg.Package{
@@ -326,6 +336,87 @@ func (p *packaging) ofKernel(m artifact.Meta, files []artifact.File) (w toWrite,
 		fmt.Sprintf("Kernel modules of %s %s, built by godkms-hermetic for %s.\nWhat each says of itself:\n%s", m.Module, m.Version, k, about.String()))
 }
 
+// Trigger is dpkg's trigger that the program's own package has autoinstall run for, once, when all that is installed with it is there.
+const Trigger = "godkms-hermetic-autoinstall"
+
+// moduleLicence is how a module declares its licence.
+var moduleLicence = regexp.MustCompile(`(?m)^\s*MODULE_LICENSE\s*\(\s*"([ -~]{1,60}?)"\s*\)`)
+
+// ofSource is the package of a source.
+func (p *packaging) ofSource(ctx context.Context, src, out string) ([]toWrite, error) {
+	source, err := p.openSource(ctx, src, []string{out})
+	if err != nil {
+		return nil, err
+	}
+	defer source.Close()
+	m, v := source.Module, source.Version
+	// They come to stand in scripts that root runs.
+	if err := errors.Join(host.CheckName("module", m), host.CheckName("version", v)); err != nil {
+		return nil, err
+	}
+	w := toWrite{Package: distpkg.Package{
+		Name: packageName(m + "-hermetic"), Version: p.versionOf(v), Arch: "all", Maintainer: p.maintainer, Time: p.time,
+		Summary: fmt.Sprintf("source of the kernel modules of %s", m),
+		Text: fmt.Sprintf("The source of %s %s, of which godkms-hermetic builds modules for\nthe kernels of this machine, and for new ones when they are installed.",
+			m, v),
+		Depends: []string{"godkms-hermetic"}, Provides: []string{packageName(m + "-dkms")}, Conflicts: []string{packageName(m + "-dkms")},
+		Scripts: sourceScripts(p.format, m+"/"+v), Triggers: distpkg.Triggers{Activate: []string{Trigger}},
+	}}
+	dir := path.Join("/usr/src", m+"-"+v)
+	w.Files = []distpkg.File{{Path: dir, Mode: fs.ModeDir | 0o755}}
+	var licences []string
+	for tr := tar.NewReader(source.Tar()); ; {
+		h, err := tr.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		f := distpkg.File{Path: path.Join(dir, h.Name), Mode: h.FileInfo().Mode(), Link: h.Linkname}
+		if h.Typeflag == tar.TypeReg {
+			if h.Size > distpkg.MaxBytes {
+				return nil, fmt.Errorf("%s has %d bytes; a package has at most %d", h.Name, h.Size, int64(distpkg.MaxBytes))
+			}
+			b, err := io.ReadAll(tr)
+			if err != nil {
+				return nil, err
+			}
+			f.Size, f.Open = h.Size, func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil }
+			if path.Ext(h.Name) == ".c" {
+				for _, l := range moduleLicence.FindAllSubmatch(b, -1) {
+					licences = append(licences, string(l[1]))
+				}
+			}
+		}
+		w.Files = append(w.Files, f)
+	}
+	w.License = licenceOf(licences)
+	err = p.documents(&w.Package, fmt.Sprintf("%s %s", m, v),
+		fmt.Sprintf("Source of the kernel modules of %s %s, which is in %s. They declare this licence:\n\n  %s\n", m, v, dir, w.License))
+	return []toWrite{w}, err
+}
+
+// sourceScripts register a module, build it, and remove it again. They fail no package manager: what went wrong is in the status. On
+// Debian building is for the trigger; see there.
+func sourceScripts(f distpkg.Format, module string) distpkg.Scripts {
+	const (
+		fails  = " || echo 'godkms-hermetic failed; see godkms-hermetic status' >&2\n"
+		add    = "godkms-hermetic add \"$module\"" + fails
+		remove = "godkms-hermetic remove \"$module\" --all" + fails
+		all    = "godkms-hermetic autoinstall --all" + fails
+	)
+	vars := "export XDG_CACHE_HOME=/var/cache\nmodule='" + module + "'\n"
+	if f == distpkg.RPM { // in an upgrade what is old goes after what is new has come, and only PostTrans is later
+		return distpkg.Scripts{PostTrans: vars + add + all, PreRemove: vars + remove}
+	}
+	const script = "#!/bin/sh\nset -e\n%scase \"$1\" in\n%s)\n\t%s\t;;\nesac\n"
+	return distpkg.Scripts{
+		PostInstall: fmt.Sprintf(script, vars, "configure", add),
+		PreRemove:   fmt.Sprintf(script, vars, "remove|upgrade|deconfigure", remove),
+	}
+}
+
 // documents adds what Debian wants in each package: a copyright and a changelog.
 func (p *packaging) documents(w *distpkg.Package, change, copyright string) error {
 	if err := p.format.CheckVersion(w.Version); err != nil {
@@ -352,10 +443,14 @@ func (p *packaging) documents(w *distpkg.Package, change, copyright string) erro
 
 // versionOf is the version of a package of a module.
 func (p *packaging) versionOf(module string) string {
-	if p.version != "" {
-		return p.version
+	if p.exact != "" {
+		return p.exact
 	}
-	return distpkg.Version{Base: module}.In(p.format)
+	v := p.version
+	if v.Base == "" {
+		v.Base = module
+	}
+	return v.In(p.format)
 }
 
 // packageName is a name that packages can have: lower case, without _ : and ~.

@@ -144,3 +144,73 @@ func TestMakePackagesUsage(t *testing.T) {
 		t.Errorf("%s was made for nothing", out)
 	}
 }
+
+// A package of a source has just its files, and names it in scripts; its version is the repository's.
+func TestMakeSource(t *testing.T) {
+	t.Parallel()
+	src, ran := filepath.Join(t.TempDir(), "src"), filepath.Join(t.TempDir(), "ran")
+	writeFile(t, filepath.Join(src, "dkms.conf"), "PACKAGE_NAME=good\nPACKAGE_VERSION=1.5-rc1\nBUILT_MODULE_NAME=good\nDEST_MODULE_LOCATION=/extra\n")
+	writeFile(t, filepath.Join(src, "a b * 'c'.c"), "MODULE_LICENSE(\"Dual MIT/GPL\");\n")
+	git := func(args ...string) {
+		t.Helper()
+		command(t, need.Program(t, "git"), append([]string{"-C", src, "-c", "user.name=a", "-c", "user.email=a@example.org"}, args...)...)
+	}
+	make := func(command string, args ...string) madePackage {
+		t.Helper()
+		args = append([]string{command, "--source", src, "--out", filepath.Join(src, "out"), "--format", "json"}, args...)
+		return parse[packages](t, program(t, t.TempDir(), args...)).Packages[0]
+	}
+	deb, again := make("mkdeb"), make("mkdeb")
+	if want := (madePackage{filepath.Join(src, "out/good-hermetic_1.5~rc1_all.deb"), "good-hermetic", "1.5~rc1", "all", "", deb.SHA256}); deb != want || again != want {
+		t.Errorf("mkdeb says %+v, and again %+v; want %+v", deb, again, want)
+	}
+	command(t, need.Program(t, "lintian"), "--fail-on", "error", "--allow-root", deb.Path)
+	root := t.TempDir()
+	command(t, need.Program(t, "dpkg-deb"), "-R", deb.Path, root)
+	if b, err := os.ReadFile(filepath.Join(root, "usr/src/good-1.5-rc1/a b * 'c'.c")); err != nil || !bytes.Contains(b, []byte("MIT")) {
+		t.Errorf("the source is %s, %v", b, err)
+	}
+	if b, err := os.ReadFile(filepath.Join(root, "usr/share/doc/good-hermetic/copyright")); err != nil || !bytes.Contains(b, []byte("  Dual MIT/GPL\n")) {
+		t.Errorf("the copyright is %s, %v", b, err)
+	}
+	if b, err := os.ReadFile(filepath.Join(root, "DEBIAN/prerm")); err != nil || !bytes.Contains(b, []byte("module='good/1.5-rc1'\n")) {
+		t.Errorf("prerm is %s, %v", b, err)
+	}
+
+	// Of its repository, which has commands of its own to run, the commits count.
+	git("init", "--quiet")
+	git("config", "core.fsmonitor", "touch '"+ran+"'")
+	git("-c", "core.fsmonitor=false", "add", ".")
+	git("commit", "--quiet", "-m", "one")
+	os.Remove(ran)
+	short := strings.TrimSpace(string(command(t, "git", "-C", src, "rev-parse", "--short=12", "HEAD")))
+	for _, c := range []struct{ tag, deb, rpm string }{
+		{"", "1.5~rc1+1.g" + short, "1.5~rc1^1.g" + short}, {"v1.6", "1.6", "1.6"},
+	} {
+		if c.tag != "" {
+			git("tag", c.tag)
+		}
+		if got := make("mkdeb", "--version", "git"); got.Version != c.deb {
+			t.Errorf("mkdeb: the version is %q; want %q", got.Version, c.deb)
+		}
+		if got := make("mkrpm", "--version", "git"); got.Version != c.rpm {
+			t.Errorf("mkrpm: the version is %q; want %q", got.Version, c.rpm)
+		}
+	}
+	git("commit", "--quiet", "--allow-empty", "-m", "two")
+	os.Remove(ran)
+	if got := make("mkdeb", "--version", "git").Version; !strings.HasPrefix(got, "1.6+1.g") {
+		t.Errorf("the version is %q", got)
+	}
+	if _, err := os.Stat(ran); err == nil {
+		t.Error("a command of the repository was run")
+	}
+
+	// Names that would stand in scripts.
+	for _, name := range []string{"a'b", "$(id)", "-m", "..", "a/b", "a\nb"} {
+		writeFile(t, filepath.Join(src, "dkms.conf"), "PACKAGE_NAME=\""+strings.ReplaceAll(name, "$", `\$`)+"\"\nPACKAGE_VERSION=1\nBUILT_MODULE_NAME=good\nDEST_MODULE_LOCATION=/extra\n")
+		if r := run(t, t.TempDir(), "mkdeb", "--source", src, "--out", t.TempDir()); r.code == 0 {
+			t.Errorf("a module %q was packaged: %s", name, r.out)
+		}
+	}
+}

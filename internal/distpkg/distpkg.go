@@ -70,6 +70,8 @@ type File struct {
 	Link string      // target of a symbolic link
 	Size int64       // bytes that Open gives, of a file
 	Open func() (io.ReadCloser, error)
+
+	Config bool // the administrator's: an upgrade keeps it where it was changed
 }
 
 // Text is a file, 0644, with a text.
@@ -79,8 +81,8 @@ func Text(path, text string) File {
 	}}
 }
 
-// maxBytes bounds what is in a package: all of it is held in memory while it is written.
-const maxBytes = 1 << 30
+// MaxBytes bounds what is in a package: all of it is held in memory while it is written.
+const MaxBytes = 1 << 30
 
 var (
 	debName    = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]+$`)         // Debian Policy 5.6.7
@@ -179,8 +181,8 @@ func (p Package) check(f Format) error {
 		if strings.ContainsFunc(file.Path+file.Link, unicode.IsControl) {
 			return fmt.Errorf("%q: a name with control characters can't be packaged", file.Path)
 		}
-		if n += file.Size; file.Size < 0 || n > maxBytes {
-			return fmt.Errorf("it has more than %d bytes", int64(maxBytes))
+		if n += file.Size; file.Size < 0 || n > MaxBytes {
+			return fmt.Errorf("it has more than %d bytes", int64(MaxBytes))
 		}
 	}
 	return nil
@@ -278,6 +280,9 @@ func (s *spool) content(file File, t time.Time) (*files.Content, error) {
 		defer r.Close()
 		if c.Source, err = s.write(r, file.Size); err != nil {
 			return nil, err
+		}
+		if file.Config {
+			c.Type = files.TypeConfigNoReplace
 		}
 	default:
 		return nil, errors.New("neither a file, a folder nor a symbolic link")

@@ -23,6 +23,7 @@ func hello() distpkg.Package {
 		Files: []distpkg.File{
 			distpkg.Text("/usr/share/hello/text", "hello\n"),
 			distpkg.Text("/usr/share/hello/a * [b] {c}", ""),
+			{Path: "/etc/hello", Mode: 0o600, Open: func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("")), nil }, Config: true},
 			{Path: "/usr/share/hello/dir", Mode: fs.ModeDir | 0o755},
 			{Path: "/usr/share/hello/link", Mode: fs.ModeSymlink, Link: "../../../etc/passwd"},
 			{Path: "/usr/bin/hello", Mode: 0o755, Size: 10, Open: func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("#!/bin/sh\n")), nil }},
@@ -54,11 +55,11 @@ func run(t *testing.T, name string, args ...string) string {
 func TestWrite(t *testing.T) {
 	for f, reads := range map[distpkg.Format]func(file string) string{
 		distpkg.Deb: func(file string) string {
-			return run(t, "dpkg-deb", "-I", file) + run(t, "dpkg-deb", "-c", file) + run(t, "dpkg-deb", "-I", file, "postinst", "prerm", "postrm", "triggers")
+			return run(t, "dpkg-deb", "-I", file) + run(t, "dpkg-deb", "-c", file) + run(t, "dpkg-deb", "-I", file, "postinst", "prerm", "postrm", "triggers", "conffiles")
 		},
 		distpkg.RPM: func(file string) string {
 			return run(t, "rpm", "-K", file) +
-				run(t, "rpm", "-qp", "--info", "--requires", "--provides", "--conflicts", "--scripts", "-lv", file)
+				run(t, "rpm", "-qp", "--info", "--requires", "--provides", "--conflicts", "--scripts", "-lv", file) + run(t, "rpm", "-qpc", file)
 		},
 	} {
 		b, err := write(t, f, hello())
@@ -75,7 +76,7 @@ func TestWrite(t *testing.T) {
 		}
 		text := reads(file)
 		want := []string{"A Name <a@example.org>", "greets", "Another.", "base", "greeter", "goodbye", "# in", "# before", "# out", "hello/a * [b] {c}",
-			"hello/dir", "link -> ../../../etc/passwd", "2000", "root"}
+			"hello/dir", "link -> ../../../etc/passwd", "2000", "root", "\n/etc/hello\n", "-rw-------"}
 		if f == distpkg.Deb {
 			want = append(want, "hello\n", "-rwxr-xr-x root/root        10", "interest-noawait one", "activate-noawait two")
 		} else {
@@ -104,7 +105,7 @@ func TestWriteRefuses(t *testing.T) {
 		"path with dots": func(p *distpkg.Package) { p.Files[0].Path = "/usr/../etc/x" },
 		"the root":       func(p *distpkg.Package) { p.Files[0].Path = "/" },
 		"line in a path": func(p *distpkg.Package) { p.Files[0].Path = "/usr/a\nb" },
-		"line in a link": func(p *distpkg.Package) { p.Files[3].Link = "a\nb" },
+		"line in a link": func(p *distpkg.Package) { p.Files[4].Link = "a\nb" },
 		"device":         func(p *distpkg.Package) { p.Files[0].Mode = fs.ModeDevice },
 		"twice":          func(p *distpkg.Package) { p.Files[1].Path = p.Files[0].Path },
 		"below a file":   func(p *distpkg.Package) { p.Files[1].Path = p.Files[0].Path + "/x" },

@@ -102,11 +102,20 @@ func (r *Root) lock(ctx context.Context) (unlock func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("the state of installed modules: %w", err)
 	}
-	if err := r.recover(ctx); err != nil {
+	if err := errors.Join(r.recover(ctx), r.sweep()); err != nil {
 		f.Close()
 		return nil, err
 	}
 	return func() { f.Close() }, nil
+}
+
+// sweep removes what processes that died were writing.
+func (r *Root) sweep() error {
+	tmp, err := r.state("tmp")
+	if err != nil {
+		return err
+	}
+	return durable.Sweep(tmp)
 }
 
 // Recover finishes or undoes a change that was cut off: afterwards all of it is there or nothing. Every change does this first.

@@ -31,7 +31,7 @@ import (
 const signHelp = `Modules are signed with the key of --sign-key, else that of [signing] in the configuration, else the one that 'keys generate'
 made for the host; where there is none they stay as they are built. A key that can't be used is an error: nothing is installed
 unsigned for it. The key may be in a token, as pkcs11:token=T;object=KEY?pin-source=file:/path, which takes the program openssl and
-its engine for PKCS#11. The environment variable KBUILD_SIGN_PIN has the PIN, or the password of a key's file.`
+its engine or provider for PKCS#11. The environment variable KBUILD_SIGN_PIN has the PIN, or the password of a key's file.`
 
 // signOptions say what modules are signed with.
 type signOptions struct{ key, cert string }
@@ -128,11 +128,11 @@ func (a *app) readPair(o signOptions) (crypto.Signer, *x509.Certificate, error) 
 		a.board.Warn(fmt.Sprintf("the certificate %s has expired on %s; kernels take it all the same", in, cert.NotAfter.Format(time.DateOnly)))
 	}
 	if isToken(o.key) {
-		return a.tokenKey(o.key, cert), cert, nil
+		return opensslKey{cert.PublicKey, o.key, a.env(pinVariable) != ""}, cert, nil
 	}
 	key, err := parseKey(text)
 	if errors.Is(err, errEncrypted) && a.env(pinVariable) != "" {
-		return opensslKey{cert.PublicKey, o.key, []string{"-inkey", o.key, "-passin", "env:" + pinVariable}}, cert, nil
+		return opensslKey{cert.PublicKey, o.key, true}, cert, nil
 	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("the key %s: %w", o.key, err)
@@ -207,20 +207,12 @@ func parseKey(b []byte) (crypto.Signer, error) {
 	}
 }
 
-// opensslKey is a key that only the program openssl can use. Its password comes from the URI or pinVariable, never from an argument.
+// opensslKey is a key that only the program openssl can use: in a token, for this program is static and loads no library of a
+// token's, or with a password. That comes from the URI or pinVariable, never from an argument.
 type opensslKey struct {
 	public crypto.PublicKey // of its certificate; a signature that isn't this one's is an error
-	name   string
-	args   []string // that name the key to openssl pkeyutl
-}
-
-// tokenKey is the key of a PKCS#11 token. This program is static and loads no library of a token's; openssl does.
-func (a *app) tokenKey(uri string, cert *x509.Certificate) opensslKey {
-	args := []string{"-engine", "pkcs11", "-keyform", "engine", "-inkey", uri}
-	if a.env(pinVariable) != "" {
-		args = append(args, "-passin", "env:"+pinVariable)
-	}
-	return opensslKey{cert.PublicKey, uri, args}
+	name   string           // file or URI
+	pin    bool             // pinVariable is set
 }
 
 func (k opensslKey) Public() crypto.PublicKey { return k.public }
@@ -229,37 +221,48 @@ func (k opensslKey) Public() crypto.PublicKey { return k.public }
 const opensslPatience = time.Minute
 
 func (k opensslKey) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	name := strings.ToLower(strings.Replace(opts.HashFunc().String(), "SHA-", "SHA", 1)) // sha256
-	args := append([]string{"pkeyutl", "-sign", "-pkeyopt", "digest:" + name}, k.args...)
 	ctx, cancel := context.WithTimeout(context.Background(), opensslPatience)
 	defer cancel()
+	name := strings.ToLower(strings.Replace(opts.HashFunc().String(), "SHA-", "SHA", 1)) // sha256
+	args := []string{"pkeyutl", "-sign", "-pkeyopt", "digest:" + name, "-inkey", k.name}
+	hint := ""
+	if isToken(k.name) {
+		// The engine comes first while there are engines: the provider of Debian 13 ends in a crash when it has signed.
+		if exec.CommandContext(ctx, "openssl", "engine", "pkcs11").Run() == nil {
+			args = append(args, "-engine", "pkcs11", "-keyform", "engine")
+		} else {
+			args = append(args, "-provider", "pkcs11", "-provider", "default")
+		}
+		hint = "; a token takes the program openssl with its engine or provider for PKCS#11: " +
+			"libengine-pkcs11-openssl or pkcs11-provider of Debian and Ubuntu, openssl-pkcs11 or pkcs11-provider of Fedora"
+	}
+	if k.pin {
+		args = append(args, "-passin", "env:"+pinVariable)
+	}
 	cmd := exec.CommandContext(ctx, "openssl", args...)
 	cmd.WaitDelay = time.Second
 	cmd.Stdin = bytes.NewReader(digest)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
-	hint := ""
-	if isToken(k.name) {
-		hint = "; tokens need openssl with its engine for PKCS#11 (Debian and Ubuntu: libengine-pkcs11-openssl, Fedora: openssl-pkcs11)"
-	}
-	if err := cmd.Run(); err != nil {
-		if ctx.Err() != nil {
-			err = fmt.Errorf("no answer within %s", opensslPatience)
-		}
-		said := strings.TrimSpace(strings.ReplaceAll(errs.String(), "Engine \"pkcs11\" set.\n", ""))
-		return nil, fmt.Errorf("openssl with %s: %w: %s%s", withoutPIN(k.name), err, withoutPIN(strings.ReplaceAll(said, "\n", "; ")), hint)
-	}
-	ok := false
-	switch pub := k.public.(type) {
+	err := cmd.Run()
+	switch pub := k.public.(type) { // a signature that is right is one, whatever openssl thinks of its end
 	case *rsa.PublicKey:
-		ok = rsa.VerifyPKCS1v15(pub, opts.HashFunc(), digest, out.Bytes()) == nil
+		if rsa.VerifyPKCS1v15(pub, opts.HashFunc(), digest, out.Bytes()) == nil {
+			return out.Bytes(), nil
+		}
 	case *ecdsa.PublicKey:
-		ok = ecdsa.VerifyASN1(pub, digest, out.Bytes())
+		if ecdsa.VerifyASN1(pub, digest, out.Bytes()) {
+			return out.Bytes(), nil
+		}
 	}
-	if !ok {
-		return nil, fmt.Errorf("the key %s is not that of the certificate", withoutPIN(k.name))
+	switch {
+	case ctx.Err() != nil:
+		return nil, fmt.Errorf("openssl with %s: no answer within %s", withoutPIN(k.name), opensslPatience)
+	case err != nil && out.Len() == 0:
+		said := strings.ReplaceAll(strings.TrimSpace(strings.ReplaceAll(errs.String(), "Engine \"pkcs11\" set.\n", "")), "\n", "; ")
+		return nil, fmt.Errorf("openssl with %s: %w: %s%s", withoutPIN(k.name), err, withoutPIN(said), hint)
 	}
-	return out.Bytes(), nil
+	return nil, fmt.Errorf("the key %s is not that of the certificate", withoutPIN(k.name))
 }
 
 var pinValue = regexp.MustCompile(`pin-value=[^&;?\s"']*`)

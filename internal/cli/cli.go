@@ -119,6 +119,7 @@ type app struct {
 	stdout, stderr io.Writer
 	env            func(string) string
 	keyring        openpgp.EntityList // whose signatures Debian's indexes need; nil: Debian's. Tests have mirrors of their own.
+	sys            string             // host.Options.Sys, for tests
 
 	cacheDir      string
 	format        string
@@ -170,7 +171,8 @@ sandbox without network. The same inputs give the same bytes, and what was built
 	f.StringArrayVar(&a.insecure, "insecure-registry", nil, "registry that may be spoken to without TLS, `HOST` or HOST:PORT; can be repeated (those of this machine always may)")
 	root.AddCommand(a.addCommand(), a.buildCommand(), a.pushCommand(), a.pullCommand(), a.listCommand(), a.inspectCommand(),
 		a.installCommand(), a.uninstallCommand(), a.unbuildCommand(), a.removeCommand(), a.statusCommand(), a.matchCommand(), a.adoptCommand(),
-		a.mkpkgCommand(distpkg.Deb), a.mkpkgCommand(distpkg.RPM), a.autoinstallCommand(), a.gateCommand(), a.hooksCommand(), a.kernelPrermCommand(),
+		a.autoinstallCommand(), a.gateCommand(), a.hooksCommand(), a.keysCommand(), a.kernelPrermCommand(),
+		a.mkpkgCommand(distpkg.Deb), a.mkpkgCommand(distpkg.RPM),
 		a.confCommand(), a.kernelsCommand(), a.imageCommand(), a.cacheCommand(), a.doctorCommand(), a.versionCommand())
 	for _, c := range root.Commands() {
 		for _, sub := range append(c.Commands(), c) {

@@ -76,7 +76,7 @@ func (o *hostOptions) depmodFlag(f *pflag.FlagSet) {
 
 // openRoot opens the root of the options.
 func (a *app) openRoot(o hostOptions) (*host.Root, error) {
-	r, err := host.Open(o.root, host.Options{NoDepmod: o.noDepmod, Warn: a.board.Warn})
+	r, err := host.Open(o.root, host.Options{NoDepmod: o.noDepmod, Warn: a.board.Warn, Sys: a.sys})
 	if err != nil {
 		return nil, fmt.Errorf("--root: %w", err)
 	}

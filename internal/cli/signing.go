@@ -28,8 +28,8 @@ import (
 )
 
 // signHelp is for commands that sign modules.
-const signHelp = `Modules are signed with the key of --sign-key, else that of [signing] in the configuration, else the one that 'keys generate' made for
-the host; where there is none they stay as they are built. A key that can't be used is an error, and no module is left unsigned for it.`
+const signHelp = `Modules are signed with the key of --sign-key, else that of [signing] in the configuration, else the one that 'keys generate' made
+for the host; where there is none they stay as they are built. A key that can't be used is an error: no module is left unsigned.`
 
 // signOptions say what modules are signed with.
 type signOptions struct{ key, cert string }

@@ -168,7 +168,7 @@ sandbox without network. The same inputs give the same bytes, and what was built
 	f.BoolVar(&a.acceptExpired, "accept-expired", false, "accept indexes past their Valid-Until, of an archived suite or a stale mirror")
 	f.StringArrayVar(&a.insecure, "insecure-registry", nil, "registry that may be spoken to without TLS, `HOST` or HOST:PORT; can be repeated (those of this machine always may)")
 	root.AddCommand(a.addCommand(), a.buildCommand(), a.pushCommand(), a.pullCommand(), a.listCommand(), a.inspectCommand(),
-		a.mkpkgCommand(distpkg.Deb), a.mkpkgCommand(distpkg.RPM), a.hooksCommand(), a.kernelPrermCommand(),
+		a.mkpkgCommand(distpkg.Deb), a.mkpkgCommand(distpkg.RPM), a.mktarballCommand(), a.ldtarballCommand(), a.hooksCommand(), a.kernelPrermCommand(),
 		a.confCommand(), a.kernelsCommand(), a.imageCommand(), a.cacheCommand(), a.doctorCommand(), a.versionCommand())
 	for _, c := range root.Commands() {
 		for _, sub := range append(c.Commands(), c) {

@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -200,6 +201,37 @@ func (d *Dir) remove(key v1.Hash, bad *damage) error {
 		if err := os.Remove(d.blobPath(h)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
+	}
+	return nil
+}
+
+// Remove removes an entry, which may be absent, with the blobs that no other entry has.
+func (d *Dir) Remove(ctx context.Context, key v1.Hash) error {
+	fail := func(err error) error { return fmt.Errorf("remove cache entry %q: %w", key, err) }
+	if err := checkHash(key); err != nil {
+		return fail(err)
+	}
+	lock, err := d.lock(ctx, false)
+	if err != nil {
+		return fail(err)
+	}
+	defer lock.Close()
+	_, records, err := d.list(ctx)
+	if err != nil {
+		return fail(err)
+	}
+	own := &damage{}
+	for _, b := range records[key].Blobs {
+		own.blobs = append(own.blobs, b.Digest)
+	}
+	delete(records, key)
+	for _, r := range records {
+		for _, b := range r.Blobs {
+			own.blobs = slices.DeleteFunc(own.blobs, func(h v1.Hash) bool { return h == b.Digest })
+		}
+	}
+	if err := d.remove(key, own); err != nil {
+		return fail(err)
 	}
 	return nil
 }

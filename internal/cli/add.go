@@ -52,8 +52,8 @@ Nothing is built yet. With --root it is a mounted image or a chroot that the mod
 
 ` + addHelp + `
 
-A source is copied whole or not at all. Another one that is at its place already is left there, and that is an error; with --force it
-is moved to /usr/src/.replaced. POST_ADD of dkms.conf runs on this machine's own root only; where it fails nothing is registered.
+A source is copied whole or not at all. Another one that is at its place already stays there, and that is an error; with --force
+it is moved to /usr/src/.replaced. POST_ADD of dkms.conf runs on this machine's own root only; if it fails nothing is registered.
 
 With --prebuilt, the repository REF is looked into before anything is built of the source. A module from REF alone is never built
 here, and new kernels get it if it is there.` + exitStatus(
@@ -207,17 +207,13 @@ func (a *app) addOpened(ctx context.Context, root *host.Root, o addOptions, sour
 
 // register registers a source that is in its place, and runs its POST_ADD.
 func (a *app) register(ctx context.Context, root *host.Root, o addOptions, source *builder.Source) (g host.Registration, err error) {
-	g = host.Registration{Module: source.Module, Version: source.Version, Source: sourceOf(source.Module, source.Version),
-		Depends: source.MayDepend, Added: time.Now().UTC().Truncate(time.Second)}
-	text, _, err := source.ReadFile("dkms.conf", dkms.MaxConf)
+	if g, err = registration(source); err != nil {
+		return g, err
+	}
+	h, err := headerOf(source)
 	if err != nil {
 		return g, err
 	}
-	h, err := dkms.Read(text)
-	if err != nil {
-		return g, err
-	}
-	g.Autoinstall = h.Autoinstall
 	if o.prebuilt != "" {
 		if g.Reference, err = repositoryOf(o.prebuilt); err != nil {
 			return g, fmt.Errorf("--prebuilt: %w", err)
@@ -230,6 +226,15 @@ func (a *app) register(ctx context.Context, root *host.Root, o addOptions, sourc
 		return g, errors.Join(err, root.Remove(context.WithoutCancel(ctx), g.Module, g.Version))
 	}
 	return g, nil
+}
+
+// headerOf is the header of a source's dkms.conf.
+func headerOf(source *builder.Source) (dkms.Header, error) {
+	text, _, err := source.ReadFile("dkms.conf", dkms.MaxConf)
+	if err != nil {
+		return dkms.Header{}, err
+	}
+	return dkms.Read(text)
 }
 
 // postAdd runs a POST_ADD, which is a script below the source and its arguments, in the folder of the source.

@@ -67,7 +67,8 @@ func (a *app) runHostBuild(ctx context.Context, h hostOptions, o buildOptions, a
 		}
 		modules = append(modules, m)
 	}
-	got, err := a.obtain(ctx, root, inOrder(modules), ks, obtainOptions{buildOptions: o, again: h.force || o.noCache})
+	o.noCache = o.noCache || h.force
+	got, err := a.obtain(ctx, root, inOrder(modules), ks, obtainOptions{buildOptions: o, again: o.noCache})
 	if err != nil {
 		return err
 	}
@@ -108,10 +109,14 @@ func (a *app) runHostBuild(ctx context.Context, h hostOptions, o buildOptions, a
 	return outcome(reports, codes)
 }
 
-// println prints a line on standard output.
-func (a *app) println(text string) error {
-	_, err := fmt.Fprintln(a.stdout, ui.Clean(text))
-	return err
+// println prints lines on standard output.
+func (a *app) println(lines ...string) error {
+	for _, text := range lines {
+		if _, err := fmt.Fprintln(a.stdout, ui.Clean(text)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // nameFor is what dkms calls a module for a kernel.

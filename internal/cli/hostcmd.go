@@ -76,7 +76,7 @@ func (o *hostOptions) depmodFlag(f *pflag.FlagSet) {
 
 // openRoot opens the root of the options.
 func (a *app) openRoot(o hostOptions) (*host.Root, error) {
-	r, err := host.Open(o.root, host.Options{NoDepmod: o.noDepmod, Warn: a.board.Warn})
+	r, err := host.Open(o.root, host.Options{NoDepmod: o.noDepmod, Warn: a.board.Warn, Sys: a.sys})
 	if err != nil {
 		return nil, fmt.Errorf("--root: %w", err)
 	}
@@ -167,15 +167,12 @@ func (a *app) kernelsOf(r *host.Root, o hostOptions) ([]artifact.Kernel, error) 
 	return o.complete(r, list)
 }
 
-// complete adds to releases what the root says of itself.
+// complete adds to releases what the root says of itself. Where it says nothing the distribution and the suite are empty.
 func (o hostOptions) complete(r *host.Root, releases []string) ([]artifact.Kernel, error) {
 	h := readMachine(r.Dir(), "")
 	arch := o.arch
 	if own := (kernels.Kernel{Arch: kernels.HostArch()}); arch == "" || arch == own.Machine() {
 		arch = own.Arch
-	}
-	if h.distro == "" || h.suite == "" {
-		return nil, fmt.Errorf("%s doesn't say which distribution it is: ID and VERSION_CODENAME are wanted", filepath.Join(r.Dir(), "etc/os-release"))
 	}
 	var out []artifact.Kernel
 	for _, release := range releases {

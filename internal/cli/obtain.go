@@ -25,7 +25,7 @@ import (
 // obtainOptions say how obtain goes about it.
 type obtainOptions struct {
 	buildOptions      // what is about how to build; see defaultBuild
-	again        bool // pass over what is there, and what a registry has
+	again        bool // pass over what the root has
 	dry          bool // leave the root as it is: a registry is asked whether it has the module, and what is built goes to the user's cache only
 }
 
@@ -48,8 +48,15 @@ type obtained struct {
 // Installed already. One failure stops no other; the answers are kernel by kernel, in the order of what was asked for. An error is one
 // that nothing can be obtained with. No two of the modules are versions of one.
 func (a *app) obtain(ctx context.Context, root *host.Root, modules []host.Module, ks []artifact.Kernel, o obtainOptions) ([]obtained, error) {
-	if o.again {
-		o.noCache = true
+	for _, k := range ks {
+		if k.Distro == "" || k.Suite == "" {
+			return nil, fmt.Errorf("%s doesn't say which distribution it is: ID and VERSION_CODENAME are wanted", filepath.Join(root.Dir(), "etc/os-release"))
+		}
+	}
+	if !o.dry {
+		if err := root.Recover(ctx); err != nil { // as root can
+			return nil, hostError(root, err)
+		}
 	}
 	run, err := a.newRun(o.buildOptions)
 	if err != nil {
@@ -60,11 +67,6 @@ func (a *app) obtain(ctx context.Context, root *host.Root, modules []host.Module
 	}
 	defer run.close()
 	x := &obtaining{buildRun: run, root: root, again: o.again, dry: o.dry, cells: map[wish]*obtained{}}
-	if !o.dry {
-		if err := root.Recover(ctx); err != nil { // as root can
-			return nil, hostError(root, err)
-		}
-	}
 	if x.kept, err = rootResults(root, a.board.Warn); err != nil {
 		if !o.dry {
 			return nil, hostError(root, err)
@@ -74,8 +76,7 @@ func (a *app) obtain(ctx context.Context, root *host.Root, modules []host.Module
 	var out []*obtained
 	for _, k := range ks {
 		for _, m := range modules {
-			c := &obtained{module: m.Registration, kernel: k}
-			c.report = ui.Result{Module: m.Module, Version: m.Version, Kernel: kernels.Kernel(k).String(), Distro: k.Distro, Suite: k.Suite, Release: k.Release}
+			c := &obtained{module: m.Registration, kernel: k, report: reportOf(m, k)}
 			out = append(out, c)
 			x.cells[wish{m.Module, m.Version, k}] = c
 		}
@@ -157,9 +158,6 @@ type obtaining struct {
 // find looks for what needn't be built.
 func (x *obtaining) find(ctx context.Context, modules []host.Module, ks []artifact.Kernel) error {
 	x.found = map[wish]builder.Result{}
-	if x.again {
-		return nil
-	}
 	type hit struct {
 		wish
 		result builder.Result
@@ -172,13 +170,16 @@ func (x *obtaining) find(ctx context.Context, modules []host.Module, ks []artifa
 			w := wish{m.Module, m.Version, k}
 			g.Go(func() error {
 				c := x.cells[w]
-				b, ok := x.recorded(gctx, m, k)
+				b, ok := builder.Result{}, false
+				if !x.again {
+					b, ok = x.recorded(gctx, m, k)
+				}
 				if ok {
 					c.status, c.from, c.already = ui.Cached, x.fromOf(m, k), true
 					if c.from != "" {
 						c.status = ui.Pulled
 					}
-				} else if m.Reference != "" {
+				} else if m.Reference != "" && (m.Source == "" || !x.options.noCache) {
 					var err error
 					b, ok, err = x.pull(gctx, m.Registration, k)
 					if gctx.Err() != nil {
@@ -217,7 +218,7 @@ func (x *obtaining) fromOf(m host.Module, k artifact.Kernel) string {
 // recorded gives what a record says is there, if it is.
 func (x *obtaining) recorded(ctx context.Context, m host.Module, k artifact.Kernel) (b builder.Result, ok bool) {
 	rec, ok := m.Find(k.Release, k.Arch)
-	if !ok || rec.State == host.Failed || x.kept == nil || rec.Key == (v1.Hash{}) {
+	if !ok || rec.State != host.Built && rec.State != host.Installed || x.kept == nil {
 		return b, false
 	}
 	e, err := x.kept.Get(ctx, rec.Key)
@@ -439,7 +440,10 @@ func (x *obtaining) build(ctx context.Context, modules []host.Module, ks []artif
 		got.status, got.report, got.err = c.report.Status, c.report, nil
 		got.report.Kernel = c.kernel.String()
 		if c.report.Status == ui.Failed {
-			got.err = &exitError{code: c.code, err: errors.New(strings.TrimSpace(c.report.Reason))}
+			if got.err = errors.New(c.report.Reason); c.code == exitDepends {
+				got.err = fmt.Errorf("%w; 'add' registers a module", got.err)
+			}
+			got.err = &exitError{code: c.code, err: got.err}
 		}
 	}
 	if x.engine.err != nil { // the ways out are the same for all
@@ -454,17 +458,11 @@ func (x *obtaining) offers(but []host.Module) ([]offer, error) {
 	if err != nil && !errors.Is(err, host.ErrBroken) {
 		return nil, err
 	}
-	newest := map[string]host.Module{}
-	for _, m := range all {
+	var out []offer
+	for _, m := range host.Newest(all) {
 		if m.Source == "" || slices.ContainsFunc(but, func(b host.Module) bool { return b.Module == m.Module }) {
 			continue
 		}
-		if have, ok := newest[m.Module]; !ok || host.CompareVersions(have.Version, m.Version) < 0 {
-			newest[m.Module] = m
-		}
-	}
-	var out []offer
-	for _, m := range newest {
 		path, err := x.root.Path(m.Source)
 		if err == nil {
 			_, err = readHeader(filepath.Join(path, "dkms.conf"))
@@ -482,7 +480,7 @@ func (x *obtaining) noteFailure(ctx context.Context, c *obtained) error {
 	if err != nil {
 		return err
 	}
-	if rec, ok := m.Find(c.kernel.Release, c.kernel.Arch); ok && rec.State != host.Failed {
+	if rec, ok := m.Find(c.kernel.Release, c.kernel.Arch); ok && (rec.State == host.Built || rec.State == host.Installed) {
 		return nil
 	}
 	return x.root.Note(ctx, host.Record{Module: c.module.Module, Version: c.module.Version, Kernel: c.kernel, State: host.Failed, Reason: c.report.Reason,

@@ -184,14 +184,22 @@ func (r *Root) Build(ctx context.Context, j Job) (Result, error) {
 }
 
 func (r *Root) build(ctx context.Context, j Job) (Result, error) {
-	work, err := os.MkdirTemp("", "dkmstest-")
+	stdout, err := r.bash(ctx, j.Tree, build, append([]string{j.Module, j.Version, r.kernel.Release}, j.First...)...)
 	if err != nil {
 		return Result{}, err
 	}
-	defer os.Remove(work) // a mount point: this machine's is empty
-	tree, err := filepath.Abs(j.Tree)
+	return read(stdout)
+}
+
+// bash runs a script in namespaces of its own on the root, with a tree laid over it, and gives what it prints.
+func (r *Root) bash(ctx context.Context, tree, script string, args ...string) (*bytes.Buffer, error) {
+	work, err := os.MkdirTemp("", "dkmstest-")
 	if err != nil {
-		return Result{}, err
+		return nil, err
+	}
+	defer os.Remove(work) // a mount point: this machine's is empty
+	if tree, err = filepath.Abs(tree); err != nil {
+		return nil, err
 	}
 	lower := []string{tree}
 	for _, l := range slices.Backward(r.layers) {
@@ -201,9 +209,7 @@ func (r *Root) build(ctx context.Context, j Job) (Result, error) {
 	if os.Geteuid() != 0 {
 		option, ids = ",userxattr", nil
 	}
-	args := []string{"-c", enter, "sh", work, strings.Join(lower, ":"), option, "bash", "-c", build, "bash", j.Module, j.Version, r.kernel.Release}
-	args = append(args, j.First...)
-	cmd := exec.CommandContext(ctx, "sh", args...)
+	cmd := exec.CommandContext(ctx, "sh", append([]string{"-c", enter, "sh", work, strings.Join(lower, ":"), option, "bash", "-c", script, "bash"}, args...)...)
 	cmd.Env = environment
 	attr := &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
@@ -222,9 +228,9 @@ func (r *Root) build(ctx context.Context, j Job) (Result, error) {
 	runtime.LockOSThread() // Pdeathsig is about the thread
 	defer runtime.UnlockOSThread()
 	if err := cmd.Run(); err != nil {
-		return Result{}, fmt.Errorf("%w: %s%s", err, &stdout, strings.TrimSpace(stderr.String()))
+		return nil, fmt.Errorf("%w: %s%s", err, &stdout, strings.TrimSpace(stderr.String()))
 	}
-	return read(&stdout)
+	return &stdout, nil
 }
 
 // read reads what build prints.

@@ -26,7 +26,7 @@ const dkmsDir = "/var/lib/dkms"
 type DKMSModule struct {
 	Module  string
 	Version string
-	Source  string       // folder of the root, with its links followed: "/usr/src/hello-1.0"; empty where it's gone, which dkms calls broken
+	Source  string       // folder of the root, with its links followed: "/usr/src/hello-1.0"; empty where it is gone: dkms calls that broken
 	Kernels []DKMSKernel // for which it is built, in dkms's order
 }
 
@@ -69,15 +69,13 @@ func (r *Root) dkmsModule(base, module, version string) (m DKMSModule, ok bool) 
 	if info, err := os.Lstat(filepath.Join(dir, "source")); err == nil {
 		isLink = info.Mode()&fs.ModeSymlink != 0
 	}
-	if !isLink { // broken if there is a source, and else nothing of dkms's
-		_, isDir := r.folder(filepath.Join("/usr/src", module+"-"+version))
-		return m, isDir
+	if isLink {
+		if source, isDir := r.folder(filepath.Join(dkmsDir, module, version, "source")); isDir {
+			m.Source = filepath.Join("/", strings.TrimPrefix(source, r.dir))
+		}
+	} else if _, isDir := r.folder(filepath.Join("/usr/src", module+"-"+version)); !isDir {
+		return m, false
 	}
-	source, isDir := r.folder(filepath.Join(dkmsDir, module, version, "source"))
-	if !isDir {
-		return m, true // broken
-	}
-	m.Source = filepath.Join("/", strings.TrimPrefix(source, r.dir))
 	for _, release := range visible(dir) {
 		if !dkmsRelease.MatchString(release) {
 			continue
@@ -94,7 +92,7 @@ func (r *Root) dkmsModule(base, module, version string) (m DKMSModule, ok bool) 
 			k.Originals = err == nil && info.IsDir()
 			entries, _ := os.ReadDir(built) // it has just gone: nothing is built
 			for _, e := range entries {
-				if moduleFile.MatchString(e.Name()) {
+				if _, ok := moduleName(e.Name()); ok {
 					k.Files = append(k.Files, e.Name())
 				}
 			}
@@ -103,9 +101,6 @@ func (r *Root) dkmsModule(base, module, version string) (m DKMSModule, ok bool) 
 	}
 	return m, true
 }
-
-// moduleFile is the name of a file that is a module.
-var moduleFile = regexp.MustCompile(`\.ko(\.(gz|xz|zst))?$`)
 
 // folder finds a folder below the root, with its links followed.
 func (r *Root) folder(name string) (path string, ok bool) {
@@ -253,6 +248,9 @@ func (r *Root) ReleaseFromDKMS(ctx context.Context, module, version string) erro
 			module, version, ErrRefused, strings.Join(missing, ", "))
 	}
 	for _, l := range links {
+		if err := r.step("release %s", l.name); err != nil {
+			return err
+		}
 		if err := os.Remove(filepath.Join(parent, l.name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -268,12 +266,20 @@ func (r *Root) ReleaseFromDKMS(ctx context.Context, module, version string) erro
 		if e.Name() == "source" {
 			continue
 		}
+		if err := r.step("release %s", e.Name()); err != nil {
+			return err
+		}
 		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
 			return err
 		}
 	}
-	if err := os.RemoveAll(dir); err != nil {
-		return err
+	for _, name := range []string{filepath.Join(dir, "source"), dir} {
+		if err := r.step("release %s", filepath.Base(name)); err != nil {
+			return err
+		}
+		if err := os.RemoveAll(name); err != nil {
+			return err
+		}
 	}
 	os.Remove(parent) // if it's empty
 	return nil
@@ -309,8 +315,10 @@ func (r *Root) clearOriginals(parent string, l dkmsLink) error {
 	dir := filepath.Join(parent, "original_module", l.release, l.arch)
 	left := 0
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err == nil && moduleFile.MatchString(d.Name()) {
-			left++
+		if err == nil {
+			if _, ok := moduleName(d.Name()); ok {
+				left++
+			}
 		}
 		return err
 	})

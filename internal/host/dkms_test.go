@@ -148,17 +148,45 @@ func TestReleaseFromDKMS(t *testing.T) {
 		t.Errorf("warnings: %q; want one about the original that is left", *warnings)
 	}
 
-	// What is left when the power fails is taken away by a second call.
-	if err := os.Remove(filepath.Join(r.dir, original)); err != nil {
-		t.Fatal(err)
-	}
-	os.Remove(filepath.Join(r.dir, "var/lib/dkms/hello/kernel-"+k612+"-x86_64"))
-	os.Remove(filepath.Join(r.dir, "var/lib/dkms/hello/2.0/source"))
-	if err := r.ReleaseFromDKMS(ctx, "hello", "2.0"); err != nil {
-		t.Fatal(err)
-	}
-	if all := r.DKMSModules(); len(all) > 0 {
-		t.Errorf("dkms still has %v", all)
+}
+
+// Wherever the power fails, dkms shows the version still, and a second call takes away what is left.
+func TestReleaseFromDKMSCutOff(t *testing.T) {
+	for n, done := 0, false; !done; n++ {
+		r, _ := testRoot(t)
+		register(t, r, "hello/2.0")
+		dkmsHas(t, r, "hello", "1.0", k56, k612)
+		dkmsInstalls(t, r, "hello", "1.0", k56)
+		dkmsInstalls(t, r, "hello", "1.0", k612)
+		note(t, r, "hello/2.0", k56, Installed, nil)
+		note(t, r, "hello/2.0", k612, Installed, nil)
+		off, steps := errors.New("off"), 0
+		r.o.Step = func(string) error {
+			if steps++; steps > n {
+				return off
+			}
+			return nil
+		}
+		err := r.ReleaseFromDKMS(t.Context(), "hello", "1.0")
+		if done = err == nil; done {
+			if n < 6 {
+				t.Errorf("it has %d steps; want one for each of two links, two kernels, the source and the folder", n)
+			}
+			continue
+		}
+		if !errors.Is(err, off) {
+			t.Fatal(err)
+		}
+		if all := r.DKMSModules(); len(all) != 1 {
+			t.Errorf("cut off at step %d, dkms shows %v; want the version", n+1, all)
+		}
+		r.o.Step = nil
+		if err := r.ReleaseFromDKMS(t.Context(), "hello", "1.0"); err != nil {
+			t.Errorf("after it was cut off at step %d: %v", n+1, err)
+		}
+		if _, err := os.Lstat(filepath.Join(r.dir, dkmsDir, "hello")); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("after a second call dkms's folder is there still: %v", err)
+		}
 	}
 }
 

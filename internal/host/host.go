@@ -45,6 +45,7 @@ const StateDir = "/var/lib/godkms-hermetic"
 type Options struct {
 	NoDepmod bool         // leave modules.dep as it is
 	Warn     func(string) // is told, a line each, of what is odd and stops nothing. Default: nobody is told.
+	Sys      string       // where sysfs tells how the machine was started. Default: /sys for this machine's own root, else nowhere.
 
 	// Step is called before each step of a change that the power could fail at, with the step's name. An error of it ends the change
 	// there, as if the process had died: nothing is undone. It is for tests.
@@ -101,11 +102,20 @@ func (r *Root) lock(ctx context.Context) (unlock func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("the state of installed modules: %w", err)
 	}
-	if err := r.recover(ctx); err != nil {
+	if err := errors.Join(r.recover(ctx), r.sweep()); err != nil {
 		f.Close()
 		return nil, err
 	}
 	return func() { f.Close() }, nil
+}
+
+// sweep removes what processes that died were writing.
+func (r *Root) sweep() error {
+	tmp, err := r.state("tmp")
+	if err != nil {
+		return err
+	}
+	return durable.Sweep(tmp)
 }
 
 // Recover finishes or undoes a change that was cut off: afterwards all of it is there or nothing. Every change does this first.

@@ -60,7 +60,7 @@ func (r *Root) install(ctx context.Context, in Install) (Record, error) {
 		return Record{}, err
 	}
 	m, err := r.Module(meta.Module, meta.Version)
-	if err != nil {
+	if rec, ok := m.Find(meta.Kernel.Release, meta.Kernel.Arch); err != nil && (!errors.Is(err, ErrBroken) || m.damaged || ok && rec.State == Broken) {
 		return Record{}, err
 	}
 	lib, err := r.kernel(meta.Kernel.Release)
@@ -97,7 +97,14 @@ func (r *Root) install(ctx context.Context, in Install) (Record, error) {
 	if err := i.check(ctx); err != nil {
 		return Record{}, err
 	}
-	if err := i.plan(ctx); err != nil {
+	dkms, err := r.dkms()
+	if err != nil {
+		return Record{}, err
+	}
+	if dkms != nil {
+		defer dkms.Close()
+	}
+	if err := i.plan(dkms); err != nil {
 		return Record{}, err
 	}
 	c, err := i.change(digest, signer)
@@ -136,12 +143,14 @@ type installation struct {
 	modules []*module
 	scripts map[string]script
 	tree    tree
-	records []Record // installed for this kernel, of all modules
+	native  *kmod.Module // one of the kernel's own, or nil
+	records []Record     // installed for this kernel, of all modules
+	replace []Record     // of the module's, this version or another
 	take    []take
+	move    []keep     // originals that come into the state
 	keep    []Original // that the new record has
-	drop    []string   // originals that go
 	restore []Original // that are put back
-	replace []Record   // of other versions of the module
+	adopted []string   // of dkms's, that go
 }
 
 // module is one of an installation.
@@ -194,9 +203,9 @@ func (i *installation) check(ctx context.Context) (err error) {
 	if i.tree, err = readTree(i.lib); err != nil {
 		return err
 	}
-	native := i.tree.native(i.lib)
+	i.native = i.tree.native(i.lib)
 	for _, m := range i.modules {
-		if err := fits(m.facts, native, m.Name, i.meta.Kernel); err != nil {
+		if err := fits(m.facts, i.native, m.Name, i.meta.Kernel); err != nil {
 			return err
 		}
 	}
@@ -205,12 +214,13 @@ func (i *installation) check(ctx context.Context) (err error) {
 	}
 	if i.in.Signer == nil {
 		if j := slices.IndexFunc(i.modules, func(m *module) bool { return !m.facts.Signed }); j >= 0 {
-			why, err := i.r.enforced(i.meta.Kernel.Release)
+			why, err := i.r.Enforced(i.meta.Kernel.Release)
 			if err != nil {
 				return err
 			}
 			if why != "" {
-				return fmt.Errorf("%w: %s has no signature, and the kernel would refuse it: %s; sign it with --sign-key and --sign-cert",
+				return fmt.Errorf("%w: %s has no signature, and the kernel would refuse it: %s; sign it with --sign-key and --sign-cert, "+
+					"or make a key with 'godkms-hermetic keys generate'",
 					ErrSigning, i.modules[j].Name, why)
 			}
 		}
@@ -232,10 +242,11 @@ func (i *installation) check(ctx context.Context) (err error) {
 }
 
 // plan finds out what is in the way of the modules, and what becomes of it.
-func (i *installation) plan(ctx context.Context) error {
-	all, err := i.r.Modules()
+func (i *installation) plan(dkms *os.Root) error {
+	// A file whose record can't be read is nobody's, and in the way.
+	all, err := i.r.modules(func(err error) { i.r.o.Warn(err.Error()) })
 	if err != nil {
-		return err // whose a file is can't be told
+		return err
 	}
 	for _, m := range all {
 		if rec, ok := m.Find(i.meta.Kernel.Release, i.meta.Kernel.Arch); ok && rec.State == Installed {
@@ -273,7 +284,34 @@ func (i *installation) plan(ctx context.Context) error {
 			}
 		}
 	}
-	return i.takeOff()
+	if err := i.takeOff(); err != nil {
+		return err
+	}
+	if dkms != nil && i.in.Adopt {
+		return i.adopt(dkms)
+	}
+	return nil
+}
+
+// adopt takes over what dkms moved aside for the module.
+func (i *installation) adopt(dkms *os.Root) error {
+	originals, err := i.r.dkmsOriginals(i.g.Module, i.meta.Kernel)
+	if err != nil {
+		return err
+	}
+	for _, o := range originals {
+		i.adopted = append(i.adopted, o.files...)
+		if slices.ContainsFunc(i.keep, func(k Original) bool { return k.Path == o.path }) { // a newer one is there
+			continue
+		}
+		h, info, err := digestOf(dkms, o.files[0])
+		if err != nil {
+			return err
+		}
+		i.move = append(i.move, keep{o.path, h, dkms, o.files[0]})
+		i.keep = append(i.keep, Original{o.path, info.Size(), h, info.Mode().Perm(), info.ModTime()})
+	}
+	return nil
 }
 
 // gate is dkms's version gate. It says what is there already where the very same module is.
@@ -286,7 +324,7 @@ func (i *installation) gate(m *module) (same string, err error) {
 		i.r.o.Warn(fmt.Sprintf("%s is there %d times below %s: versions are not compared", m.name, len(paths), i.r.shown(i.meta.Kernel.Release, "")))
 		return "", nil
 	}
-	info, err := i.lib.Stat(paths[0])
+	info, err := i.lib.Lstat(paths[0])
 	if err != nil || !info.Mode().IsRegular() {
 		return "", err
 	}
@@ -304,8 +342,8 @@ func (i *installation) gate(m *module) (same string, err error) {
 	case c < 0:
 		return "", nil
 	}
-	if module, _, err := i.owner(paths[0]); err != nil || module == i.g.Module {
-		return "", err // it is replaced
+	if module, _ := i.owner(paths[0]); module == i.g.Module {
+		return "", nil // it is replaced
 	}
 	if ours+m.facts.Get("srcversion") == "" {
 		if h, _, err := digestOf(i.lib, paths[0]); err != nil || h != m.Digest {
@@ -324,18 +362,18 @@ func firstWord(s string) string {
 }
 
 // owner tells which module a file is of: one of ours, or, where that is asked for, one to adopt from dkms.
-func (i *installation) owner(there string) (module string, f File, err error) {
+func (i *installation) owner(there string) (module string, f File) {
 	for _, rec := range i.records {
 		for _, f := range rec.Files {
 			if f.Path == there {
-				return rec.Module, f, nil
+				return rec.Module, f
 			}
 		}
 	}
 	if i.in.Adopt {
-		module, _, err = i.r.dkmsOwner(i.meta.Kernel.Release, there)
+		module, _ = i.r.dkmsOwner(i.meta.Kernel.Release, there)
 	}
-	return module, File{}, err
+	return module, File{}
 }
 
 // clear decides what becomes of a file of the same module.
@@ -346,10 +384,7 @@ func (i *installation) clear(m *module, there string) error {
 	if err != nil {
 		return err
 	}
-	module, f, err := i.owner(there)
-	if err != nil {
-		return err
-	}
+	module, f := i.owner(there)
 	inTheWay := func(whose string) error {
 		return fmt.Errorf("%w: %s is in the way of %s: %s", ErrRefused, shown, m.Name, whose)
 	}
@@ -363,16 +398,14 @@ func (i *installation) clear(m *module, there string) error {
 	case !info.Mode().IsRegular():
 		return inTheWay("it is not a regular file; remove it")
 	case inTree(there) || i.in.Force:
-		i.take = append(i.take, take{there, h, true})
+		i.take = append(i.take, take{there, h})
+		i.move = append(i.move, keep{there, h, i.lib, there})
 		i.keep = append(i.keep, Original{there, info.Size(), h, info.Mode().Perm(), info.ModTime()})
 		return nil
 	case ours:
 		return inTheWay("it has been changed since it was installed; --force moves it aside")
 	}
-	dkms, version, err := i.r.dkmsOwner(release, there)
-	switch {
-	case err != nil:
-		return err
+	switch dkms, version := i.r.dkmsOwner(release, there); {
 	case dkms == i.g.Module:
 		return inTheWay(fmt.Sprintf("dkms has installed it for %s/%s; 'adopt' takes it over", dkms, version))
 	case dkms != "":
@@ -436,7 +469,8 @@ func (i *installation) change(digest v1.Hash, signer string) (*change, error) {
 		Module: i.g.Module, Version: i.g.Version, Kernel: k, State: Installed, Key: i.meta.Key, Artifact: digest,
 		From: i.in.From, Signer: signer, Originals: i.keep, Changed: now,
 	}
-	c := &change{What: fmt.Sprintf("the install of %s/%s for %s", i.g.Module, i.g.Version, k.Release), Release: k.Release, Take: i.take}
+	c := &change{What: fmt.Sprintf("the install of %s/%s for %s", i.g.Module, i.g.Version, k.Release), Release: k.Release,
+		Take: i.take, Keep: i.move, Adopted: i.adopted}
 	for _, m := range i.modules {
 		if err := i.ready(m); err != nil {
 			return nil, err
@@ -483,7 +517,7 @@ func (i *installation) ready(m *module) (err error) {
 		return err
 	}
 	if i.in.Signer != nil {
-		hash, err := i.r.signatureHash(i.meta.Kernel.Release)
+		hash, err := i.r.signatureHash(i.meta.Kernel.Release, func() *kmod.Module { return i.native })
 		if err != nil {
 			return err
 		}
@@ -497,19 +531,15 @@ func (i *installation) ready(m *module) (err error) {
 		return err
 	}
 	defer f.Close()
-	var w io.WriteCloser = f
-	if i.tree.compression != "" {
-		if w, err = kmod.Compress(f, i.tree.compression); err != nil {
-			return err
-		}
+	w, err := kmod.Compress(f, i.tree.compression)
+	if err != nil {
+		return err
 	}
 	if _, err := w.Write(b); err != nil {
 		return err
 	}
-	if i.tree.compression != "" {
-		if err := w.Close(); err != nil {
-			return err
-		}
+	if err := w.Close(); err != nil {
+		return err
 	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return err
@@ -579,7 +609,7 @@ func (r *Root) putBack(c *change, lib *os.Root, originals []Original) error {
 }
 
 func (r *Root) intact(kept string, o Original) error {
-	f, err := os.Open(kept)
+	f, _, err := openRegular(kept)
 	if err != nil {
 		return err
 	}
@@ -649,7 +679,7 @@ func (r *Root) uninstall(ctx context.Context, module, version string, k artifact
 		if err != nil {
 			return Record{}, err
 		}
-		content, err := os.ReadFile(name)
+		content, err := readScript(name)
 		if err != nil {
 			r.o.Warn(fmt.Sprintf("POST_REMOVE of %s/%s is not run: %v", module, version, err))
 		} else {

@@ -41,7 +41,9 @@ type change struct {
 	Folders   []string `json:"folders,omitempty"` // to be made below the kernel's, outer ones first
 	Prune     []string `json:"prune,omitempty"`   // of the kernel's, that go if they are empty, inner ones first
 	Saved     []string `json:"saved,omitempty"`   // depmod's files that were there
-	Drop      []string `json:"drop,omitempty"`    // originals that are no longer kept
+	Keep      []keep   `json:"keep,omitempty"`    // originals that come into the state
+	Drop      []string `json:"drop,omitempty"`    // and those that go
+	Adopted   []string `json:"adopted,omitempty"` // below dkmsDir: files of dkms's that go, for the state has them now
 	Records   []Record `json:"records"`           // as they will be; the first may have a Script
 
 	script []byte                // POST_REMOVE of the first record
@@ -50,9 +52,17 @@ type change struct {
 
 // take is a file that goes.
 type take struct {
-	Path   string  `json:"path"` // below /lib/modules/<release>
+	Path   string  `json:"path"`            // below /lib/modules/<release>
+	Digest v1.Hash `json:"digest,omitzero"` // of a regular file
+}
+
+// keep is an original to come.
+type keep struct {
+	Path   string  `json:"path"`
 	Digest v1.Hash `json:"digest"`
-	Keep   bool    `json:"keep,omitempty"` // as an original
+
+	root *os.Root // where it is now
+	name string
 }
 
 // put is a file that comes.
@@ -100,6 +110,8 @@ var depmodFiles = regexp.MustCompile(`^modules\.(dep|alias|symbols|softdep|weakd
 // died is the end of a change that is to look as if the process had died.
 type died struct{ error }
 
+func (d died) Unwrap() error { return d.error }
+
 func (r *Root) step(format string, a ...any) error {
 	if r.o.Step == nil {
 		return nil
@@ -134,7 +146,10 @@ func (r *Root) change(ctx context.Context, c *change, lib *os.Root) error {
 		}
 		return errors.Join(err, undone)
 	}
-	return t.finish()
+	if err := t.finish(); err != nil {
+		return fmt.Errorf("%s is done, but what it leaves couldn't be cleared up, which the next command will try again: %w", c.What, err)
+	}
+	return nil
 }
 
 // recover finishes or undoes the change that the journal tells of; the root is locked.
@@ -179,7 +194,7 @@ func (r *Root) readJournal() (*change, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.Open(name)
+	f, _, err := openRegular(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -210,12 +225,15 @@ func (c *change) check() error {
 	if err := CheckName("kernel", c.Release); err != nil {
 		return err
 	}
-	paths := slices.Concat(c.Folders, c.Prune, c.Drop)
+	paths := slices.Concat(c.Folders, c.Prune, c.Drop, c.Adopted)
 	for _, p := range c.Put {
 		paths = append(paths, p.Path)
 	}
 	for _, t := range c.Take {
 		paths = append(paths, t.Path)
+	}
+	for _, k := range c.Keep {
+		paths = append(paths, k.Path)
 	}
 	for _, p := range paths {
 		if !filepath.IsLocal(p) || p == "." {
@@ -357,15 +375,12 @@ func (t *transaction) prepare(ctx context.Context) error {
 			return fmt.Errorf("write %s: %w", p.Path, err)
 		}
 	}
-	for i, g := range t.Take {
-		if !g.Keep {
-			continue
-		}
-		if err := t.r.step("keep %s", g.Path); err != nil {
+	for i, k := range t.Keep {
+		if err := t.r.step("keep %s", k.Path); err != nil {
 			return err
 		}
-		if err := t.keep(ctx, i); err != nil {
-			return fmt.Errorf("keep %s: %w", g.Path, err)
+		if err := t.keep(ctx, i, k); err != nil {
+			return fmt.Errorf("keep %s: %w", k.Path, err)
 		}
 	}
 	for i, rec := range t.Records {
@@ -449,16 +464,15 @@ func writeState(root *os.Root, name string, b []byte) error {
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
-// keep makes a copy in the state of a file that is to go, or a link where both are on one file system.
-func (t *transaction) keep(ctx context.Context, i int) error {
-	g := t.Take[i]
-	if err := t.state.MkdirAll(path.Dir(originalPath(t.Release, g.Path)), 0o755); err != nil {
+// keep makes a copy in the state, or a link where both are on one file system.
+func (t *transaction) keep(ctx context.Context, i int, k keep) error {
+	if err := t.state.MkdirAll(path.Dir(originalPath(t.Release, k.Path)), 0o755); err != nil {
 		return err
 	}
-	if unix.Linkat(unix.AT_FDCWD, filepath.Join(t.lib.Name(), g.Path), unix.AT_FDCWD, filepath.Join(t.state.Name(), keptAside(i)), 0) == nil {
+	if unix.Linkat(unix.AT_FDCWD, filepath.Join(k.root.Name(), k.name), unix.AT_FDCWD, filepath.Join(t.state.Name(), keptAside(i)), 0) == nil {
 		return nil
 	}
-	return copyAside(ctx, t.lib, g.Path, t.state, keptAside(i), g.Digest)
+	return copyAside(ctx, k.root, k.name, t.state, keptAside(i), k.Digest)
 }
 
 // copyAside copies a file with its mode and time.
@@ -501,7 +515,11 @@ func (t *transaction) swap() error {
 		if err := t.r.step("folder %s", dir); err != nil {
 			return err
 		}
-		if err := t.lib.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		err := t.lib.Mkdir(dir, 0o755)
+		if err == nil {
+			err = t.lib.Chmod(dir, 0o755) // whatever the umask
+		}
+		if err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}
 	}
@@ -569,7 +587,7 @@ func (t *transaction) undo(ctx context.Context, recovering bool) error {
 		}
 	}
 	for _, dir := range slices.Backward(t.Folders) {
-		t.lib.Remove(dir) // if it's empty
+		rmdir(t.lib, dir)
 	}
 	if err := t.r.step("undo depmod"); err != nil {
 		return err
@@ -643,12 +661,9 @@ func (t *transaction) finish() error {
 		return moveIf(t.state, from, to)
 	}
 	kept := map[string]bool{}
-	for i, g := range t.Take {
-		if !g.Keep {
-			continue
-		}
-		kept[g.Path] = true
-		if err := move(keptAside(i), originalPath(t.Release, g.Path)); err != nil {
+	for i, k := range t.Keep {
+		kept[k.Path] = true
+		if err := move(keptAside(i), originalPath(t.Release, k.Path)); err != nil {
 			return err
 		}
 	}
@@ -677,11 +692,19 @@ func (t *transaction) finish() error {
 		prune(t.state, path.Dir(originalPath(t.Release, name)))
 	}
 	for _, dir := range t.Prune {
-		t.lib.Remove(dir) // if it's empty
+		rmdir(t.lib, dir)
 	}
 	slices.Sort(dirs)
 	for _, dir := range slices.Compact(dirs) {
 		if err := syncFile(t.state, dir); err != nil {
+			return err
+		}
+	}
+	if err := t.r.step("adopted"); err != nil {
+		return err
+	}
+	for _, name := range t.Adopted {
+		if err := t.r.removeFromDKMS(name); err != nil {
 			return err
 		}
 	}
@@ -809,10 +832,16 @@ func remove(root *os.Root, name string) error {
 // prune removes a folder, and those above it, as far as they are empty.
 func prune(root *os.Root, dir string) {
 	for ; strings.Contains(dir, "/"); dir = path.Dir(dir) {
-		if root.Remove(dir) != nil {
+		if !rmdir(root, dir) {
 			return
 		}
 	}
+}
+
+// rmdir removes a folder if it is empty.
+func rmdir(root *os.Root, dir string) bool {
+	info, err := root.Lstat(dir)
+	return err == nil && info.IsDir() && root.Remove(dir) == nil
 }
 
 func syncFile(root *os.Root, name string) error {

@@ -2,53 +2,101 @@ package host
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
 )
 
-// dkmsTree is where dkms keeps its state.
-const dkmsTree = "/var/lib/dkms"
-
-// dkmsOwner gives the module, and its version, that dkms has put a file for, going by the link that says what is installed. Both are
-// empty where it is none of dkms's.
-func (r *Root) dkmsOwner(release, path string) (module, version string, err error) {
-	if inTree(path) {
-		return "", "", nil
-	}
+// dkmsOwner gives the module, and its version, that dkms has put a file for. Both are empty where it is none of dkms's.
+func (r *Root) dkmsOwner(release, path string) (module, version string) {
 	name, _ := moduleName(filepath.Base(path))
-	base, err := r.Path(dkmsTree)
-	if err != nil {
-		return "", "", err
+	for _, m := range r.DKMSModules() {
+		for _, k := range m.Kernels {
+			if k.Installed && k.Release == release && !inTree(path) && slices.ContainsFunc(k.Files, func(f string) bool {
+				n, _ := moduleName(f)
+				return n == name
+			}) {
+				return m.Module, m.Version
+			}
+		}
 	}
-	modules, err := subfolders(base)
-	if err != nil {
-		return "", "", err
+	return "", ""
+}
+
+// dkmsOriginal is a module that dkms moved aside.
+type dkmsOriginal struct {
+	path  string   // below /lib/modules/<release>
+	files []string // it, and what says where it is from; below dkmsDir
+}
+
+// dkmsOriginals are those that dkms moved aside for a module and a kernel. Each has a file beside it that names the place it had;
+// where there were several of one name they are in a folder of their own.
+func (r *Root) dkmsOriginals(module string, k artifact.Kernel) ([]dkmsOriginal, error) {
+	dkms, err := r.dkms()
+	if err != nil || dkms == nil {
+		return nil, err
 	}
-	for _, m := range modules {
-		links, err := filepath.Glob(filepath.Join(base, m, "kernel-*"))
+	defer dkms.Close()
+	var out []dkmsOriginal
+	dir := path.Join(module, "original_module", k.Release, machine(k.Arch))
+	err = fs.WalkDir(dkms.FS(), dir, func(name string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		file, ok := strings.CutSuffix(name, ".origin")
+		if err != nil || !ok || !d.Type().IsRegular() {
+			return err
+		}
+		b, err := dkms.ReadFile(name)
 		if err != nil {
-			return "", "", err
+			return err
 		}
-		for _, link := range links {
-			to, err := os.Readlink(link) // VERSION/RELEASE/ARCH
-			if err != nil || !strings.HasPrefix(filepath.Base(link), "kernel-"+release+"-") {
-				continue
-			}
-			dir, err := r.Path(filepath.Join(dkmsTree, m, to, "module"))
-			if err != nil {
-				return "", "", err
-			}
-			entries, _ := os.ReadDir(dir)
-			if slices.ContainsFunc(entries, func(e os.DirEntry) bool { n, ok := moduleName(e.Name()); return ok && n == name }) {
-				version, _, _ := strings.Cut(to, "/")
-				return m, version, nil
-			}
+		line, _, _ := strings.Cut(string(b), "\n")
+		info, err := dkms.Lstat(file)
+		if errors.Is(err, fs.ErrNotExist) || err == nil && !info.Mode().IsRegular() {
+			return nil
 		}
+		if err != nil {
+			return err
+		}
+		place, ok := strings.CutPrefix(strings.TrimPrefix(line, "/usr"), "/lib/modules/"+k.Release+"/")
+		if !ok || !filepath.IsLocal(place) || path.Clean(place) != place {
+			r.o.Warn(fmt.Sprintf("%s: %.200q is no place of a module: it is left to dkms", filepath.Join(dkms.Name(), name), line))
+			return nil
+		}
+		out = append(out, dkmsOriginal{place, []string{file, name}})
+		return nil
+	})
+	return out, err
+}
+
+// dkms opens dkms's folder; nil if there is none.
+func (r *Root) dkms() (*os.Root, error) {
+	dir, err := r.Path(dkmsDir)
+	if err != nil {
+		return nil, err
 	}
-	return "", "", nil
+	root, err := os.OpenRoot(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return root, err
+}
+
+func (r *Root) removeFromDKMS(name string) error {
+	dkms, err := r.dkms()
+	if err != nil || dkms == nil {
+		return err
+	}
+	defer dkms.Close()
+	return remove(dkms, name)
 }
 
 // packageOwner says which package a file belongs to.

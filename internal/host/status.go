@@ -68,7 +68,7 @@ func printable(text string) string {
 // Filter says which lines of the status are wanted. An empty field means all.
 type Filter struct {
 	Module, Version string
-	Kernels         []string // releases, in the order that they are to be shown in; a module that has nothing for one of them is Added
+	Kernels         []string // releases, which are gone through one after the other; a module that has nothing for one is Added, as dkms has it
 	Arch            string   // in uname -m's words or the distribution's
 }
 
@@ -88,7 +88,6 @@ func (r *Root) Status(f Filter) ([]Line, error) {
 		releases = []string{""}
 	}
 	var lines []Line
-	said := map[string]bool{} // modules that have a line about no kernel
 	for _, release := range releases {
 		for _, g := range groups {
 			n := len(lines)
@@ -97,8 +96,7 @@ func (r *Root) Status(f Filter) ([]Line, error) {
 					lines = append(lines, l)
 				}
 			}
-			if n == len(lines) && !said[g.key()] {
-				said[g.key()] = true
+			if n == len(lines) {
 				state := Added
 				if g.broken {
 					state = Broken
@@ -116,8 +114,6 @@ type group struct {
 	broken              bool
 	kernels             []Line
 }
-
-func (g group) key() string { return g.module + "/" + g.version + " " + g.by }
 
 // groups are the modules that a filter lets through, in the status's order. Their lines are not filtered by release.
 func (r *Root) groups(f Filter) ([]group, error) {

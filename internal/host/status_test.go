@@ -1,6 +1,7 @@
 package host
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -25,7 +26,7 @@ func testRoot(t *testing.T) (*Root, *[]string) {
 }
 
 // putFile writes a file of a root, by its path there.
-func putFile(t *testing.T, r *Root, name, text string) {
+func putFile(t testing.TB, r *Root, name, text string) {
 	t.Helper()
 	path := filepath.Join(r.dir, name)
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -37,20 +38,20 @@ func putFile(t *testing.T, r *Root, name, text string) {
 }
 
 // register adds modules, as "name/version", that have their source.
-func register(t *testing.T, r *Root, modules ...string) {
+func register(t testing.TB, r *Root, modules ...string) {
 	t.Helper()
 	for _, m := range modules {
 		name, version, _ := strings.Cut(m, "/")
 		source := "/usr/src/" + name + "-" + version
 		putFile(t, r, source+"/dkms.conf", "")
-		if err := r.Add(t.Context(), Registration{Module: name, Version: version, Source: source}); err != nil {
+		if err := r.Add(context.Background(), Registration{Module: name, Version: version, Source: source}); err != nil {
 			t.Fatal(err)
 		}
 	}
 }
 
 // note writes a record, Installed ones included.
-func note(t *testing.T, r *Root, module, release string, state State, change func(*Record)) {
+func note(t testing.TB, r *Root, module, release string, state State, change func(*Record)) {
 	t.Helper()
 	name, version, _ := strings.Cut(module, "/")
 	rec := Record{

@@ -14,12 +14,13 @@ import (
 type Status string
 
 const (
-	Built   Status = "built"
-	Cached  Status = "cached"
-	Pushed  Status = "pushed" // to a repository
-	Pulled  Status = "pulled" // from one
-	Skipped Status = "skipped"
-	Failed  Status = "failed"
+	Built     Status = "built"
+	Cached    Status = "cached"
+	Pushed    Status = "pushed"    // to a repository
+	Pulled    Status = "pulled"    // from one
+	Installed Status = "installed" // on a host
+	Skipped   Status = "skipped"
+	Failed    Status = "failed"
 )
 
 // Result is what came out for one kernel. Its JSON form is what --format json promises: fields are added, never renamed.

@@ -1,0 +1,127 @@
+package host
+
+import (
+	"crypto"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/godkms-hermetic/godkms-hermetic/internal/kmod"
+)
+
+// secureRoot makes a root and a sysfs of files.
+func secureRoot(t *testing.T, sys, root map[string]string) *Root {
+	t.Helper()
+	dirs := []string{t.TempDir(), t.TempDir()}
+	for i, files := range []map[string]string{sys, root} {
+		for name, text := range files {
+			path := filepath.Join(dirs[i], name)
+			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	r, err := Open(dirs[1], Options{Sys: dirs[0]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestEnforced(t *testing.T) {
+	const (
+		enforce  = "module/module/parameters/sig_enforce"
+		lockdown = "kernel/security/lockdown"
+		boot     = "firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+		on, off  = "\x06\x00\x00\x00\x01", "\x06\x00\x00\x00\x00"
+	)
+	type files = map[string]string
+	for _, tt := range []struct {
+		name      string
+		sys, root files
+		want      string
+	}{
+		{"nothing is known", nil, nil, ""},
+		{"all is off", files{enforce: "N\n", lockdown: "[none] integrity confidentiality\n", boot: off}, files{"boot/config-6.1": "CONFIG_MODULE_SIG=y\n# CONFIG_MODULE_SIG_FORCE is not set\n"}, ""},
+		{"parameter", files{enforce: "Y\n"}, nil, "module.sig_enforce"},
+		{"integrity", files{lockdown: "none [integrity] confidentiality\n"}, nil, "locked down"},
+		{"confidentiality", files{lockdown: "none integrity [confidentiality]\n"}, nil, "locked down"},
+		{"Secure Boot", files{boot: on}, nil, "Secure Boot"},
+		{"Secure Boot that locks nothing down", files{boot: on, lockdown: "[none] integrity confidentiality\n", enforce: "N\n"}, nil, ""},
+		{"no value", files{boot: "\x06\x00\x00\x00"}, nil, ""},
+		{"config in boot", nil, files{"boot/config-6.1": "CONFIG_X=y\nCONFIG_MODULE_SIG_FORCE=y\n"}, "CONFIG_MODULE_SIG_FORCE"},
+		{"config of the modules", nil, files{"lib/modules/6.1/config": "CONFIG_MODULE_SIG_FORCE=y\n"}, "CONFIG_MODULE_SIG_FORCE"},
+		{"config of the headers", nil, files{"lib/modules/6.1/build/.config": "CONFIG_LOCK_DOWN_KERNEL_FORCE_INTEGRITY=y\n"}, "FORCE_INTEGRITY"},
+		{"config of another kernel", nil, files{"boot/config-6.2": "CONFIG_MODULE_SIG_FORCE=y\n"}, ""},
+	} {
+		got, err := secureRoot(t, tt.sys, tt.root).Enforced("6.1")
+		if err != nil || (got == "") != (tt.want == "") || !strings.Contains(got, tt.want) {
+			t.Errorf("%s: %q, %v; want %q", tt.name, got, err, tt.want)
+		}
+	}
+
+	// The firmware of this machine says nothing of a root that isn't its own.
+	r, err := Open(t.TempDir(), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := r.Enforced("6.1"); err != nil || got != "" || r.SecureBoot() {
+		t.Errorf("an empty root: %q, %v, Secure Boot %v", got, err, r.SecureBoot())
+	}
+	if _, err := r.Enforced("../6.1"); err == nil {
+		t.Error("a release that leads out of its folder is taken")
+	}
+
+	// A configuration is none of a link that leads out, and one that can't be read is no reason to install what may be refused.
+	r = secureRoot(t, nil, files{"boot/x": ""})
+	outside := filepath.Join(t.TempDir(), "config")
+	if err := os.WriteFile(outside, []byte("CONFIG_MODULE_SIG_FORCE=y\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	link := filepath.Join(r.Dir(), "boot/config-6.1")
+	if err := os.Symlink(outside, link); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := r.Enforced("6.1"); err != nil || got != "" {
+		t.Errorf("a link out of the root: %q, %v", got, err)
+	}
+	if err := errors.Join(os.Remove(link), unix.Mkfifo(link, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := r.Enforced("6.1"); err == nil {
+		t.Errorf("a pipe for a configuration: %q and no error", got)
+	}
+}
+
+func TestSignatureHash(t *testing.T) {
+	type files = map[string]string
+	signed := &kmod.Module{Signed: true, Signature: kmod.Signature{Hash: crypto.SHA512}}
+	for _, tt := range []struct {
+		name   string
+		root   files
+		native *kmod.Module
+		want   crypto.Hash
+		fail   string
+	}{
+		{"config", files{"boot/config-6.1": "CONFIG_MODULE_SIG_HASH=\"sha384\"\n"}, signed, crypto.SHA384, ""},
+		{"SHA-3", files{"boot/config-6.1": "CONFIG_MODULE_SIG_HASH=\"sha3-256\"\n"}, nil, crypto.SHA3_256, ""},
+		{"module", nil, signed, crypto.SHA512, ""},
+		{"config that says nothing", files{"boot/config-6.1": "CONFIG_X=y\n"}, signed, crypto.SHA512, ""},
+		{"nothing is known", nil, nil, crypto.SHA256, ""},
+		{"module without a signature", nil, &kmod.Module{}, crypto.SHA256, ""},
+		{"SHA-1", files{"boot/config-6.1": "CONFIG_MODULE_SIG_HASH=\"sha1\"\n"}, signed, 0, "SHA-1"},
+		{"unknown", files{"boot/config-6.1": "CONFIG_MODULE_SIG_HASH=\"sm3\"\n"}, signed, 0, `"sm3"`},
+	} {
+		got, err := secureRoot(t, nil, tt.root).signatureHash("6.1", func() *kmod.Module { return tt.native })
+		if got != tt.want || (err == nil) != (tt.fail == "") || err != nil && (!errors.Is(err, ErrSigning) || !strings.Contains(err.Error(), tt.fail)) {
+			t.Errorf("%s: %v, %v; want %v", tt.name, got, err, tt.want)
+		}
+	}
+}

@@ -248,7 +248,7 @@ func TestKeyForms(t *testing.T) {
 		{"both", "", "key of a test", "", ""},
 		{"ec", "ec.der", "expired", "has expired on", ""},
 		{"open", certFile, "key of a test", "chmod 600", ""},
-		{keyFile, "", "", "", "give the file of it with --sign-cert"},
+		{keyFile, "", "", "", "give the file of that with --sign-cert"},
 		{"absent", certFile, "", "", "no such file"},
 		{keyFile, "absent", "", "", "no such file"},
 		{"pipe", certFile, "", "", "is no file of a key"},

@@ -44,34 +44,43 @@ func (o *signOptions) flags(f *pflag.FlagSet) {
 // signer gives what modules of a root are to be signed with, or nil where there is no key. What is odd about it is warned of. Errors
 // wrap host.ErrSigning.
 func (a *app) signer(root *host.Root, o signOptions) (*kmod.Signer, error) {
-	o, err := a.signFiles(root, o)
-	if err != nil || o.key == "" {
-		return nil, err
-	}
-	key, cert, err := a.readPair(o)
+	_, s, _, err := a.signerOf(root, o)
 	if err != nil {
 		return nil, fmt.Errorf("modules %w: %w", host.ErrSigning, err)
-	}
-	s, err := kmod.NewSigner(key, cert)
-	if err != nil {
-		return nil, fmt.Errorf("modules %w: %s, %s: %w", host.ErrSigning, withoutPIN(o.key), cmp.Or(o.cert, "the same file"), err)
 	}
 	return s, nil
 }
 
-// signFiles says where the key and the certificate are. Without one both are empty.
+// signerOf is signer that also says where the key and the certificate are, and what the latter is.
+func (a *app) signerOf(root *host.Root, o signOptions) (where signOptions, s *kmod.Signer, cert *x509.Certificate, err error) {
+	where, err = a.signFiles(root, o)
+	if err != nil || where.key == "" {
+		return where, nil, nil, err
+	}
+	key, cert, err := a.readPair(where)
+	if err != nil {
+		return where, nil, nil, err
+	}
+	if s, err = kmod.NewSigner(key, cert); err != nil {
+		err = fmt.Errorf("%s with %s: %w", withoutPIN(where.key), where.cert, err)
+	}
+	return where, s, cert, err
+}
+
+// signFiles says where the key and the certificate are. Without a key both are empty.
 func (a *app) signFiles(root *host.Root, o signOptions) (signOptions, error) {
 	switch c := a.config.Signing; {
 	case o.key == "" && o.cert != "":
-		return o, fmt.Errorf("modules %w: --sign-cert without --sign-key", host.ErrSigning)
+		return o, errors.New("--sign-cert without --sign-key")
 	case o.key != "":
-		return o, nil
+		return signOptions{o.key, cmp.Or(o.cert, o.key)}, nil
 	case c.Key == "" && c.Cert != "":
-		return o, fmt.Errorf("modules %w: [signing] of the configuration has a cert and no key", host.ErrSigning)
+		return o, errors.New("[signing] of the configuration has a cert and no key")
 	case c.Key != "":
+		c.Cert = cmp.Or(c.Cert, c.Key)
 		for _, path := range []string{c.Key, c.Cert} {
-			if path != "" && !filepath.IsAbs(path) && !isToken(path) {
-				return o, fmt.Errorf("modules %w: [signing] of the configuration names %q, which must be an absolute path or a pkcs11: URI", host.ErrSigning, path)
+			if !filepath.IsAbs(path) && !isToken(path) {
+				return o, fmt.Errorf("[signing] of the configuration names %q, which must be an absolute path or a pkcs11: URI", path)
 			}
 		}
 		return signOptions{c.Key, c.Cert}, nil
@@ -85,7 +94,7 @@ func (a *app) signFiles(root *host.Root, o signOptions) (signOptions, error) {
 	case errors.Is(err, fs.ErrNotExist):
 		return signOptions{}, nil
 	case err != nil:
-		return o, fmt.Errorf("modules %w: whether the host has a key: %w", host.ErrSigning, err)
+		return o, fmt.Errorf("whether the host has a key: %w", err)
 	}
 	return own, nil
 }
@@ -94,45 +103,37 @@ func isToken(key string) bool { return strings.HasPrefix(key, "pkcs11:") }
 
 // readPair reads a key and its certificate, whether or not they belong together.
 func (a *app) readPair(o signOptions) (crypto.Signer, *x509.Certificate, error) {
-	var text []byte
-	if !isToken(o.key) {
-		info, b, err := readSmall(o.key)
-		if err != nil {
-			return nil, nil, fmt.Errorf("the key: %w", err)
-		}
-		if info.Mode().Perm()&0o077 != 0 {
-			a.board.Warn(fmt.Sprintf("the key %s can be read by others than its owner, who could sign with it: chmod 600 %[1]s", o.key))
-		}
-		text = b
+	if isToken(o.cert) {
+		return nil, nil, errors.New("a key in a token needs its certificate in a file: give it with --sign-cert")
 	}
-	in, b := o.cert, text
-	if in == "" {
-		in = o.key
-		if isToken(o.key) {
-			return nil, nil, errors.New("a key of a token needs its certificate as a file: give --sign-cert")
-		}
-		if !bytes.Contains(b, []byte("-----BEGIN CERTIFICATE-----")) {
-			return nil, nil, fmt.Errorf("%s has no certificate in it: give the file of it with --sign-cert", in)
-		}
-	} else {
-		var err error
-		if _, b, err = readSmall(in); err != nil {
-			return nil, nil, fmt.Errorf("the certificate: %w", err)
-		}
+	_, b, err := readSmall(o.cert)
+	if err != nil {
+		return nil, nil, fmt.Errorf("the certificate: %w", err)
+	}
+	if o.cert == o.key && !bytes.Contains(b, []byte("-----BEGIN CERTIFICATE-----")) {
+		return nil, nil, fmt.Errorf("%s has no certificate in it: give the file of that with --sign-cert", o.key)
 	}
 	cert, err := parseCertificate(b)
 	if err != nil {
-		return nil, nil, fmt.Errorf("the certificate %s: %w", in, err)
+		return nil, nil, fmt.Errorf("the certificate %s: %w", o.cert, err)
 	}
-	if now := time.Now(); now.After(cert.NotAfter) {
-		a.board.Warn(fmt.Sprintf("the certificate %s has expired on %s; kernels take it all the same", in, cert.NotAfter.Format(time.DateOnly)))
+	if time.Now().After(cert.NotAfter) {
+		a.board.Warn(fmt.Sprintf("the certificate %s has expired on %s; kernels take it all the same", o.cert, cert.NotAfter.Format(time.DateOnly)))
 	}
+	pin := a.env(pinVariable) != ""
 	if isToken(o.key) {
-		return opensslKey{cert.PublicKey, o.key, a.env(pinVariable) != ""}, cert, nil
+		return opensslKey{cert.PublicKey, o.key, pin}, cert, nil
 	}
-	key, err := parseKey(text)
-	if errors.Is(err, errEncrypted) && a.env(pinVariable) != "" {
-		return opensslKey{cert.PublicKey, o.key, true}, cert, nil
+	info, b, err := readSmall(o.key)
+	if err != nil {
+		return nil, nil, fmt.Errorf("the key: %w", err)
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		a.board.Warn(fmt.Sprintf("the key %s can be read by others than its owner, who could sign with it: chmod 600 %[1]s", o.key))
+	}
+	key, err := parseKey(b)
+	if errors.Is(err, errEncrypted) && pin {
+		return opensslKey{cert.PublicKey, o.key, pin}, cert, nil
 	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("the key %s: %w", o.key, err)

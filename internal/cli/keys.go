@@ -80,7 +80,7 @@ boot loader or kernel that is signed with it. A key that is there is never repla
 		RunE:    func(*cobra.Command, []string) error { return a.runKeysGenerate(g) },
 	}
 	g.rootFlags(generate)
-	generate.Flags().StringVar(&g.name, "cn", "godkms-hermetic module signing key", "`NAME` in the certificate, 64 characters at most")
+	generate.Flags().StringVar(&g.name, "cn", "", "`NAME` in the certificate, 64 characters at most (default godkms-hermetic module signing key, and the date)")
 	generate.Flags().IntVar(&g.days, "days", maxDays, "`N` days that the certificate is valid for; kernels don't look at it")
 	generate.Flags().StringVar(&g.out, "out", "", "`DIR` for the files, which is new or empty (default /var/lib/godkms-hermetic/keys of the root)")
 	generate.MarkFlagDirname("out")
@@ -119,8 +119,11 @@ kernel of the host whether it would refuse a module without a signature, and why
 }
 
 func (a *app) runKeysGenerate(o generateOptions) error {
-	if n := utf8.RuneCountInString(o.name); n == 0 || n > 64 || !utf8.ValidString(o.name) || strings.ContainsFunc(o.name, unicode.IsControl) {
-		return fmt.Errorf("--cn is %q: it must have 1 to 64 characters", o.name)
+	if o.name == "" {
+		o.name = "godkms-hermetic module signing key " + time.Now().UTC().Format(time.DateOnly)
+	}
+	if utf8.RuneCountInString(o.name) > 64 || !utf8.ValidString(o.name) || strings.ContainsFunc(o.name, unicode.IsControl) {
+		return fmt.Errorf("--cn is %q: it can have 64 characters, and none of them control ones", o.name)
 	}
 	if o.days < 1 || o.days > maxDays {
 		return fmt.Errorf("--days is %d: it can be 1 to %d", o.days, maxDays)

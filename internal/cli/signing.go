@@ -28,10 +28,10 @@ import (
 )
 
 // signHelp is for commands that sign modules.
-const signHelp = `Modules are signed with the key of --sign-key, else that of [signing] in the configuration, else the one that 'keys generate'
-made for the host; where there is none they stay as they are built. A key that can't be used is an error: nothing is installed
-unsigned for it. The key may be in a token, as pkcs11:token=T;object=KEY?pin-source=file:/path, which takes the program openssl and
-its engine or provider for PKCS#11. The environment variable KBUILD_SIGN_PIN has the PIN, or the password of a key's file.`
+const signHelp = `Modules are signed with the key of --sign-key, else that of [signing] in the configuration, else the one that
+'keys generate' made for the host; where there is none they stay as they are. A key that can't be used is an error: nothing is
+installed unsigned for it. The key may be in a token, as pkcs11:token=T;object=KEY?pin-source=file:/path, which takes the program
+openssl and its engine or provider for PKCS#11. The environment variable KBUILD_SIGN_PIN has the PIN, or the password of a file.`
 
 // signOptions say what modules are signed with.
 type signOptions struct{ key, cert string }

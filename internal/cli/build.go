@@ -441,7 +441,7 @@ func outcome(reports []ui.Result, codes []int) error {
 	switch {
 	case failures > 0:
 		return &exitError{code: lowest, err: fmt.Errorf("%d of %d builds failed", failures, len(reports)), silent: true}
-	case skips == len(reports):
+	case skips > 0 && skips == len(reports):
 		return &exitError{code: exitSkipped, err: errors.New("every kernel was skipped"), silent: true}
 	}
 	return nil

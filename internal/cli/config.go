@@ -14,6 +14,10 @@ import (
 // wins. Flags win over both.
 type config struct {
 	Mirrors map[string]string `toml:"mirrors"` // URL by archive: debian = "https://mirror.example/debian"
+	Signing struct {
+		Key  string `toml:"key"`  // absolute path, or pkcs11:…
+		Cert string `toml:"cert"` // absolute path; empty: it's in the key's file
+	} `toml:"signing"`
 }
 
 // configFiles are the files that may be there, the one that wins last.
@@ -48,7 +52,7 @@ func (c *config) read(name string) error {
 		return fmt.Errorf("configuration %q: %w", name, err)
 	}
 	if unknown := meta.Undecoded(); len(unknown) > 0 {
-		return fmt.Errorf("configuration %q: there is no setting %q; the only one is [mirrors]", name, unknown[0])
+		return fmt.Errorf("configuration %q: there is no setting %q; there are [mirrors], and key and cert of [signing]", name, unknown[0])
 	}
 	return nil
 }

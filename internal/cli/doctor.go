@@ -330,7 +330,8 @@ func (a *app) checkConfig() []ui.Check {
 	var out []ui.Check
 	files := configFiles(a.env)
 	for _, name := range files {
-		before := config{Mirrors: maps.Clone(a.config.Mirrors)}
+		before := a.config
+		before.Mirrors = maps.Clone(a.config.Mirrors)
 		switch err := a.config.read(name); {
 		case errors.Is(err, fs.ErrNotExist):
 		case err != nil:

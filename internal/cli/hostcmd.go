@@ -76,7 +76,7 @@ func (o *hostOptions) depmodFlag(f *pflag.FlagSet) {
 
 // openRoot opens the root of the options.
 func (a *app) openRoot(o hostOptions) (*host.Root, error) {
-	r, err := host.Open(o.root, host.Options{NoDepmod: o.noDepmod, Warn: a.board.Warn})
+	r, err := host.Open(o.root, host.Options{NoDepmod: o.noDepmod, Warn: a.board.Warn, Sys: a.sys})
 	if err != nil {
 		return nil, fmt.Errorf("--root: %w", err)
 	}
@@ -125,6 +125,15 @@ func (o hostOptions) theModule(args []string) (module, version string, err error
 		err = errors.New("no module given; name it as MODULE/VERSION, as in hello/1.0, or with -m and -v")
 	}
 	return module, version, err
+}
+
+// subject is what an argument, or -m and -v, name for commands that take a source as well; the default is the current folder.
+func (o hostOptions) subject(args []string) (string, error) {
+	if o.module == "" && o.version == "" {
+		return append(args, ".")[0], nil
+	}
+	module, version, err := o.theModule(args)
+	return module + "/" + version, err
 }
 
 // releases are the kernels that a root has modules of, sorted.

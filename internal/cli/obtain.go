@@ -53,6 +53,11 @@ func (a *app) obtain(ctx context.Context, root *host.Root, modules []host.Module
 			return nil, fmt.Errorf("%s doesn't say which distribution it is: ID and VERSION_CODENAME are wanted", filepath.Join(root.Dir(), "etc/os-release"))
 		}
 	}
+	if !o.dry {
+		if err := root.Recover(ctx); err != nil { // as root can
+			return nil, hostError(root, err)
+		}
+	}
 	run, err := a.newRun(o.buildOptions)
 	if err != nil {
 		return nil, err
@@ -62,11 +67,6 @@ func (a *app) obtain(ctx context.Context, root *host.Root, modules []host.Module
 	}
 	defer run.close()
 	x := &obtaining{buildRun: run, root: root, again: o.again, dry: o.dry, cells: map[wish]*obtained{}}
-	if !o.dry {
-		if err := root.Recover(ctx); err != nil { // as root can
-			return nil, hostError(root, err)
-		}
-	}
 	if x.kept, err = rootResults(root, a.board.Warn); err != nil {
 		if !o.dry {
 			return nil, hostError(root, err)

@@ -53,6 +53,8 @@ func TestMain(m *testing.M) {
 //	fresh NAME [KERNEL ...]  makes the cache folder $WORK/NAME: it has the indexes and packages of the other tests, and the unpacked
 //	                         header images of these kernels, which are among $K61, $K612 and $TRIXIE, and no results; with
 //	                         -packed before the kernels, the images are packed as well
+//	host NAME KERNEL ...     makes the root of a host, $WORK/NAME, with a few modules of each of these kernels, which are among $K61 and $K612,
+//	                         and the sources hello-1.0 and importer-3 in /usr/src
 //	fetch PACKAGE            downloads a Debian package to $WORK/PACKAGE.deb
 //	mirror MODE              starts a mirror on loopback, $MIRROR, that spoils what it passes on, as MODE says
 //	registry                 starts a registry on loopback, $REGISTRY, that refuses all below denied/
@@ -135,6 +137,9 @@ func TestScripts(t *testing.T) {
 					ts.Check(os.MkdirAll(to, 0o755))
 					ts.Check(exec.Command("cp", "-al", filepath.Join(shared, "images", name), to).Run())
 				}
+			},
+			"host": func(ts *testscript.TestScript, _ bool, args []string) {
+				ts.Check(makeHost(ts.MkAbs(args[0]), filepath.Join(repository, "testdata"), args[1:]))
 			},
 			"fetch": func(ts *testscript.TestScript, _ bool, args []string) {
 				ts.Check(fetch(shared, args[0], ts.MkAbs(args[0]+".deb")))

@@ -213,7 +213,7 @@ func (r *Root) Forget(ctx context.Context, module, version string, k artifact.Ke
 	}
 	defer unlock()
 	m, err := r.Module(module, version)
-	if err != nil {
+	if err != nil && !errors.Is(err, ErrBroken) {
 		return err
 	}
 	rec, ok := m.Find(k.Release, k.Arch)
@@ -306,7 +306,7 @@ func loadModule(dir, module, version string) (Module, error) {
 			}
 			if err != nil {
 				m.damaged = true
-				broken = append(broken, fmt.Errorf("%s/%s is %w: its registration %q can't be read: %w; remove the module, and add it again",
+				broken = append(broken, fmt.Errorf("%s/%s is %w: its registration %q can't be read: %w; 'remove --force' removes the module, which then can be added again",
 					module, version, ErrBroken, path, err))
 				continue
 			}

@@ -240,3 +240,33 @@ func TestStatusWhileStateChanges(t *testing.T) {
 		wantLines(t, "status", lines, first, "stays/1, "+k56+ofHost+"built")
 	}
 }
+
+// A source that is a link is there if the folder is, which is looked for in the root.
+func TestStatusOfLinkedSource(t *testing.T) {
+	r, _ := testRoot(t)
+	for name, target := range map[string]string{"in": "/srv/source", "out": t.TempDir(), "dangling": "/srv/none"} {
+		symlink(t, r, target, "usr/src/"+name+"-1")
+		if err := r.Add(t.Context(), Registration{Module: name, Version: "1", Source: "/usr/src/" + name + "-1"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	putFile(t, r, "srv/source/dkms.conf", "")
+	wantLines(t, "status", texts(t, r, Filter{}), "dangling/1: broken", "in/1: added", "out/1: broken")
+}
+
+func TestNewest(t *testing.T) {
+	r, _ := testRoot(t)
+	register(t, r, "a/1.9", "a/1.10", "a/1.10~rc1", "b/0", "c/2", "c/v3")
+	all, err := r.Modules()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, m := range Newest(all) {
+		got = append(got, m.Module+"/"+m.Version)
+	}
+	wantLines(t, "the newest", got, "a/1.10", "b/0", "c/v3")
+	if len(all) != 6 {
+		t.Errorf("Newest has left %d of the modules that it was given; want 6", len(all))
+	}
+}

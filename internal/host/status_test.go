@@ -159,9 +159,11 @@ func TestStatusOfDamagedState(t *testing.T) {
 		"truncated": func(path string) error { return os.Truncate(path, 40) },
 		"empty":     func(path string) error { return os.Truncate(path, 0) },
 		"another's": func(path string) error { return os.WriteFile(path, []byte(`{"module":"other"}`), 0o644) },
-		"a link":    func(path string) error { return errors.Join(os.Rename(path, path+".moved"), os.Symlink(path+".moved", path)) },
-		"a FIFO":    func(path string) error { return errors.Join(os.Remove(path), unix.Mkfifo(path, 0o644)) },
-		"a folder":  func(path string) error { return errors.Join(os.Remove(path), os.Mkdir(path, 0o755)) },
+		"a link": func(path string) error {
+			return errors.Join(os.Rename(path, path+".moved"), os.Symlink(path+".moved", path))
+		},
+		"a FIFO":   func(path string) error { return errors.Join(os.Remove(path), unix.Mkfifo(path, 0o644)) },
+		"a folder": func(path string) error { return errors.Join(os.Remove(path), os.Mkdir(path, 0o755)) },
 		"a new state": func(path string) error {
 			return os.WriteFile(path, []byte(`{"module":"hello","version":"1.0","kernel":{"Release":"`+k56+`","Arch":"amd64"},"state":"melted"}`), 0o644)
 		},

@@ -94,6 +94,11 @@ func TestRecipe(t *testing.T) {
 	must(name+"installed", "godkms-hermetic", "status")
 	must("hello/1.0: removed", "godkms-hermetic", "remove", "hello/1.0", "--all", "--no-depmod")
 
+	// depmod reads every module, five seconds' worth: a few are enough for the rest.
+	few := exec.Command("find", filepath.Join(r.Dir, "usr/lib/modules", k.Release, "kernel"), "-name", "*.ko*", "!", "-name", "dummy.ko*", "-delete")
+	if out, err := few.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
 	must("hello/1.0: added", "godkms-hermetic", "add", "-m", "hello", "-v", "1.0")
 	must(name+"built", "godkms-hermetic", "build", "-m", "hello", "-v", "1.0")
 	must(name+"installed", "godkms-hermetic", "install", "-m", "hello", "-v", "1.0")

@@ -59,7 +59,10 @@ const (
 
 // Kernel is the kernel that the modules are for.
 type Kernel struct {
-	Distro, Suite, Arch, Release string
+	Distro  string `json:"distro"`
+	Suite   string `json:"suite"`
+	Arch    string `json:"arch"`
+	Release string `json:"release"`
 }
 
 // Meta is what is known of an artifact. Headers, Compiler, Symvers and Root may be empty, Reason is set for skipped ones only.

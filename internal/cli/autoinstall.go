@@ -15,7 +15,6 @@ import (
 	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/host"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
-	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
 
 type autoinstallOptions struct {
@@ -62,125 +61,151 @@ func (a *app) runAutoinstall(ctx context.Context, o autoinstallOptions) error {
 	if err != nil {
 		return err
 	}
-	have, err := releases(root)
-	if err != nil {
-		return err
-	}
 	for _, k := range ks {
-		if !slices.Contains(have, k.Release) {
-			return hostError(root, fmt.Errorf("%w: %q has no modules on %s", host.ErrNoKernel, k.Release, root.Dir()))
+		if err := hasKernel(root, k); err != nil {
+			return hostError(root, err)
 		}
 	}
 	all, err := root.Modules()
 	if err != nil && !errors.Is(err, host.ErrBroken) {
 		return hostError(root, err)
 	}
-	failed := 0
+	reports, failures := []ui.Result{}, 0
 	if err != nil {
 		a.board.Warn(err.Error())
-		failed++
+		failures++
+	}
+	modules, err := following(root, all)
+	if err != nil {
+		return hostError(root, err)
 	}
 	for _, k := range ks {
-		i := &autoinstallation{app: a, root: root, kernel: k, done: map[string]string{}}
-		if err := i.run(ctx, following(all), o.limit); err != nil {
+		got, err := a.autoinstall(ctx, root, modules, k, o.limit)
+		if err != nil {
 			return err
 		}
-		failed += len(i.failed)
+		a.board.Close()
+		var installed, skipped, failed []string
+		for _, c := range got {
+			reports = append(reports, c.report)
+			switch name := c.module.Module; {
+			case c.err != nil:
+				failed = append(failed, fmt.Sprintf("%s(%d)", name, codeOf(c.err))) // as dkms has it
+				failures++
+			case c.status == ui.Skipped:
+				skipped = append(skipped, name)
+			default:
+				installed = append(installed, name)
+			}
+		}
+		for _, part := range []struct {
+			verb  string
+			names []string
+		}{{"succeeded", installed}, {"was skipped", skipped}, {"failed", failed}} {
+			if len(part.names) == 0 || a.json() {
+				continue
+			}
+			if err := a.println(fmt.Sprintf("Autoinstall on %s %s for module(s) %s.", k.Release, part.verb, strings.Join(part.names, " "))); err != nil {
+				return err
+			}
+		}
 	}
-	if failed > 0 {
+	if a.json() {
+		if err := ui.PrintJSON(a.stdout, reports); err != nil {
+			return err
+		}
+	}
+	if failures > 0 {
 		return &exitError{code: exitAuto, err: errors.New("one or more modules couldn't be installed; see 'godkms-hermetic status'")}
 	}
 	return nil
 }
 
-// following are the modules that new kernels get: of each the newest version, if that is to follow, after those that it may depend on.
-func following(all []host.Module) []host.Module {
-	newest := map[string]host.Module{}
-	for _, m := range all {
-		if have, ok := newest[m.Module]; !ok || host.CompareVersions(have.Version, m.Version) < 0 {
-			newest[m.Module] = m
+// following are the modules that new kernels get: of each the newest version, if that is to follow or another one needs it, after those that
+// it may need.
+func following(root *host.Root, all []host.Module) ([]host.Module, error) {
+	var out []host.Module
+	for _, m := range host.Newest(all) {
+		if !m.Autoinstall {
+			continue
 		}
-	}
-	return inOrder(slices.DeleteFunc(slices.Clone(all), func(m host.Module) bool { return !m.Autoinstall || newest[m.Module].Version != m.Version }))
-}
-
-// autoinstallation is one for a kernel.
-type autoinstallation struct {
-	*app
-	root   *host.Root
-	kernel artifact.Kernel
-
-	done      map[string]string // "", or why a module isn't installed, by its name
-	installed []string
-	skipped   []string
-	failed    []string // with exit codes, as dkms has them
-}
-
-// run installs what isn't installed. An error is one that stops all.
-func (i *autoinstallation) run(ctx context.Context, modules []host.Module, limit time.Duration) error {
-	var todo []host.Module
-	for _, m := range modules {
-		needed, err := i.needed(ctx, &m)
+		list, err := withDepends(root, m)
 		if err != nil {
-			return hostError(i.root, err)
+			return nil, err
 		}
-		if needed {
-			todo = append(todo, m)
-		} else {
-			i.done[m.Module] = ""
-		}
-	}
-	if len(todo) == 0 {
-		return nil
-	}
-	got, err := i.obtainInTime(ctx, todo, limit)
-	if err != nil {
-		return err
-	}
-	for _, c := range got {
-		if err := i.install(ctx, c); err != nil {
-			return err
-		}
-	}
-	i.board.Close()
-	for _, part := range []struct {
-		names []string
-		verb  string
-	}{{i.installed, "succeeded"}, {i.skipped, "was skipped"}, {i.failed, "failed"}} {
-		if len(part.names) > 0 {
-			if err := i.println(fmt.Sprintf("Autoinstall on %s %s for module(s) %s.", i.kernel.Release, part.verb, strings.Join(part.names, " "))); err != nil {
-				return err
+		for _, d := range list {
+			if !slices.ContainsFunc(out, func(o host.Module) bool { return o.Module == d.Module }) {
+				out = append(out, d)
 			}
 		}
 	}
-	return nil
+	return out, nil
 }
 
-// needed tells whether a module isn't installed as it is to be. From one that was built for another kernel of this release it takes the
-// record away, so that it is obtained anew.
-func (i *autoinstallation) needed(ctx context.Context, m *host.Module) (bool, error) {
-	rec, ok := m.Find(i.kernel.Release, i.kernel.Arch)
-	if !ok || rec.State != host.Installed {
-		return true, nil
+// autoinstall installs those of the modules that aren't installed for a kernel, and gives how that ended. What failed has been told, and
+// is kept. When limit has passed, 0 for none, what isn't ready fails. An error is one that stops all.
+func (a *app) autoinstall(ctx context.Context, root *host.Root, modules []host.Module, k artifact.Kernel, limit time.Duration) ([]obtained, error) {
+	var todo []host.Module
+	for _, m := range modules {
+		m, needed, err := a.needs(ctx, root, m, k)
+		if err != nil {
+			return nil, hostError(root, err)
+		}
+		if needed {
+			todo = append(todo, m)
+		}
 	}
-	err := i.root.Check(rec, i.symvers(ctx, rec))
+	if len(todo) == 0 {
+		return nil, nil
+	}
+	a.refresh = !a.offline // a kernel that has just come is newer than an index of some hours ago
+	ks, o := []artifact.Kernel{k}, installOptions{build: defaultBuild()}
+	short, stop := limited(ctx, limit)
+	defer stop()
+	got, err := a.install(short, root, todo, ks, o)
+	if err != nil && short.Err() != nil && ctx.Err() == nil {
+		got, err = a.installReady(ctx, root, todo, ks, o, context.Cause(short))
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range got {
+		switch {
+		case c.err != nil:
+			err = a.keepFailure(ctx, root, c)
+		case c.status == ui.Skipped:
+			err = forgetFailure(ctx, root, c)
+		}
+		if err != nil {
+			return nil, hostError(root, err)
+		}
+	}
+	return got, nil
+}
+
+// needs tells whether a module is to be installed for a kernel. One that was built for another kernel of that release is so without its
+// record, so that it's obtained anew.
+func (a *app) needs(ctx context.Context, root *host.Root, m host.Module, k artifact.Kernel) (host.Module, bool, error) {
+	rec, ok := m.Find(k.Release, k.Arch)
+	if !ok || rec.State != host.Installed {
+		return m, true, nil
+	}
+	err := root.Check(rec, a.symversOf(ctx, root, rec))
 	switch {
 	case err == nil:
-		return false, nil
-	case errors.Is(err, host.ErrBroken):
-		i.board.Print(err.Error())
-		return true, nil
+		return m, false, nil
 	case errors.Is(err, host.ErrUnfit):
-		i.board.Print(err.Error())
 		m.Records = slices.DeleteFunc(slices.Clone(m.Records), func(r host.Record) bool { return r.Kernel == rec.Kernel })
-		return true, nil
+	case !errors.Is(err, host.ErrBroken):
+		return m, false, err
 	}
-	return false, err
+	a.board.Print(err.Error())
+	return m, true, nil
 }
 
-// symvers is the digest of the Module.symvers that an installed module was built against, empty if that isn't known any more.
-func (i *autoinstallation) symvers(ctx context.Context, rec host.Record) v1.Hash {
-	results, err := rootResults(i.root, i.board.Warn)
+// symversOf is the digest of the Module.symvers that an installed module was built against, empty if that isn't known any more.
+func (a *app) symversOf(ctx context.Context, root *host.Root, rec host.Record) v1.Hash {
+	results, err := rootResults(root, a.board.Warn)
 	if err != nil {
 		return v1.Hash{}
 	}
@@ -195,94 +220,56 @@ func (i *autoinstallation) symvers(ctx context.Context, rec host.Record) v1.Hash
 	return meta.Symvers
 }
 
-// obtainInTime is obtain with a limit, 0 for none. When it has passed, what isn't ready is a failure.
-func (i *autoinstallation) obtainInTime(ctx context.Context, modules []host.Module, limit time.Duration) ([]obtained, error) {
-	ks, o := []artifact.Kernel{i.kernel}, obtainOptions{buildOptions: defaultBuild()}
-	short, stop := limited(ctx, limit)
-	defer stop()
-	got, err := i.obtain(short, i.root, modules, ks, o)
-	if err == nil || short.Err() == nil || ctx.Err() != nil {
-		return got, err
-	}
-	late := context.Cause(short)
+// installReady installs those modules that are ready. The others are too late.
+func (a *app) installReady(ctx context.Context, root *host.Root, modules []host.Module, ks []artifact.Kernel, o installOptions, late error) ([]obtained, error) {
 	var ready []host.Module
-	for _, m := range modules {
-		m, err := i.root.Module(m.Module, m.Version)
-		if err != nil {
-			return nil, hostError(i.root, err)
-		}
-		if rec, ok := m.Find(i.kernel.Release, i.kernel.Arch); ok && rec.State == host.Built {
-			ready = append(ready, m)
-		}
-	}
-	if len(ready) > 0 {
-		if got, err = i.obtain(ctx, i.root, ready, ks, o); err != nil {
-			return nil, err
-		}
-	}
 	var out []obtained
 	for _, m := range modules {
-		j := slices.IndexFunc(got, func(c obtained) bool { return c.module.Module == m.Module })
-		if j >= 0 {
-			out = append(out, got[j])
+		now, err := root.Module(m.Module, m.Version)
+		if err != nil {
+			return nil, hostError(root, err)
+		}
+		now, needed, err := a.needs(ctx, root, now, ks[0])
+		if err != nil {
+			return nil, hostError(root, err)
+		}
+		if rec, ok := now.Find(ks[0].Release, ks[0].Arch); !needed || ok && rec.State != host.Failed {
+			ready = append(ready, now)
 		} else {
-			out = append(out, obtained{module: m.Registration, kernel: i.kernel, status: ui.Failed, err: &exitError{code: exitUsage, err: late}})
+			out = append(out, failed(m, ks[0], late))
 		}
 	}
-	return out, nil
+	if len(ready) == 0 {
+		return out, nil
+	}
+	got, err := a.install(ctx, root, ready, ks, o)
+	return append(got, out...), err
 }
 
-// install installs what was obtained. An error is one that stops all.
-func (i *autoinstallation) install(ctx context.Context, c obtained) error {
-	m, name := c.module, c.module.Module+"/"+c.module.Version
-	err := c.err
-	for _, need := range m.Depends {
-		if why := i.done[need]; err == nil && why != "" {
-			err = &exitError{code: exitDepends, err: fmt.Errorf("it may need %s, which isn't installed: %s", need, why)}
-		}
-	}
-	if err == nil && c.status == ui.Skipped {
-		i.skipped = append(i.skipped, m.Module)
-		return i.forget(ctx, m)
-	}
-	if err == nil {
-		if err := i.println(fmt.Sprintf("Autoinstall of module %s for kernel %s (%s)", name, i.kernel.Release, kernels.Kernel(i.kernel).Machine())); err != nil {
-			return err
-		}
-		_, err = i.root.Install(ctx, host.Install{Artifact: c.image, From: c.from})
-		err = hostError(i.root, err)
-	}
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	if err == nil {
-		i.done[m.Module] = ""
-		i.installed = append(i.installed, m.Module)
-		return nil
-	}
-	reason, _, _ := strings.Cut(err.Error(), "\n")
-	i.done[m.Module] = reason
-	i.failed = append(i.failed, fmt.Sprintf("%s(%d)", m.Module, codeOf(err)))
-	message := fmt.Sprintf("%s for %s: %s", name, i.kernel.Release, reason)
-	i.board.Warn(message)
-	if i.root.IsHost() && i.env("JOURNAL_STREAM") == "" { // else the journal has it from standard error
+// keepFailure tells the journal why a module couldn't be installed, and keeps it for status.
+func (a *app) keepFailure(ctx context.Context, root *host.Root, c obtained) error {
+	reason, _, _ := strings.Cut(c.err.Error(), "\n")
+	message := fmt.Sprintf("%s: failed: %s", nameFor(c.module, c.kernel), reason)
+	a.board.Warn(message)
+	if root.IsHost() && a.env("JOURNAL_STREAM") == "" { // else it gets what is printed
 		tellJournal(message)
 	}
-	rec := host.Record{Module: m.Module, Version: m.Version, Kernel: i.kernel, State: host.Failed, Reason: reason, Changed: time.Now().UTC().Truncate(time.Second)}
-	if err := i.root.Note(ctx, rec); err != nil && !errors.Is(err, host.ErrRefused) {
-		i.board.Warn(fmt.Sprintf("%s: the reason can't be kept: %v", name, err))
+	err := root.Note(ctx, host.Record{Module: c.module.Module, Version: c.module.Version, Kernel: c.kernel, State: host.Failed, Reason: reason,
+		Changed: time.Now().UTC().Truncate(time.Second)})
+	if errors.Is(err, host.ErrRefused) { // what is installed stays so
+		return nil
 	}
-	return nil
+	return err
 }
 
-// forget removes the record of an earlier failure.
-func (i *autoinstallation) forget(ctx context.Context, g host.Registration) error {
-	m, err := i.root.Module(g.Module, g.Version)
+// forgetFailure removes the record of an earlier failure of what doesn't want the kernel.
+func forgetFailure(ctx context.Context, root *host.Root, c obtained) error {
+	m, err := root.Module(c.module.Module, c.module.Version)
 	if err != nil {
-		return hostError(i.root, err)
+		return err
 	}
-	if rec, ok := m.Find(i.kernel.Release, i.kernel.Arch); ok && rec.State == host.Failed {
-		return hostError(i.root, i.root.Forget(ctx, g.Module, g.Version, i.kernel))
+	if rec, ok := m.Find(c.kernel.Release, c.kernel.Arch); ok && rec.State == host.Failed {
+		return root.Forget(ctx, rec.Module, rec.Version, rec.Kernel)
 	}
 	return nil
 }

@@ -144,9 +144,11 @@ func (a *app) command() *cobra.Command {
 		Short: "Build DKMS modules for many kernels, hermetically",
 		Long: `Builds the modules of a DKMS source tree for any number of kernels, without the kernels, a compiler or headers on this
 machine: the headers and the compiler of each kernel come from its distribution, pinned by hash, and the build runs in a
-sandbox without network. The same inputs give the same bytes, and what was built once is not built again.`,
+sandbox without network. The same inputs give the same bytes, and what was built once is not built again. A registry takes them
+for other machines, and a host installs them for its kernels and for those that it will get, with the commands of dkms.`,
 		Example: `  godkms-hermetic build . --kernels debian/bookworm:6.1.0-56-amd64,debian/trixie:latest
-  godkms-hermetic kernels debian/bookworm`,
+  godkms-hermetic kernels debian/bookworm
+  godkms-hermetic install hello/1.0`,
 		Version:       version(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -169,11 +171,25 @@ sandbox without network. The same inputs give the same bytes, and what was built
 	f.BoolVar(&a.refresh, "refresh", false, "ask the mirrors for new indexes, even if that was done less than 6 hours ago")
 	f.BoolVar(&a.acceptExpired, "accept-expired", false, "accept indexes past their Valid-Until, of an archived suite or a stale mirror")
 	f.StringArrayVar(&a.insecure, "insecure-registry", nil, "registry that may be spoken to without TLS, `HOST` or HOST:PORT; can be repeated (those of this machine always may)")
-	root.AddCommand(a.addCommand(), a.buildCommand(), a.pushCommand(), a.pullCommand(), a.listCommand(), a.inspectCommand(),
-		a.installCommand(), a.uninstallCommand(), a.unbuildCommand(), a.removeCommand(), a.statusCommand(), a.matchCommand(), a.adoptCommand(),
-		a.autoinstallCommand(), a.gateCommand(), a.hooksCommand(), a.keysCommand(), a.kernelPrermCommand(),
-		a.mkpkgCommand(distpkg.Deb), a.mkpkgCommand(distpkg.RPM),
-		a.confCommand(), a.kernelsCommand(), a.imageCommand(), a.cacheCommand(), a.doctorCommand(), a.versionCommand())
+	for _, g := range []struct {
+		id, title string
+		commands  []*cobra.Command
+	}{
+		{"build", "Build:", []*cobra.Command{a.buildCommand(), a.confCommand(), a.kernelsCommand(), a.imageCommand(), a.cacheCommand()}},
+		{"registry", "Registries:", []*cobra.Command{a.pushCommand(), a.pullCommand(), a.listCommand(), a.inspectCommand()}},
+		{"host", "This host:", []*cobra.Command{a.addCommand(), a.installCommand(), a.uninstallCommand(), a.unbuildCommand(), a.removeCommand(),
+			a.statusCommand(), a.autoinstallCommand(), a.gateCommand(), a.hooksCommand(), a.keysCommand(), a.matchCommand(), a.adoptCommand(), a.kernelPrermCommand()}},
+		{"package", "Packages:", []*cobra.Command{a.mkpkgCommand(distpkg.Deb), a.mkpkgCommand(distpkg.RPM), a.mktarballCommand(), a.ldtarballCommand()}},
+		{"", "", []*cobra.Command{a.doctorCommand(), a.versionCommand()}},
+	} {
+		if g.id != "" {
+			root.AddGroup(&cobra.Group{ID: g.id, Title: g.title})
+		}
+		for _, c := range g.commands {
+			c.GroupID = g.id
+			root.AddCommand(c)
+		}
+	}
 	for _, c := range root.Commands() {
 		for _, sub := range append(c.Commands(), c) {
 			sub.DisableFlagsInUseLine = true

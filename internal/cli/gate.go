@@ -78,7 +78,10 @@ func (a *app) runGate(ctx context.Context, o hostOptions) error {
 	if !root.IsHost() && len(have) > 0 {
 		now = slices.MaxFunc(have, host.CompareVersions)
 	}
-	wanted := following(all)
+	wanted, err := following(root, all)
+	if err != nil {
+		return hostError(root, err)
+	}
 	has := map[string]bool{} // modules that the kernel of now has
 	for _, m := range all {
 		if rec, ok := m.Find(now, ks[0].Arch); !ok || rec.State != host.Installed {
@@ -89,6 +92,7 @@ func (a *app) runGate(ctx context.Context, o hostOptions) error {
 			wanted = append(wanted, m)
 		}
 	}
+	a.refresh = !a.offline // as autoinstall does
 	got, err := a.obtain(ctx, root, inOrder(wanted), ks, obtainOptions{buildOptions: defaultBuild()})
 	if err != nil {
 		return err

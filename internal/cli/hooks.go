@@ -185,6 +185,10 @@ func limited(ctx context.Context, limit time.Duration) (context.Context, context
 
 // leaveKernels takes all modules off kernels and forgets what was built for them. One failure stops nothing.
 func (a *app) leaveKernels(ctx context.Context, r *host.Root, releases []string) error {
+	results, err := rootResults(r, a.board.Warn)
+	if err != nil {
+		return hostError(r, err)
+	}
 	list, err := r.Modules()
 	failed := []error{err}
 	for _, m := range list {
@@ -192,14 +196,11 @@ func (a *app) leaveKernels(ctx context.Context, r *host.Root, releases []string)
 			if !slices.Contains(releases, rec.Kernel.Release) {
 				continue
 			}
-			if rec.State == host.Installed {
-				if _, err := r.Uninstall(ctx, rec.Module, rec.Version, rec.Kernel); err != nil {
-					failed = append(failed, fmt.Errorf("%s/%s for %s: %w", rec.Module, rec.Version, rec.Kernel.Release, err))
-					continue
-				}
-				fmt.Fprintf(a.stdout, "%s/%s: uninstalled from %s\n", rec.Module, rec.Version, rec.Kernel.Release)
+			text, err := a.withdraw(ctx, r, results, m, rec.Kernel, unbuilding)
+			failed = append(failed, err)
+			if err == nil && rec.State == host.Installed {
+				failed = append(failed, a.println(text...))
 			}
-			failed = append(failed, r.Forget(ctx, rec.Module, rec.Version, rec.Kernel))
 		}
 	}
 	if err := errors.Join(failed...); err != nil {

@@ -112,7 +112,7 @@ func TestKernelUpgrade(t *testing.T) {
 	if out := r.Must("godkms-hermetic", "status"); !strings.Contains(out, "make failed") {
 		t.Errorf("status says nothing of the failure:\n%s", out)
 	}
-	for _, want := range []string{"broken/1.0 for " + k.Release + ": make failed", "autoinstall -k " + k.Release} {
+	for _, want := range []string{"broken/1.0, " + k.Release + ", x86_64: failed: make failed", "autoinstall -k " + k.Release} {
 		if !strings.Contains(journal(), want) {
 			t.Errorf("the journal has nothing of %q:\n%s", want, journal())
 		}

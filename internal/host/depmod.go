@@ -7,8 +7,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // systemPath is where the programs of a system are, whatever the caller's PATH.
@@ -39,10 +43,9 @@ func (r *Root) depmod(ctx context.Context, lib *os.Root, release string) error {
 	}
 	cmd := exec.CommandContext(ctx, program, "-b", base, release)
 	cmd.Env = []string{"PATH=" + systemPath, "LC_ALL=C"}
-	cmd.WaitDelay = time.Second
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
-	err = cmd.Run()
+	err = runToEnd(cmd)
 	text := strings.TrimSpace(strings.ReplaceAll(out.String(), base+"/lib/", filepath.Join(r.dir, "lib")+"/"))
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {
@@ -54,6 +57,17 @@ func (r *Root) depmod(ctx context.Context, lib *os.Root, release string) error {
 		r.o.Warn(strings.TrimSpace(line))
 	}
 	return nil
+}
+
+// runToEnd runs a program that outlives neither its context nor this process, whatever ends that: a depmod that were left would write
+// while another undoes what it is for.
+func runToEnd(cmd *exec.Cmd) error {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}
+	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
+	cmd.WaitDelay = time.Second
+	runtime.LockOSThread() // Pdeathsig is about the thread
+	defer runtime.UnlockOSThread()
+	return cmd.Run()
 }
 
 // findProgram looks where root's programs are too, which many a PATH leaves out.

@@ -203,7 +203,7 @@ const killEnv = "GODKMS_HERMETIC_TEST_KILL"
 func TestKilledChild(t *testing.T) {
 	args := strings.Split(os.Getenv(killEnv), ":") // scenario:step:dir
 	if len(args) != 3 {
-		t.Skip("for TestKilled")
+		return
 	}
 	i := slices.IndexFunc(scenarios, func(s scenario) bool { return s.name == args[0] })
 	n, err := strconv.Atoi(args[1])

@@ -176,7 +176,7 @@ func (r *Root) Symvers(release string) (digest v1.Hash, path string, err error) 
 		if err != nil {
 			return v1.Hash{}, "", err
 		}
-		f, err := os.Open(path)
+		f, _, err := openRegular(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}

@@ -143,8 +143,9 @@ type installation struct {
 	modules []*module
 	scripts map[string]script
 	tree    tree
-	records []Record // installed for this kernel, of all modules
-	replace []Record // of the module's, this version or another
+	native  *kmod.Module // one of the kernel's own, or nil
+	records []Record     // installed for this kernel, of all modules
+	replace []Record     // of the module's, this version or another
 	take    []take
 	move    []keep     // originals that come into the state
 	keep    []Original // that the new record has
@@ -202,9 +203,9 @@ func (i *installation) check(ctx context.Context) (err error) {
 	if i.tree, err = readTree(i.lib); err != nil {
 		return err
 	}
-	native := i.tree.native(i.lib)
+	i.native = i.tree.native(i.lib)
 	for _, m := range i.modules {
-		if err := fits(m.facts, native, m.Name, i.meta.Kernel); err != nil {
+		if err := fits(m.facts, i.native, m.Name, i.meta.Kernel); err != nil {
 			return err
 		}
 	}
@@ -516,7 +517,7 @@ func (i *installation) ready(m *module) (err error) {
 		return err
 	}
 	if i.in.Signer != nil {
-		hash, err := i.r.signatureHash(i.meta.Kernel.Release, func() *kmod.Module { return i.tree.native(i.lib) })
+		hash, err := i.r.signatureHash(i.meta.Kernel.Release, func() *kmod.Module { return i.native })
 		if err != nil {
 			return err
 		}
@@ -530,19 +531,15 @@ func (i *installation) ready(m *module) (err error) {
 		return err
 	}
 	defer f.Close()
-	var w io.WriteCloser = f
-	if i.tree.compression != "" {
-		if w, err = kmod.Compress(f, i.tree.compression); err != nil {
-			return err
-		}
+	w, err := kmod.Compress(f, i.tree.compression)
+	if err != nil {
+		return err
 	}
 	if _, err := w.Write(b); err != nil {
 		return err
 	}
-	if i.tree.compression != "" {
-		if err := w.Close(); err != nil {
-			return err
-		}
+	if err := w.Close(); err != nil {
+		return err
 	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return err
@@ -612,7 +609,7 @@ func (r *Root) putBack(c *change, lib *os.Root, originals []Original) error {
 }
 
 func (r *Root) intact(kept string, o Original) error {
-	f, err := os.Open(kept)
+	f, _, err := openRegular(kept)
 	if err != nil {
 		return err
 	}
@@ -685,7 +682,7 @@ func (r *Root) uninstall(ctx context.Context, module, version string, k artifact
 		if err != nil {
 			return Record{}, err
 		}
-		content, err := os.ReadFile(name)
+		content, err := readScript(name)
 		if err != nil {
 			r.o.Warn(fmt.Sprintf("POST_REMOVE of %s/%s is not run: %v", module, version, err))
 		} else {

@@ -572,3 +572,55 @@ func TestAdopt(t *testing.T) {
 		t.Errorf("dkms's original is back with the time %v, %v", info.ModTime(), err)
 	}
 }
+
+// A module is compressed as the kernel's own are, for the tools of the system to read.
+func TestCompression(t *testing.T) {
+	t.Parallel()
+	b := bytesOf(t, own[1])
+	for _, test := range []struct{ suffix, program, unpack string }{
+		{".ko.xz", "xz --check=crc32 --lzma2=dict=1MiB", "xz -dc"},
+		{".ko.zst", "zstd -q --rm", "zstd -dcq"},
+		{".ko.gz", "gzip -n", "gzip -dc"},
+	} {
+		t.Run(test.suffix, func(t *testing.T) {
+			r := newRoot(t)
+			for _, name := range own {
+				args := strings.Fields(test.program)
+				if out, err := exec.Command(need.Program(t, args[0]), append(args[1:], filepath.Join(r.lib, name))...).CombinedOutput(); err != nil {
+					t.Fatalf("%s: %v: %s", test.program, err, out)
+				}
+			}
+			depmod(t, r.Dir())
+			before := snapshot(t, r.lib)
+			write(t, filepath.Join(r.lib, "updates/dkms/hello.ko"), b) // of another suffix, and dkms's
+			dkmsHas(t, r.Root, "hello", "0.9", bookworm.Release)
+			symlink(t, r.Root, "0.9/"+bookworm.Release+"/x86_64", "var/lib/dkms/hello/kernel-"+bookworm.Release+"-x86_64")
+			rec := r.install(t, Install{Adopt: true, Artifact: built(t, "hello", "1.0", map[string][]byte{"updates/dkms/hello.ko": b, "updates/dkms/dummy.ko": b})})
+			want := "updates/dkms/hello" + test.suffix
+			if len(rec.Files) != 2 || rec.Files[1].Path != want {
+				t.Errorf("record %+v", rec.Files)
+			}
+			if _, err := os.Stat(filepath.Join(r.lib, "updates/dkms/hello.ko")); err == nil {
+				t.Error("dkms's is still there")
+			}
+			args := append(strings.Fields(test.unpack), filepath.Join(r.lib, want))
+			if out, err := exec.Command(args[0], args[1:]...).Output(); err != nil || !bytes.Equal(out, b) {
+				t.Errorf("%s gives %d bytes, %v; want %d", test.unpack, len(out), err, len(b))
+			}
+			features, err := exec.Command(need.Program(t, "depmod"), "--version").Output()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := resolves(t, r.Dir(), "hello"); got != want && !bytes.Contains(features, []byte("-ZLIB")) {
+				t.Errorf("modprobe hello finds %q; want %q", got, want)
+			}
+			r.uninstall(t, "hello", "1.0")
+			if err := os.Remove(filepath.Join(r.lib, "updates/dkms")); err == nil {
+				os.Remove(filepath.Join(r.lib, "updates"))
+			}
+			if d := difference(before, snapshot(t, r.lib)); len(d) > 0 {
+				t.Errorf("install and uninstall leave:\n%s", strings.Join(d, "\n"))
+			}
+		})
+	}
+}

@@ -194,7 +194,7 @@ func (r *Root) readJournal() (*change, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.Open(name)
+	f, _, err := openRegular(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

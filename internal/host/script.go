@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -53,6 +52,16 @@ func readScripts(extras []artifact.Extra) (map[string]script, error) {
 		out[e.Name] = script{e.Name, e.Command, e.Executable, b}
 	}
 	return out, nil
+}
+
+// readScript reads one that is kept in the state.
+func readScript(path string) ([]byte, error) {
+	f, _, err := openRegular(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(f)
 }
 
 // run runs a script as dkms does: in the folder of the module's source, or an empty one where there is none, without a shell. Where
@@ -103,10 +112,7 @@ func (r *Root) run(ctx context.Context, s script, g Registration, k artifact.Ker
 			"dkms_tree=/var/lib/dkms", "source_tree=/usr/src", "kernel_source_dir=/lib/modules/" + k.Release + "/build",
 		}
 		cmd.Stdout, cmd.Stderr = out, out
-		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-		cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
-		cmd.WaitDelay = time.Second
-		if err = cmd.Run(); !errors.Is(err, unix.ETXTBSY) { // a process that is just being started elsewhere holds the file open
+		if err = runToEnd(cmd); !errors.Is(err, unix.ETXTBSY) { // a process that is just being started elsewhere holds the file open
 			break
 		}
 		time.Sleep(10 * time.Millisecond)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -90,7 +91,7 @@ func (b *bench) rows() []row {
 			other: func(ctx context.Context) (sample, error) { return b.firstImage(ctx) },
 			asked: limit{Ratio: 0.25},
 		},
-	}, b.registryRows()...)
+	}, slices.Concat(b.registryRows(), b.statusRows(), b.signRows())...)
 }
 
 // run times the tool, from its start to its end, and follows its memory. The results of wait4 are of no use for the latter: they

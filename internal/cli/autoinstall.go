@@ -252,6 +252,8 @@ func (a *app) installReady(ctx context.Context, root *host.Root, modules []host.
 	if len(ready) == 0 {
 		return out, nil
 	}
+	ctx, stop := limited(ctx, 4*time.Minute) // the service has 20, of which 15 are gone
+	defer stop()
 	got, err := a.install(ctx, root, ready, ks, o)
 	return append(got, out...), err
 }

@@ -187,6 +187,10 @@ func (a *app) addSource(ctx context.Context, root *host.Root, o addOptions, path
 		return g, err
 	}
 	defer source.Close()
+	return a.addOpened(ctx, root, o, source)
+}
+
+func (a *app) addOpened(ctx context.Context, root *host.Root, o addOptions, source *builder.Source) (g host.Registration, err error) {
 	g.Module, g.Version = source.Module, source.Version
 	if err := errors.Join(host.CheckName("module", g.Module), host.CheckName("version", g.Version)); err != nil {
 		return g, &exitError{code: exitConf, err: err}

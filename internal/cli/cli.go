@@ -179,7 +179,7 @@ for other machines, and a host installs them for its kernels and for those that 
 		{"registry", "Registries:", []*cobra.Command{a.pushCommand(), a.pullCommand(), a.listCommand(), a.inspectCommand()}},
 		{"host", "This host:", []*cobra.Command{a.addCommand(), a.installCommand(), a.uninstallCommand(), a.unbuildCommand(), a.removeCommand(),
 			a.statusCommand(), a.autoinstallCommand(), a.gateCommand(), a.hooksCommand(), a.keysCommand(), a.matchCommand(), a.adoptCommand(), a.kernelPrermCommand()}},
-		{"package", "Packages:", []*cobra.Command{a.mkpkgCommand(distpkg.Deb), a.mkpkgCommand(distpkg.RPM)}},
+		{"package", "Packages:", []*cobra.Command{a.mkpkgCommand(distpkg.Deb), a.mkpkgCommand(distpkg.RPM), a.mktarballCommand(), a.ldtarballCommand()}},
 		{"", "", []*cobra.Command{a.doctorCommand(), a.versionCommand()}},
 	} {
 		if g.id != "" {

@@ -127,6 +127,15 @@ func (o hostOptions) theModule(args []string) (module, version string, err error
 	return module, version, err
 }
 
+// subject is what an argument, or -m and -v, name for commands that take a source as well; the default is the current folder.
+func (o hostOptions) subject(args []string) (string, error) {
+	if o.module == "" && o.version == "" {
+		return append(args, ".")[0], nil
+	}
+	module, version, err := o.theModule(args)
+	return module + "/" + version, err
+}
+
 // releases are the kernels that a root has modules of, sorted.
 func releases(r *host.Root) ([]string, error) {
 	dir, err := r.Path("/lib/modules")

@@ -32,10 +32,10 @@ import (
 
 // packageOptions are the flags of mkdeb and mkrpm.
 type packageOptions struct {
-	prebuilt, source    bool
-	kernels             []string
-	version, maintainer string
-	out                 string
+	hostOptions
+	prebuilt, source bool
+	as, maintainer   string // version and maintainer of the packages
+	out              string
 }
 
 // nobody is the maintainer of a package that nobody is named for. example.org is reserved (RFC 2606).
@@ -60,9 +60,10 @@ loads them so. Scripts of the module's own, as POST_INSTALL, are left out.
 With --source there is one package, with the source in /usr/src/<module>-<version>. Where it is installed this program, which the
 package depends on, builds the module for the kernels there, and for new ones.
 
-SRC and KERNELS are written as for push. The package's version is the module's, that of --version, or with "--version git" what
-git describe says of the folder's repository, as 1.0+3.gabcdef0 for the third commit after the tag v1.0; only commits count. Files
-are as old as SOURCE_DATE_EPOCH says, else from the year 2000. The maintainer is --maintainer, else $DEBFULLNAME <$DEBEMAIL>.` + exitStatus(
+SRC and KERNELS are written as for push; of a MODULE/VERSION that is registered with the host its source and what it has are
+taken. The package's version is the module's, that of --version, or with "--version git" what git describe says of the
+folder's repository, as 1.0+3.gabcdef0 for the third commit after the tag v1.0; only commits count. Files are as old as
+SOURCE_DATE_EPOCH says, else from the year 2000. The maintainer is --maintainer, else $DEBFULLNAME <$DEBEMAIL>.` + exitStatus(
 			"  0  the packages are there",
 			"  1  the command line is wrong, there is no such source or result, or the files can't be written",
 			" 77  every kernel was skipped (BUILD_EXCLUSIVE in dkms.conf)",
@@ -71,14 +72,15 @@ are as old as SOURCE_DATE_EPOCH says, else from the year 2000. The maintainer is
   godkms-hermetic mk` + string(f) + ` --source --version git .`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.runMakePackages(cmd.Context(), f, append(args, ".")[0], o)
+			return a.runMakePackages(cmd.Context(), f, args, o)
 		},
 	}
+	o.moduleFlags(a, cmd)
 	fl := cmd.Flags()
 	fl.BoolVar(&o.prebuilt, "prebuilt", false, "package built modules, for each kernel")
 	fl.BoolVar(&o.source, "source", false, "package the source")
 	fl.StringSliceVarP(&o.kernels, "kernels", "k", nil, "`KERNELS` to package modules for (default all)")
-	fl.StringVar(&o.version, "version", "", "`VERSION` of the package, or git (default the module's)")
+	fl.StringVar(&o.as, "version", "", "`VERSION` of the package, or git (default the module's)")
 	fl.StringVar(&o.maintainer, "maintainer", "", "`NAME <ADDRESS>` of who answers for the package")
 	fl.StringVar(&o.out, "out", "out", "`DIR` for the packages")
 	cmd.MarkFlagsOneRequired("prebuilt", "source")
@@ -101,7 +103,7 @@ type madePackage struct {
 	SHA256  string `json:"sha256"`
 }
 
-func (a *app) runMakePackages(ctx context.Context, f distpkg.Format, src string, o packageOptions) error {
+func (a *app) runMakePackages(ctx context.Context, f distpkg.Format, args []string, o packageOptions) error {
 	p := packaging{app: a, format: f, time: distpkg.Epoch, maintainer: nobody}
 	if s := a.env("SOURCE_DATE_EPOCH"); s != "" {
 		n, err := strconv.ParseInt(s, 10, 64)
@@ -122,7 +124,14 @@ func (a *app) runMakePackages(ctx context.Context, f distpkg.Format, src string,
 	if err := writable(o.out); err != nil {
 		return fmt.Errorf("--out: %w", err)
 	}
-	switch o.version {
+	src, err := o.subject(args)
+	if err != nil {
+		return err
+	}
+	if p.root, err = a.openRoot(o.hostOptions); err != nil {
+		return err
+	}
+	switch o.as {
 	case "":
 	case "git":
 		v, err := gitVersion(ctx, src)
@@ -131,17 +140,16 @@ func (a *app) runMakePackages(ctx context.Context, f distpkg.Format, src string,
 		}
 		p.version = v
 	default:
-		if err := f.CheckVersion(o.version); err != nil {
+		if err := f.CheckVersion(o.as); err != nil {
 			return fmt.Errorf("--version: %w", err)
 		}
-		p.exact = o.version
+		p.exact = o.as
 	}
 	var list []toWrite
-	var err error
 	if o.source {
 		list, err = p.ofSource(ctx, src, o.out)
 	} else {
-		list, err = p.prebuilt(ctx, src, o.kernels)
+		list, err = p.prebuilt(ctx, src, o.kernels, o.out)
 	}
 	if err != nil {
 		return err
@@ -203,6 +211,7 @@ func gitVersion(ctx context.Context, dir string) (distpkg.Version, error) {
 // packaging makes packages of one module.
 type packaging struct {
 	*app
+	root       *host.Root
 	format     distpkg.Format
 	exact      string          // version of the packages
 	version    distpkg.Version // else they have this one, whose base can be the module's
@@ -249,46 +258,27 @@ func (p *packaging) write(ctx context.Context, list []toWrite, out string) ([]ma
 }
 
 // prebuilt are the packages of what was built, one for each kernel.
-func (p *packaging) prebuilt(ctx context.Context, src string, list []string) ([]toWrite, error) {
+func (p *packaging) prebuilt(ctx context.Context, src string, list []string, out string) ([]toWrite, error) {
 	selectors, err := listSelectors(list)
 	if err != nil {
 		return nil, err
 	}
-	results, err := p.results()
+	found, err := p.keptOf(ctx, p.root, src, selectors, []string{out})
 	if err != nil {
 		return nil, err
 	}
-	found, err := p.storedOf(ctx, results, src, selectors, nil)
-	if err != nil {
-		return nil, err
-	}
-	var out []toWrite
-	for _, s := range found {
-		if s.meta.Status == artifact.Skipped {
-			p.board.Warn(fmt.Sprintf("%s: no package: %s", s.kernel(), s.meta.Reason))
-			continue
-		}
-		e, err := results.Get(ctx, s.Key)
+	var packages []toWrite
+	for _, k := range found {
+		w, err := p.ofKernel(k.meta, k.files)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("%s: %w", k.kernel(), err)
 		}
-		meta, files, err := artifact.Read(e.Image)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", s.kernel(), err)
+		if i := slices.IndexFunc(packages, func(o toWrite) bool { return p.format.FileName(o.Package) == p.format.FileName(w.Package) }); i >= 0 {
+			return nil, fmt.Errorf("the packages for %s and %s would have the same name; name one of them with --kernels", packages[i].kernel, w.kernel)
 		}
-		w, err := p.ofKernel(meta, files)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", s.kernel(), err)
-		}
-		if i := slices.IndexFunc(out, func(o toWrite) bool { return p.format.FileName(o.Package) == p.format.FileName(w.Package) }); i >= 0 {
-			return nil, fmt.Errorf("the packages for %s and %s would have the same name; name one of them with --kernels", out[i].kernel, w.kernel)
-		}
-		out = append(out, w)
+		packages = append(packages, w)
 	}
-	if len(out) == 0 {
-		return nil, &exitError{code: exitSkipped, err: errors.New("every kernel was skipped by the module's BUILD_EXCLUSIVE rules; there is nothing to package")}
-	}
-	return out, nil
+	return packages, nil
 }
 
 // ofKernel is the package of the modules for a kernel.
@@ -344,7 +334,7 @@ var moduleLicence = regexp.MustCompile(`(?m)^\s*MODULE_LICENSE\s*\(\s*"([ -~]{1,
 
 // ofSource is the package of a source.
 func (p *packaging) ofSource(ctx context.Context, src, out string) ([]toWrite, error) {
-	source, err := p.openSource(ctx, src, []string{out})
+	source, err := p.keptSource(ctx, p.root, src, []string{out})
 	if err != nil {
 		return nil, err
 	}

@@ -67,6 +67,9 @@ func Parse(text string) (Reference, error) {
 	return r, nil
 }
 
+// InLayout names the repository in a layout directory, whatever its path is like.
+func InLayout(dir string) Reference { return Reference{dir: filepath.Clean(dir)} }
+
 // IsLayout tells whether it names a layout directory.
 func (r Reference) IsLayout() bool { return r.dir != "" }
 

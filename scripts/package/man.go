@@ -58,13 +58,16 @@ func manPage(c *cobra.Command, date, version string) string {
 		p(".SH EXIT STATUS")
 		for _, line := range strings.Split(status, "\n") {
 			line = strings.TrimSpace(line)
-			code, meaning, _ := strings.Cut(line, " ")
+			code, meaning, _ := strings.Cut(line, "  ")
+			if meaning == "" {
+				code, meaning, _ = strings.Cut(line, " ")
+			}
 			switch {
 			case line == "":
 				p(".PP")
-			case strings.Trim(code, "0123456789") == "":
+			case strings.Trim(code, "0123456789, ") == "":
 				p(".TP\n.B %s\n%s", roff(code), roff(strings.TrimSpace(meaning)))
-			default:
+			default: // of the last one
 				p("%s", roff(line))
 			}
 		}

@@ -235,7 +235,7 @@ func (r *Root) Close() error {
 }
 
 var (
-	releaseForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9.+~_-]{0,200}$`)
+	releaseForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9.+~_-]*$`)
 	hexForm     = regexp.MustCompile(`^[0-9a-f]{64}$`)
 )
 
@@ -243,7 +243,7 @@ var (
 func check(lock kernels.Lock) error {
 	k := lock.Kernel
 	for _, s := range []string{k.Distro, k.Suite, k.Arch, k.Release, lock.Compiler} {
-		if !releaseForm.MatchString(s) {
+		if len(s) > 201 || !releaseForm.MatchString(s) {
 			return fmt.Errorf("lock has the unusable name %q", s)
 		}
 	}

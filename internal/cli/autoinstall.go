@@ -158,6 +158,7 @@ func (a *app) autoinstall(ctx context.Context, root *host.Root, modules []host.M
 	if len(todo) == 0 {
 		return nil, nil
 	}
+	a.refresh = !a.offline // a kernel that has just come is newer than an index of some hours ago
 	ks, o := []artifact.Kernel{k}, installOptions{build: defaultBuild()}
 	short, stop := limited(ctx, limit)
 	defer stop()

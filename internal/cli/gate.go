@@ -92,6 +92,7 @@ func (a *app) runGate(ctx context.Context, o hostOptions) error {
 			wanted = append(wanted, m)
 		}
 	}
+	a.refresh = !a.offline // as autoinstall does
 	got, err := a.obtain(ctx, root, inOrder(wanted), ks, obtainOptions{buildOptions: defaultBuild()})
 	if err != nil {
 		return err

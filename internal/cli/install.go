@@ -22,9 +22,9 @@ import (
 // installOptions say how modules are installed.
 type installOptions struct {
 	hostOptions
-	build  buildOptions
-	signer *kmod.Signer // nil: not signed
-	adopt  bool         // what dkms has installed of the same module is replaced
+	build buildOptions
+	sign  signOptions
+	adopt bool // what dkms has installed of the same module is replaced
 }
 
 // installExits are the exit codes of commands that install.
@@ -56,6 +56,8 @@ What is installed already is left as it is; --force puts it there anew.
 Modules of the kernel's own with the same names are moved aside, and put back by uninstall. A newer version that is there is a
 refusal, as is a file that this tool didn't write; --force moves it aside, too. An install that fails leaves all as it was.
 
+` + signHelp + `
+
 ` + moduleHelp + `
 ` + kernelHelp + exitStatus(installExits...),
 		Example: `  godkms-hermetic install hello/1.0
@@ -76,6 +78,7 @@ func (o *installOptions) installFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	o.forceFlag(f, "install all the same: what is installed already, is there in a newer version, or is in the way")
 	o.depmodFlag(f)
+	o.sign.flags(f)
 	f.StringVar(&o.build.engine, "engine", o.build.engine, "what runs a build: sandbox, docker, or auto, the first of them that works here")
 	f.IntVarP(&o.build.jobs, "jobs", "j", o.build.jobs, "processes at a time")
 	cmd.RegisterFlagCompletionFunc("engine", cobra.FixedCompletions(engineNames, cobra.ShellCompDirectiveNoFileComp))
@@ -165,6 +168,10 @@ func withDepends(root *host.Root, m host.Module) ([]host.Module, error) {
 // install obtains modules for kernels and installs them, each after those before it, which it may need. One failure stops no other, but
 // for what needs it. The answers are as those of obtain; what is installed has the status ui.Installed.
 func (a *app) install(ctx context.Context, root *host.Root, modules []host.Module, ks []artifact.Kernel, o installOptions) ([]obtained, error) {
+	signer, err := a.signer(root, o.sign)
+	if err != nil {
+		return nil, hostError(root, err)
+	}
 	there, err := intact(root)
 	if err != nil {
 		return nil, hostError(root, err)
@@ -185,7 +192,8 @@ func (a *app) install(ctx context.Context, root *host.Root, modules []host.Modul
 		}
 		var l lack
 		for _, m := range modules {
-			if rec, ok := m.Find(k.Release, k.Arch); ok && !o.force && !o.adopt && there[wish{m.Module, m.Version, rec.Kernel}] {
+			if rec, ok := m.Find(k.Release, k.Arch); ok && !o.force && !o.adopt && there[wish{m.Module, m.Version, rec.Kernel}] &&
+				(signer == nil || signer.Name() == rec.Signer) {
 				c := obtained{module: m.Registration, kernel: k, status: ui.Installed, from: rec.From, already: true, report: reportOf(m, k)}
 				c.report.Status, c.report.Key, c.report.Digest = ui.Installed, rec.Key.String(), rec.Artifact.String()
 				got[wish{m.Module, m.Version, k}] = c
@@ -219,7 +227,7 @@ func (a *app) install(ctx context.Context, root *host.Root, modules []host.Modul
 		for _, m := range modules {
 			c := got[wish{m.Module, m.Version, k}]
 			if c.err == nil && c.image != nil {
-				c.err = a.installOne(ctx, root, c, broken, o)
+				c.err = a.installOne(ctx, root, c, broken, signer, o)
 				if ctx.Err() != nil {
 					return nil, context.Cause(ctx)
 				}
@@ -239,13 +247,13 @@ func (a *app) install(ctx context.Context, root *host.Root, modules []host.Modul
 }
 
 // installOne installs what was obtained, unless what it needs is among what couldn't be installed.
-func (a *app) installOne(ctx context.Context, root *host.Root, c obtained, broken map[string]error, o installOptions) error {
+func (a *app) installOne(ctx context.Context, root *host.Root, c obtained, broken map[string]error, signer *kmod.Signer, o installOptions) error {
 	for _, name := range c.module.Depends {
 		if err := broken[name]; err != nil {
 			return &exitError{code: exitDepends, err: fmt.Errorf("BUILD_DEPENDS %q isn't installed: %w", name, err)}
 		}
 	}
-	_, err := root.Install(ctx, host.Install{Artifact: c.image, From: c.from, Signer: o.signer, Force: o.force, Adopt: o.adopt})
+	_, err := root.Install(ctx, host.Install{Artifact: c.image, From: c.from, Signer: signer, Force: o.force, Adopt: o.adopt})
 	return hostError(root, err)
 }
 
@@ -337,6 +345,9 @@ The kernels are those of -k, or with --all every one that it is built for. The d
 	}
 	o.moduleFlags(a, cmd)
 	o.kernelFlags(cmd)
+	if far == removing {
+		o.forceFlag(cmd.Flags(), "remove a module whose state is broken, too")
+	}
 	o.depmodFlag(cmd.Flags())
 	cmd.ValidArgsFunction = o.completeModules(a)
 	return cmd
@@ -352,6 +363,11 @@ func (a *app) runWithdraw(ctx context.Context, far withdraw, o hostOptions, args
 		return err
 	}
 	m, err := root.Module(module, version)
+	if errors.Is(err, host.ErrBroken) && far == removing && o.force {
+		a.board.Warn(err.Error())
+		m.Records = slices.DeleteFunc(m.Records, func(rec host.Record) bool { return rec.State == host.Broken }) // they go with the module
+		err = nil
+	}
 	if err != nil {
 		return hostError(root, err)
 	}

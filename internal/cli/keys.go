@@ -73,9 +73,9 @@ no module without a signature of a key that they trust.` + exitStatus("0  done",
   signing.pem   the certificate
   signing.der   the certificate again, as mokutil and firmware take it
 
-Without --out the folder is /var/lib/godkms-hermetic/keys, and modules that are installed are signed from then on. The certificate
-is for signing modules and nothing else: it has the key usage of Ubuntu's own keys for that (1.3.6.1.4.1.2312.16.1.2), for which shim
-loads no boot loader or kernel that is signed with the key. A key that is there is never replaced.` + exitStatus(
+Without --out the folder is /var/lib/godkms-hermetic/keys, and modules that are installed are signed from then on. The
+certificate is for signing modules and nothing else: it has the key usage of Ubuntu's own keys for that
+(1.3.6.1.4.1.2312.16.1.2), with which shim loads no boot loader or kernel. A key that is there is never replaced.` + exitStatus(
 			"  0  the key was made",
 			"  1  there is one already, the command line is wrong, or the files can't be written"),
 		Example: "  godkms-hermetic keys generate\n  godkms-hermetic keys generate --cn 'Example Ltd. modules' --out ./modules-key",
@@ -92,8 +92,8 @@ loads no boot loader or kernel that is signed with the key. A key that is there 
 	enroll := &cobra.Command{
 		Use:   "enroll",
 		Short: "Have the firmware of this machine trust the key",
-		Long: `Asks for the key's certificate to be among those that this machine's firmware trusts (Machine Owner Keys), with mokutil, which asks
-for a password. It is there after the next boot, at which a blue screen asks for that password, once.` + exitStatus(
+		Long: `Asks for the key's certificate to be among those that this machine's firmware trusts (Machine Owner Keys), with mokutil, which
+asks for a password. It is there after the next boot, at which a blue screen asks for that password, once.` + exitStatus(
 			"0  mokutil has taken it, or it is trusted already",
 			"1  there is no key, no mokutil or no Secure Boot; it says what to do"),
 		Example: "  godkms-hermetic keys enroll",
@@ -107,8 +107,8 @@ for a password. It is there after the next boot, at which a blue screen asks for
 	status := &cobra.Command{
 		Use:   "status",
 		Short: "Show the key, and whether kernels want signatures",
-		Long: `Shows which key modules are signed with, what its certificate says, whether this machine's firmware trusts it, and for each kernel of
-the host whether it would refuse a module without a signature, and why.` + exitStatus(
+		Long: `Shows which key modules are signed with, what its certificate says, whether this machine's firmware trusts it, and for each
+kernel of the host whether it would refuse a module without a signature, and why.` + exitStatus(
 			"0  it was shown, or there is no key",
 			"1  the key can't be read, or isn't that of the certificate"),
 		Example: "  godkms-hermetic keys status\n  godkms-hermetic keys status --sign-key my.key --sign-cert my.pem --format json",
@@ -296,7 +296,7 @@ func (a *app) runKeysEnroll(ctx context.Context, o signOptions) error {
 			"or carry the certificate in DER to the firmware's own menu for keys, on a FAT file system")
 	}
 	if !root.SecureBoot() {
-		return errors.New("Secure Boot is off here, or there is no EFI, and then nobody asks the firmware for a key; " +
+		return errors.New("this machine was started without Secure Boot, and then nobody asks the firmware for a key; " +
 			"turn it on in the firmware's menu, or enroll the certificate all the same, in DER, with mokutil --import")
 	}
 	state, why := enrolled(ctx, der)

@@ -28,8 +28,10 @@ import (
 )
 
 // signHelp is for commands that sign modules.
-const signHelp = `Modules are signed with the key of --sign-key, else that of [signing] in the configuration, else the one that 'keys generate' made for
-the host; where there is none they stay as they are built. A key that can't be used is an error, and no module is left unsigned for it.`
+const signHelp = `Modules are signed with the key of --sign-key, else that of [signing] in the configuration, else the one that 'keys generate'
+made for the host; where there is none they stay as they are built. A key that can't be used is an error: nothing is installed
+unsigned for it. The key may be in a token, as pkcs11:token=T;object=KEY?pin-source=file:/path, which takes the program openssl and
+its engine for PKCS#11. The environment variable KBUILD_SIGN_PIN has the PIN, or the password of a key's file.`
 
 // signOptions say what modules are signed with.
 type signOptions struct{ key, cert string }
@@ -69,7 +71,7 @@ func (a *app) signFiles(root *host.Root, o signOptions) (signOptions, error) {
 	case c.Key != "":
 		for _, path := range []string{c.Key, c.Cert} {
 			if path != "" && !filepath.IsAbs(path) && !isToken(path) {
-				return o, fmt.Errorf("modules %w: [signing] of the configuration names %q, which must begin with / or pkcs11:", host.ErrSigning, path)
+				return o, fmt.Errorf("modules %w: [signing] of the configuration names %q, which must be an absolute path or a pkcs11: URI", host.ErrSigning, path)
 			}
 		}
 		return signOptions{c.Key, c.Cert}, nil
@@ -244,7 +246,8 @@ func (k opensslKey) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]
 		if ctx.Err() != nil {
 			err = fmt.Errorf("no answer within %s", opensslPatience)
 		}
-		return nil, fmt.Errorf("openssl with %s: %w: %s%s", withoutPIN(k.name), err, withoutPIN(strings.TrimSpace(errs.String())), hint)
+		said := strings.TrimSpace(strings.ReplaceAll(errs.String(), "Engine \"pkcs11\" set.\n", ""))
+		return nil, fmt.Errorf("openssl with %s: %w: %s%s", withoutPIN(k.name), err, withoutPIN(strings.ReplaceAll(said, "\n", "; ")), hint)
 	}
 	ok := false
 	switch pub := k.public.(type) {

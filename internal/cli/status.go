@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -70,12 +71,14 @@ func (a *app) runStatus(o hostOptions, args []string) error {
 			Modules []host.Line `json:"modules"`
 		}{list(lines)})
 	}
-	for _, l := range lines {
-		if err := a.println(l.String()); err != nil {
-			return err
-		}
+	if len(lines) == 0 {
+		return nil
 	}
-	return nil
+	var text []string
+	for _, l := range lines {
+		text = append(text, l.String())
+	}
+	return a.println(strings.Join(text, "\n"))
 }
 
 func (a *app) matchCommand() *cobra.Command {
@@ -251,6 +254,9 @@ func (a *app) adopt(ctx context.Context, root *host.Root, d host.DKMSModule, o i
 		if k.Installed {
 			releases, arch = append(releases, k.Release), k.Arch
 		}
+	}
+	if m, err = root.Module(d.Module, d.Version); err == nil && d.Source == "" && len(releases) == 0 { // what was cut off is finished
+		return m, nil, root.ReleaseFromDKMS(ctx, d.Module, d.Version)
 	}
 	o.hostOptions.arch, o.adopt = arch, true
 	ks, err := o.complete(root, releases)

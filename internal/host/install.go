@@ -639,12 +639,15 @@ func (r *Root) Uninstall(ctx context.Context, module, version string, k artifact
 
 func (r *Root) uninstall(ctx context.Context, module, version string, k artifact.Kernel) (Record, error) {
 	m, err := r.Module(module, version)
-	if err != nil {
+	if err != nil && !errors.Is(err, ErrBroken) { // of what is broken, the record that counts may be whole
 		return Record{}, err
 	}
 	rec, ok := m.Find(k.Release, k.Arch)
 	if !ok || rec.State != Installed {
-		return Record{}, fmt.Errorf("%s/%s for %s: %w", module, version, k.Release, ErrNotAdded)
+		if err == nil {
+			err = fmt.Errorf("%s/%s for %s: %w", module, version, k.Release, ErrNotAdded)
+		}
+		return Record{}, err
 	}
 	c := &change{
 		What:    fmt.Sprintf("the uninstall of %s/%s for %s", module, version, k.Release),

@@ -213,7 +213,7 @@ func (r *Root) Forget(ctx context.Context, module, version string, k artifact.Ke
 	}
 	defer unlock()
 	m, err := r.Module(module, version)
-	if err != nil {
+	if err != nil && !errors.Is(err, ErrBroken) {
 		return err
 	}
 	rec, ok := m.Find(k.Release, k.Arch)
@@ -306,7 +306,7 @@ func loadModule(dir, module, version string) (Module, error) {
 			}
 			if err != nil {
 				m.damaged = true
-				broken = append(broken, fmt.Errorf("%s/%s is %w: its registration %q can't be read: %w; remove the module, and add it again",
+				broken = append(broken, fmt.Errorf("%s/%s is %w: its registration %q can't be read: %w; 'remove --force' removes the module, which then can be added again",
 					module, version, ErrBroken, path, err))
 				continue
 			}
@@ -403,21 +403,28 @@ func Newest(modules []Module) []Module {
 // stateLimit is how large a file of the state may be, in bytes. Those of a module with a hundred files have 50 kB.
 const stateLimit = 1 << 20
 
-// readJSON reads a file of the state. What isn't a regular file is an error: the root may be anybody's. Errors don't name the file.
-func readJSON(path string, value any) (err error) {
-	defer func() {
-		if p := (*fs.PathError)(nil); errors.As(err, &p) {
-			err = p.Err
-		}
-	}()
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+// readJSON reads a file of the state. What isn't a regular file is an error: the root may be anybody's. Errors don't name the file. The
+// status reads hundreds of them, and os.File would make twice as many system calls.
+func readJSON(path string, value any) error {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, stateLimit))
-	if err != nil {
-		return err
+	defer unix.Close(fd)
+	b := make([]byte, 0, 2048)
+	for len(b) < stateLimit {
+		b = slices.Grow(b, 1)
+		n, err := unix.Read(fd, b[len(b):cap(b)])
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			break
+		}
+		b = b[:len(b)+n]
 	}
 	return json.Unmarshal(b, value)
 }

@@ -40,6 +40,13 @@ type options struct {
 }
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == signCommand {
+		if err := signOne(os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, "sign:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	var o options
 	flag.StringVar(&o.tool, "tool", "bin/godkms-hermetic", "the program to measure")
 	flag.StringVar(&o.cache, "cache", "", "`DIR` that keeps downloads for the next time (default: a temporary one); unfinished work is in it too, some 8 GB")

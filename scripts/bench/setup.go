@@ -48,6 +48,9 @@ type bench struct {
 	shared       string   // the one that is a shared cache
 	many         string   // the root of a host with many modules
 	manyOfDKMS   string   // dkms's tree, which has some of them
+	keys         string   // a folder with a key
+	unsigned     string   // a module
+	signFile     string   // the kernel's own program
 	lock         *os.File // of the folder that work is in
 	say          func(string, ...any)
 }

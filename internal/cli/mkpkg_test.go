@@ -218,7 +218,7 @@ func TestMakeSource(t *testing.T) {
 	}
 
 	// Names that would stand in scripts.
-	for _, name := range []string{"a'b", "$(id)", "-m", "..", "a/b", "a\nb"} {
+	for _, name := range []string{"a'b", "$(id)", "-m", "..", "a/b", "a\nb", "a=b"} {
 		writeFile(t, filepath.Join(src, "dkms.conf"), "PACKAGE_NAME=\""+strings.ReplaceAll(name, "$", `\$`)+"\"\nPACKAGE_VERSION=1\nBUILT_MODULE_NAME=good\nDEST_MODULE_LOCATION=/extra\n")
 		if r := run(t, t.TempDir(), "mkdeb", "--source", src, "--out", t.TempDir()); r.code == 0 {
 			t.Errorf("a module %q was packaged: %s", name, r.out)

@@ -583,6 +583,48 @@ func TestChangedMeanwhile(t *testing.T) {
 	}
 }
 
+// A file of ours that somebody else writes just when it is to go is not ours any more.
+func TestChangedJustThen(t *testing.T) {
+	t.Parallel()
+	r := newRoot(t)
+	hasOne(t, r)
+	ours := filepath.Join(r.lib, "updates/dkms/hello.ko")
+	hit := reopen(t, r.Dir(), Options{Step: func(name string) error {
+		if name == "take updates/dkms/hello.ko" {
+			write(t, ours, []byte("theirs"))
+		}
+		return nil
+	}})
+	if _, err := hit.Uninstall(t.Context(), "hello", "1.0", bookworm); !errors.Is(err, ErrRefused) || !says(err, ours) {
+		t.Errorf("Uninstall: %v", err)
+	}
+	if b, err := os.ReadFile(ours); string(b) != "theirs" {
+		t.Errorf("it is %q, %v", b, err)
+	}
+	// And one that comes where one of ours is to be put.
+	dir, old, _, _ := scenarios[0].walk(t)
+	r = reopen(t, dir, Options{})
+	comes := filepath.Join(r.lib, "updates/dkms/hello.ko")
+	hit = reopen(t, dir, Options{Step: func(name string) error {
+		if name == "put updates/dkms/hello.ko" {
+			write(t, comes, []byte("theirs"))
+		}
+		return nil
+	}})
+	if err := doInstall("1.0")(t.Context(), t, hit); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("Install: %v", err)
+	}
+	if b, err := os.ReadFile(comes); string(b) != "theirs" {
+		t.Errorf("it is %q, %v", b, err)
+	}
+	if err := os.RemoveAll(filepath.Join(r.lib, "updates")); err != nil {
+		t.Fatal(err)
+	}
+	if d := difference(old, snapshot(t, dir)); len(d) > 0 {
+		t.Errorf("an install that fails changes:\n%s", strings.Join(d, "\n"))
+	}
+}
+
 // Processes wait for each other: here two of them for every module.
 func TestAtOnce(t *testing.T) {
 	t.Parallel()

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto"
 	"errors"
 	"fmt"
 	"io"
@@ -33,6 +34,7 @@ import (
 // packageOptions are the flags of mkdeb and mkrpm.
 type packageOptions struct {
 	hostOptions
+	sign             signOptions
 	prebuilt, source bool
 	as, maintainer   string // version and maintainer of the packages
 	out              string
@@ -55,7 +57,8 @@ func (a *app) mkpkgCommand(f distpkg.Format) *cobra.Command {
 With --prebuilt there is a package for each kernel that the module was built for, as
 hello` + example + `. Those of several kernels can be installed together; each needs its kernel's
 own package, and runs depmod. Nothing is built: what isn't in the cache is an error. The modules are not compressed; every kernel
-loads them so. Scripts of the module's own, as POST_INSTALL, are left out.
+loads them so. Scripts of the module's own, as POST_INSTALL, are left out. With --sign-key, or [signing] in the configuration,
+modules are signed; with an RSA key the same module has the same signature.
 
 With --source there is one package, with the source in /usr/src/<module>-<version>. Where it is installed this program, which the
 package depends on, builds the module for the kernels there, and for new ones.
@@ -66,6 +69,8 @@ folder's repository, as 1.0+3.gabcdef0 for the third commit after the tag v1.0; 
 SOURCE_DATE_EPOCH says, else from the year 2000. The maintainer is --maintainer, else $DEBFULLNAME <$DEBEMAIL>.` + exitStatus(
 			"  0  the packages are there",
 			"  1  the command line is wrong, there is no such source or result, or the files can't be written",
+			"  4  the state of the module is broken",
+			"  6  the modules can't be signed",
 			" 77  every kernel was skipped (BUILD_EXCLUSIVE in dkms.conf)",
 			"130  interrupted"),
 		Example: `  godkms-hermetic mk` + string(f) + ` --prebuilt hello/1.0 --kernels 'debian/bookworm:*'
@@ -75,17 +80,21 @@ SOURCE_DATE_EPOCH says, else from the year 2000. The maintainer is --maintainer,
 			return a.runMakePackages(cmd.Context(), f, args, o)
 		},
 	}
-	o.moduleFlags(a, cmd)
+	o.moduleFlags(cmd)
 	fl := cmd.Flags()
 	fl.BoolVar(&o.prebuilt, "prebuilt", false, "package built modules, for each kernel")
 	fl.BoolVar(&o.source, "source", false, "package the source")
 	fl.StringSliceVarP(&o.kernels, "kernels", "k", nil, "`KERNELS` to package modules for (default all)")
 	fl.StringVar(&o.as, "version", "", "`VERSION` of the package, or git (default the module's)")
 	fl.StringVar(&o.maintainer, "maintainer", "", "`NAME <ADDRESS>` of who answers for the package")
+	o.sign.flags(fl)
+	fl.Lookup("sign-key").Usage = "`KEY` to sign modules with: a PEM file, or pkcs11:… (default the configuration's, else none)"
 	fl.StringVar(&o.out, "out", "out", "`DIR` for the packages")
 	cmd.MarkFlagsOneRequired("prebuilt", "source")
 	cmd.MarkFlagsMutuallyExclusive("prebuilt", "source")
-	cmd.MarkFlagsMutuallyExclusive("source", "kernels")
+	for _, name := range []string{"kernels", "sign-key", "sign-cert"} {
+		cmd.MarkFlagsMutuallyExclusive("source", name)
+	}
 	cmd.MarkFlagDirname("out")
 	for _, name := range []string{"kernels", "version", "maintainer"} {
 		cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions)
@@ -100,6 +109,7 @@ type madePackage struct {
 	Version string `json:"version"`
 	Arch    string `json:"arch"`             // as Debian names it
 	Kernel  string `json:"kernel,omitempty"` // that its modules are for
+	Signer  string `json:"signer,omitempty"` // common name of the certificate that they are signed for
 	SHA256  string `json:"sha256"`
 }
 
@@ -131,6 +141,12 @@ func (a *app) runMakePackages(ctx context.Context, f distpkg.Format, args []stri
 	if p.root, err = a.openRoot(o.hostOptions); err != nil {
 		return err
 	}
+	// The key of this host would do on this host alone.
+	if o.sign != (signOptions{}) || a.config.Signing.Key != "" {
+		if p.signer, err = a.signer(p.root, o.sign); err != nil {
+			return hostError(p.root, err)
+		}
+	}
 	switch o.as {
 	case "":
 	case "git":
@@ -152,7 +168,7 @@ func (a *app) runMakePackages(ctx context.Context, f distpkg.Format, args []stri
 		list, err = p.prebuilt(ctx, src, o.kernels, o.out)
 	}
 	if err != nil {
-		return err
+		return hostError(p.root, err)
 	}
 	made, err := p.write(ctx, list, o.out)
 	if err != nil {
@@ -217,12 +233,13 @@ type packaging struct {
 	version    distpkg.Version // else they have this one, whose base can be the module's
 	maintainer string
 	time       time.Time
+	signer     *kmod.Signer // of modules; nil leaves them as they are
 }
 
-// toWrite is a package, and the kernel that it's for, if it is for one.
+// toWrite is a package, and the kernel that it's for, if it is for one, and whose signatures it has.
 type toWrite struct {
 	distpkg.Package
-	kernel string
+	kernel, signer string
 }
 
 // write writes packages: all or none.
@@ -250,7 +267,7 @@ func (p *packaging) write(ctx context.Context, list []toWrite, out string) ([]ma
 				return nil, err
 			}
 			names = append(names, name)
-			made = append(made, madePackage{filepath.Join(out, name), w.Name, w.Version, w.Arch, w.kernel, digest})
+			made = append(made, madePackage{filepath.Join(out, name), w.Name, w.Version, w.Arch, w.kernel, w.signer, digest})
 		}
 		return names, nil
 	})
@@ -299,9 +316,19 @@ func (p *packaging) ofKernel(m artifact.Meta, files []artifact.File) (w toWrite,
 	var licences []string
 	var about, text strings.Builder
 	for _, f := range files {
-		info, err := modinfo(f)
+		module, err := readModule(f)
 		if err != nil {
 			return w, fmt.Errorf("%s: %w", f.Name, err)
+		}
+		info, err := kmod.Read(bytes.NewReader(module), int64(len(module)))
+		if err != nil {
+			return w, fmt.Errorf("%s: %w", f.Name, err)
+		}
+		if p.signer != nil {
+			if module, err = p.signer.Sign(module, signHash); err != nil {
+				return w, fmt.Errorf("%s %w: %w", f.Name, host.ErrSigning, err)
+			}
+			w.signer = p.signer.Name()
 		}
 		fmt.Fprintf(&about, "\n%s\n", f.Name)
 		for _, key := range []string{"author", "license"} {
@@ -312,7 +339,8 @@ func (p *packaging) ofKernel(m artifact.Meta, files []artifact.File) (w toWrite,
 		licences = append(licences, ui.Clean(info.Get("license")))
 		fmt.Fprintf(&text, "\n%s: %s", f.Name, ui.Clean(info.Get("description")))
 		w.Files = append(w.Files, distpkg.File{
-			Path: path.Join(modulesDir(k), k.Release, f.Dest, f.Name), Mode: 0o644, Size: f.Size, Open: f.Open,
+			Path: path.Join(modulesDir(k), k.Release, f.Dest, f.Name), Mode: 0o644, Size: int64(len(module)),
+			Open: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(module)), nil },
 		})
 	}
 	for _, e := range m.Extras {
@@ -493,16 +521,18 @@ fi
 	return distpkg.Scripts{PostInstall: script, PostRemove: script}
 }
 
-// modinfo reads what a module says of itself.
-func modinfo(f artifact.File) (*kmod.Module, error) {
+// signHash is what modules in packages are signed with: their kernel's own choice isn't known, but this one every kernel with signatures
+// has, for certificates.
+const signHash = crypto.SHA256
+
+func readModule(f artifact.File) ([]byte, error) {
+	if f.Size > distpkg.MaxBytes {
+		return nil, fmt.Errorf("it has %d bytes; a package has at most %d", f.Size, int64(distpkg.MaxBytes))
+	}
 	r, err := f.Open()
 	if err != nil {
 		return nil, err
 	}
 	defer r.Close()
-	b, err := io.ReadAll(r)
-	if err != nil {
-		return nil, err
-	}
-	return kmod.Read(bytes.NewReader(b), int64(len(b)))
+	return io.ReadAll(r)
 }

@@ -16,7 +16,10 @@ import (
 
 func command(t *testing.T, name string, args ...string) string {
 	t.Helper()
-	out, err := exec.Command(need.Program(t, name), args...).CombinedOutput()
+	if !filepath.IsAbs(name) {
+		name = need.Program(t, name)
+	}
+	out, err := exec.Command(name, args...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
 	}
@@ -54,20 +57,52 @@ func TestPackages(t *testing.T) {
 	}
 
 	root := hosttest.New(t, "/bin/false")
-	deb, err := os.ReadFile(made[distpkg.Deb])
-	if err != nil {
-		t.Fatal(err)
+	put := func(file, as string) {
+		t.Helper()
+		b, err := os.ReadFile(file)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(root.Dir, as), b, 0o644)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
-	if err := os.WriteFile(filepath.Join(root.Dir, "tool.deb"), deb, 0o644); err != nil {
-		t.Fatal(err)
+	put(made[distpkg.Deb], "/tool.deb")
+	for _, module := range []string{"hello", "broken"} {
+		out := filepath.Join(dir, module)
+		command(t, program, "mkdeb", "--source", "../../testdata/"+module, "--out", out, "--cache-dir", filepath.Join(dir, "cache"))
+		debs, _ := filepath.Glob(filepath.Join(out, "*.deb"))
+		put(debs[0], "/"+module+".deb")
 	}
-	root.Must("dpkg", "-i", "/tool.deb")
+	k := hosttest.Kernel(t, "6.1.", "cloud-amd64")
+	root.Must("apt-get", "install", "-y", "-q", "-o", "Dpkg::Use-Pty=0", "--no-install-recommends", root.KernelPackage(k))
+
+	// With the program come modules, one of which can't be built; and all is configured.
+	t.Log(root.Must("dpkg", "-i", "/tool.deb", "/hello.deb", "/broken.deb"))
+	if out := root.Must("dpkg", "--audit"); out != "" {
+		t.Errorf("dpkg --audit says\n%s", out)
+	}
 	if out := root.Must(name, "version"); !strings.HasPrefix(out, name+" ") {
 		t.Errorf("version says %s", out)
 	}
 	if out := root.Must(name, "hooks", "status"); strings.Count(out, " installed ") < 4 {
 		t.Errorf("hooks status says\n%s", out)
 	}
+	status := root.Must(name, "status")
+	for _, want := range []string{"hello/1.0, " + k.Release + ", x86_64: installed\n", "broken/"} {
+		if !strings.Contains(status, want) {
+			t.Errorf("no %q in the status:\n%s", want, status)
+		}
+	}
+	root.Must("modprobe", "-S", k.Release, "--show-depends", "hello")
+	root.Must("dpkg", "-r", "hello-hermetic", "broken-hermetic")
+	if out := root.Must(name, "status"); out != "" {
+		t.Errorf("when they are gone, the status is\n%s", out)
+	}
+	if _, code := root.Run("modprobe", "-S", k.Release, "--show-depends", "hello"); code == 0 {
+		t.Error("the module is still there")
+	}
+	root.Must("dpkg", "-P", name)
 }
 
 // The manual has a page for every command, in which two checkers find no fault, and none of what help says is lost.

@@ -237,6 +237,36 @@ func TestListAndLastUsed(t *testing.T) {
 	}
 }
 
+// What others share stays.
+func TestRemove(t *testing.T) {
+	dir := t.TempDir()
+	d, err := cache.Open(dir, cache.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, d, "a", "1")
+	one := len(files(t, dir, "blobs"))
+	put(t, d, "b", "2")
+	for _, key := range []string{"b", "b", "never"} {
+		if err := d.Remove(context.Background(), hash(key)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check(t, d, "a", "1")
+	checkMissing(t, d, "b")
+	if n := len(files(t, dir, "blobs")); n != one {
+		t.Errorf("%d blobs are left of one entry; want %d", n, one)
+	}
+	if err := d.Remove(context.Background(), hash("a")); err != nil {
+		t.Fatal(err)
+	}
+	if left := append(files(t, dir, "blobs"), files(t, dir, "entries")...); len(left) != 0 {
+		t.Errorf("there still is %q", left)
+	}
+	put(t, d, "b", "2")
+	check(t, d, "b", "2")
+}
+
 func TestGC(t *testing.T) {
 	ctx := context.Background()
 	fill := func(t *testing.T) (string, *cache.Dir) {

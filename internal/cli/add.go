@@ -71,7 +71,7 @@ here, and new kernels get it if it is there.` + exitStatus(
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.runAdd(cmd.Context(), o, args) },
 	}
-	o.moduleFlags(a, cmd)
+	o.moduleFlags(cmd)
 	o.forceFlag(cmd.Flags(), "replace another source that is in /usr/src, and keep that one aside")
 	cmd.Flags().StringVar(&o.prebuilt, "prebuilt", "", "repository `REF` with prebuilt modules of it")
 	cmd.RegisterFlagCompletionFunc("prebuilt", cobra.NoFileCompletions)
@@ -134,12 +134,9 @@ func (a *app) add(ctx context.Context, root *host.Root, o addOptions, args []str
 		}
 		return g, err
 	}
-	path, err := root.Path(sourceOf(module, version))
+	path, err := registrable(root, module, version)
 	if err != nil {
 		return g, err
-	}
-	if conf := filepath.Join(path, "dkms.conf"); unix.Access(conf, unix.F_OK) != nil {
-		return g, &exitError{code: exitNoSource, err: fmt.Errorf("no source of %s/%s: there is no %s", module, version, conf)}
 	}
 	source, err := a.openToAdd(ctx, path)
 	if err != nil {
@@ -154,6 +151,17 @@ func (a *app) add(ctx context.Context, root *host.Root, o addOptions, args []str
 
 // sourceOf is the folder of a module's source in a root.
 func sourceOf(module, version string) string { return filepath.Join(sourceTree, module+"-"+version) }
+
+// registrable gives the folder with the source of a module that isn't registered.
+func registrable(root *host.Root, module, version string) (path string, err error) {
+	if path, err = root.Path(sourceOf(module, version)); err != nil {
+		return "", err
+	}
+	if conf := filepath.Join(path, "dkms.conf"); unix.Access(conf, unix.F_OK) != nil {
+		return "", &exitError{code: exitNoSource, err: fmt.Errorf("no source of %s/%s: there is no %s", module, version, conf)}
+	}
+	return path, nil
+}
 
 // hasSource tells whether a MODULE/VERSION is registered with a root, or its source is there.
 func hasSource(root *host.Root, name string) bool {
@@ -258,6 +266,8 @@ func (a *app) postAdd(ctx context.Context, root *host.Root, g host.Registration,
 	}
 	cmd := exec.CommandContext(ctx, script, words[1:]...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = g.Source, a.stderr, a.stderr
+	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C",
+		"module=" + g.Module, "module_version=" + g.Version, "source_tree=" + sourceTree, "dkms_tree=/var/lib/dkms"}
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("%s: POST_ADD: %s: %w", name, script, err)
 	}

@@ -129,7 +129,7 @@ digest of the artifact; where the modules are. With --format json it has one obj
 	f := cmd.Flags()
 	f.StringSliceVarP(&o.kernels, "kernels", "k", nil, "`KERNELS` to build for; required, but for MODULE/VERSION")
 	f.StringVar(&o.out, "out", "out", "`DIR` for modules and logs; for MODULE/VERSION there is none by default")
-	h.moduleFlags(a, cmd)
+	h.moduleFlags(cmd)
 	h.archFlags(cmd)
 	h.forceFlag(f, "build MODULE/VERSION again, although it's built")
 	f.StringVar(&o.engine, "engine", o.engine, "what runs the build: sandbox, docker, or auto, the first of them that works here")
@@ -145,6 +145,7 @@ digest of the artifact; where the modules are. With --format json it has one obj
 	f.StringVar(&o.push, "push", "", "push what was built to `REF`, a repository; {module} in it is the module's name")
 	cmd.RegisterFlagCompletionFunc("engine", cobra.FixedCompletions(engineNames, cobra.ShellCompDirectiveNoFileComp))
 	cmd.RegisterFlagCompletionFunc("kernels", a.completeKernels)
+	cmd.ValidArgsFunction = h.completeSources()
 	return cmd
 }
 

@@ -22,6 +22,20 @@ func (o hostOptions) isFor(args []string) bool {
 	})
 }
 
+// known is an error where a MODULE/VERSION that was named is neither registered nor can be: nothing else need be looked at then.
+func known(root *host.Root, o hostOptions, args []string) error {
+	for _, arg := range append(slices.Clone(args), o.module+"/"+o.version) {
+		if _, err := os.Stat(arg); err == nil || !moduleVersion.MatchString(arg) || isReference(arg) || hasSource(root, arg) {
+			continue
+		}
+		m := moduleVersion.FindStringSubmatch(arg)
+		if _, err := registrable(root, m[1], m[2]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // take gives the module that was named, which is added first if it isn't registered.
 func (a *app) take(ctx context.Context, root *host.Root, o hostOptions, args []string) (host.Module, error) {
 	g, err := a.add(ctx, root, addOptions{hostOptions: o}, args)
@@ -46,6 +60,9 @@ func (a *app) runHostBuild(ctx context.Context, h hostOptions, o buildOptions, a
 	h.kernels = o.kernels
 	root, err := a.openRoot(h)
 	if err != nil {
+		return err
+	}
+	if err := known(root, h, args); err != nil {
 		return err
 	}
 	ks, err := a.kernelsOf(root, h)

@@ -44,11 +44,11 @@ func (o *hostOptions) rootFlags(cmd *cobra.Command) {
 	cmd.MarkFlagDirname("root")
 }
 
-func (o *hostOptions) moduleFlags(a *app, cmd *cobra.Command) {
+func (o *hostOptions) moduleFlags(cmd *cobra.Command) {
 	o.rootFlags(cmd)
 	cmd.Flags().StringVarP(&o.module, "module", "m", "", "`MODULE`, or MODULE/VERSION")
 	cmd.Flags().StringVarP(&o.version, "module-version", "v", "", "`VERSION` of the module")
-	cmd.RegisterFlagCompletionFunc("module", o.completeModules(a))
+	cmd.RegisterFlagCompletionFunc("module", o.completeModules())
 	cmd.RegisterFlagCompletionFunc("module-version", cobra.NoFileCompletions)
 }
 
@@ -266,8 +266,17 @@ func isReference(text string) bool {
 	return strings.HasPrefix(text, registry.Layout) || ok && (registryPart == "localhost" || strings.ContainsAny(registryPart, ".:"))
 }
 
+// completeSources offers the registered modules, and files.
+func (o *hostOptions) completeSources() cobra.CompletionFunc {
+	modules := o.completeModules()
+	return func(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
+		out, _ := modules(cmd, args, typed)
+		return out, cobra.ShellCompDirectiveDefault
+	}
+}
+
 // completeModules offers the registered modules.
-func (o *hostOptions) completeModules(a *app) cobra.CompletionFunc {
+func (o *hostOptions) completeModules() cobra.CompletionFunc {
 	return func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 		root, err := host.Open(o.root, host.Options{})
 		if err != nil || len(args) > 0 {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -94,6 +95,7 @@ func TestRecipe(t *testing.T) {
 	must(name+"installed", "godkms-hermetic", "status")
 	must("hello/1.0: removed", "godkms-hermetic", "remove", "hello/1.0", "--all", "--no-depmod")
 
+	few(t, r.Dir, k.Release)
 	must("hello/1.0: added", "godkms-hermetic", "add", "-m", "hello", "-v", "1.0")
 	must(name+"built", "godkms-hermetic", "build", "-m", "hello", "-v", "1.0")
 	must(name+"installed", "godkms-hermetic", "install", "-m", "hello", "-v", "1.0")
@@ -149,6 +151,88 @@ func TestRecipe(t *testing.T) {
 	}
 	if out := r.Must("godkms-hermetic", "status"); strings.Contains(out, "bad") || !strings.Contains(out, "refused/1.0, "+k.Release+", x86_64: built\n") {
 		t.Errorf("status is %s", out)
+	}
+}
+
+// Modules that real dkms has built and installed are taken over, those that others need first. One that can't be had stays dkms's, to the
+// last file.
+func TestAdopt(t *testing.T) {
+	t.Parallel()
+	d, err := dkmstest.Open(dkmstest.Cache())
+	if err != nil {
+		t.Fatal(err)
+	}
+	tree, end := t.TempDir(), t.TempDir()
+	k := hostKernel(t, tree)
+	few(t, tree, k.Release)
+	for name, to := range map[string]string{"hello": "hello-1.0", "exporter": "exporter-1.2", "importer": "importer-3"} {
+		copySource(t, name, filepath.Join(tree, "usr/src", to))
+		copySource(t, name, filepath.Join(end, "usr/src", to))
+	}
+	root, err := d.Root(t.Context(), k, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	session, err := root.Run(t.Context(), tree, end, [][]string{
+		{"dkms", "install", "exporter/1.2", "-k", k.Release}, {"dkms", "install", "importer/3", "-k", k.Release}, {"dkms", "install", "hello/1.0", "-k", k.Release},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range session.Steps {
+		if s.Code != 0 {
+			t.Fatalf("dkms: exit code %d: %s", s.Code, s.Output)
+		}
+	}
+	if err := os.MkdirAll(filepath.Join(end, "etc"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{"etc/os-release": "ID=debian\nVERSION_CODENAME=bookworm\n", "usr/src/hello-1.0/hello.c": "#error no\n"} {
+		if err := os.WriteFile(filepath.Join(end, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("usr/lib", filepath.Join(end, "lib")); err != nil {
+		t.Fatal(err)
+	}
+	ours := func(want string, code int, args ...string) {
+		t.Helper()
+		var out, errs bytes.Buffer
+		got := Main(t.Context(), append(args, "--root", end, "--cache-dir", sharedCache(t), "-q"), &out, &errs)
+		if got != code || out.String() != want {
+			t.Errorf("%q: exit code %d, prints\n%s\nwant %d and\n%s\n%s", args, got, &out, code, want, &errs)
+		}
+	}
+	at := ", " + k.Release + ", x86_64: installed"
+	ours("exporter/1.2"+at+" (by dkms)\nhello/1.0"+at+" (by dkms)\nimporter/3"+at+" (by dkms)\n", 0, "status")
+	ours("", 1, "adopt")
+	ours("", 3, "adopt", "other/1")
+	ours("exporter/1.2"+at+"\nimporter/3"+at+"\n", exitBuild, "adopt", "--all")
+	ours("exporter/1.2"+at+"\nhello/1.0"+at+" (by dkms)\nimporter/3"+at+"\n", 0, "status")
+	if out, err := exec.Command("modprobe", "-d", end, "-S", k.Release, "--show-depends", "importer").CombinedOutput(); err != nil || !strings.Contains(string(out), "dkms/exporter.ko.xz") {
+		t.Errorf("modprobe finds %s (%v)", out, err)
+	}
+
+	copySource(t, "hello", filepath.Join(end, "usr/src/again"))
+	if err := os.Rename(filepath.Join(end, "usr/src/again/hello.c"), filepath.Join(end, "usr/src/hello-1.0/hello.c")); err != nil {
+		t.Fatal(err)
+	}
+	ours("hello/1.0"+at+"\n", 0, "adopt", "hello/1.0")
+	for _, m := range []string{"hello/1.0", "importer/3", "exporter/1.2"} {
+		ours(m+", "+k.Release+", x86_64: unbuilt\n"+m+": removed\n", 0, "remove", m, "--all")
+	}
+	if left, err := filepath.Glob(filepath.Join(end, "usr/lib/modules", k.Release, "updates/dkms/*")); err != nil || len(left) > 0 {
+		t.Errorf("there still is %q", left)
+	}
+}
+
+// few leaves one module of a kernel in a root, for depmod reads all, which takes five seconds.
+func few(t *testing.T, root, release string) {
+	t.Helper()
+	find := exec.Command("find", filepath.Join(root, "usr/lib/modules", release, "kernel"), "-name", "*.ko*", "!", "-name", "dummy.ko*", "-delete")
+	if out, err := find.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
 	}
 }
 

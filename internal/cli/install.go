@@ -66,10 +66,10 @@ refusal, as is a file that this tool didn't write; --force moves it aside, too. 
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.runInstall(cmd.Context(), o, args) },
 	}
-	o.moduleFlags(a, cmd)
+	o.moduleFlags(cmd)
 	o.kernelFlags(cmd)
 	o.installFlags(cmd)
-	cmd.ValidArgsFunction = o.completeModules(a)
+	cmd.ValidArgsFunction = o.completeSources()
 	return cmd
 }
 
@@ -89,6 +89,9 @@ func (a *app) runInstall(ctx context.Context, o installOptions, args []string) e
 	if err != nil {
 		return err
 	}
+	if err := known(root, o.hostOptions, args); err != nil {
+		return err
+	}
 	ks, err := a.kernelsOf(root, o.hostOptions)
 	if err != nil {
 		return err
@@ -97,7 +100,7 @@ func (a *app) runInstall(ctx context.Context, o installOptions, args []string) e
 	if err != nil {
 		return hostError(root, err)
 	}
-	modules, err := withDepends(root, m)
+	modules, err := withDepends(root, m, ks...)
 	if err != nil {
 		return hostError(root, err)
 	}
@@ -111,6 +114,11 @@ func (a *app) runInstall(ctx context.Context, o installOptions, args []string) e
 // reportInstalls prints how installs ended, and gives the error that they come to. Of others than what was asked for, those that were
 // installed are named.
 func (a *app) reportInstalls(got []obtained, asked []host.Module) error {
+	for _, c := range got {
+		if c.err != nil && strings.Contains(c.err.Error(), "\n") { // the rest of it
+			a.board.Warn(fmt.Sprintf("%s: %v", nameFor(c.module, c.kernel), c.err))
+		}
+	}
 	a.board.Close()
 	var reports []ui.Result
 	var codes []int
@@ -146,19 +154,26 @@ func (a *app) reportInstalls(got []obtained, asked []host.Module) error {
 	return outcome(reports, codes)
 }
 
-// withDepends gives a module and, before it, the registered ones that it may need, of each the newest version.
-func withDepends(root *host.Root, m host.Module) ([]host.Module, error) {
+// withDepends gives a module and, before it, the registered ones that it may need: of each the version that one of the kernels has
+// installed, or else the newest.
+func withDepends(root *host.Root, m host.Module, ks ...artifact.Kernel) ([]host.Module, error) {
 	all, err := root.Modules()
 	if err != nil && !errors.Is(err, host.ErrBroken) {
 		return nil, err
 	}
-	newest := host.Newest(all)
+	installed := slices.DeleteFunc(slices.Clone(all), func(m host.Module) bool {
+		return !slices.ContainsFunc(ks, func(k artifact.Kernel) bool {
+			rec, _ := m.Find(k.Release, k.Arch)
+			return rec.State == host.Installed
+		})
+	})
+	offers := append(host.Newest(installed), host.Newest(all)...)
 	out := []host.Module{m}
 	for i := 0; i < len(out); i++ { // grows
 		for _, name := range out[i].Depends {
 			has := func(o host.Module) bool { return o.Module == name }
-			if j := slices.IndexFunc(newest, has); j >= 0 && !slices.ContainsFunc(out, has) {
-				out = append(out, newest[j])
+			if j := slices.IndexFunc(offers, has); j >= 0 && !slices.ContainsFunc(out, has) {
+				out = append(out, offers[j])
 			}
 		}
 	}
@@ -236,7 +251,6 @@ func (a *app) install(ctx context.Context, root *host.Root, modules []host.Modul
 					broken[m.Module] = c.err
 					c.status = ui.Failed
 					c.report.Reason, _, _ = strings.Cut(c.err.Error(), "\n")
-					a.board.Warn(fmt.Sprintf("%s: %v", nameFor(c.module, k), c.err))
 				}
 				c.report.Status = c.status
 			}
@@ -253,7 +267,19 @@ func (a *app) installOne(ctx context.Context, root *host.Root, c obtained, broke
 			return &exitError{code: exitDepends, err: fmt.Errorf("BUILD_DEPENDS %q isn't installed: %w", name, err)}
 		}
 	}
-	_, err := root.Install(ctx, host.Install{Artifact: c.image, From: c.from, Signer: signer, Force: o.force, Adopt: o.adopt})
+	m, err := root.Module(c.module.Module, c.module.Version)
+	if err != nil {
+		return hostError(root, err)
+	}
+	before, _ := m.Find(c.kernel.Release, c.kernel.Arch)
+	rec, err := root.Install(ctx, host.Install{Artifact: c.image, From: c.from, Signer: signer, Force: o.force, Adopt: o.adopt})
+	if err != nil || before.State != host.Installed || before.Key == rec.Key {
+		return hostError(root, err)
+	}
+	results, err := rootResults(root, a.board.Warn) // has what was installed before, too
+	if err == nil {
+		err = results.Remove(ctx, before.Key)
+	}
 	return hostError(root, err)
 }
 
@@ -332,7 +358,8 @@ func (a *app) withdrawCommand(far withdraw, name, short, long string) *cobra.Com
 		Long: long + `
 
 ` + moduleHelp + `
-The kernels are those of -k, or with --all every one that it is built for. The default is as that of install.` + exitStatus(
+The kernels are those of -k, or with --all every one that it is built for. The default is as that of install. With --format json
+the output is that of status for the module as it is then.` + exitStatus(
 			"  0  done, or there was nothing to do",
 			"  1  the command line is wrong, or the root can't be changed",
 			"  3  the module is not registered",
@@ -343,13 +370,13 @@ The kernels are those of -k, or with --all every one that it is built for. The d
 		Args:    cobra.MaximumNArgs(1),
 		RunE:    func(cmd *cobra.Command, args []string) error { return a.runWithdraw(cmd.Context(), far, o, args) },
 	}
-	o.moduleFlags(a, cmd)
+	o.moduleFlags(cmd)
 	o.kernelFlags(cmd)
 	if far == removing {
 		o.forceFlag(cmd.Flags(), "remove a module whose state is broken, too")
 	}
 	o.depmodFlag(cmd.Flags())
-	cmd.ValidArgsFunction = o.completeModules(a)
+	cmd.ValidArgsFunction = o.completeModules()
 	return cmd
 }
 
@@ -377,10 +404,9 @@ func (a *app) runWithdraw(ctx context.Context, far withdraw, o hostOptions, args
 	}
 	var ks []artifact.Kernel
 	switch {
-	case o.all || far == removing && len(m.Records) == 0:
-		if len(o.kernels) > 0 {
-			return errors.New("-k and --all exclude each other")
-		}
+	case o.all && len(o.kernels) > 0:
+		return errors.New("-k and --all exclude each other")
+	case o.all, far == removing && len(o.kernels) == 0 && !slices.ContainsFunc(m.Records, isThere):
 		for _, rec := range m.Records {
 			ks = append(ks, rec.Kernel)
 		}
@@ -389,6 +415,7 @@ func (a *app) runWithdraw(ctx context.Context, far withdraw, o hostOptions, args
 			return err
 		}
 	}
+	var lines []string
 	var failures []error
 	for _, k := range ks {
 		text, err := a.withdraw(ctx, root, results, m, k, far)
@@ -397,28 +424,27 @@ func (a *app) runWithdraw(ctx context.Context, far withdraw, o hostOptions, args
 		}
 		if err != nil {
 			failures = append(failures, hostError(root, err))
-			continue
 		}
-		if err := a.println(text...); err != nil {
-			return err
+		lines = append(lines, text...)
+	}
+	if far == removing && len(failures) == 0 {
+		switch err := root.Remove(ctx, module, version); {
+		case err == nil:
+			lines = append(lines, fmt.Sprintf("%s/%s: removed", module, version))
+		case !errors.Is(err, host.ErrRemains): // where another kernel has it, it stays
+			failures = append(failures, hostError(root, err))
 		}
 	}
-	if len(failures) > 0 {
-		slices.SortStableFunc(failures, func(a, b error) int { return codeOf(a) - codeOf(b) })
-		return errors.Join(failures...)
+	if a.json() {
+		err = a.runStatus(hostOptions{root: o.root, module: module, version: version}, nil)
+	} else {
+		err = a.println(lines...)
 	}
-	if far != removing {
-		return nil
-	}
-	err = root.Remove(ctx, module, version)
-	if errors.Is(err, host.ErrRemains) { // another kernel has it
-		return nil
-	}
-	if err != nil {
-		return hostError(root, err)
-	}
-	return a.println(fmt.Sprintf("%s/%s: removed", module, version))
+	slices.SortStableFunc(failures, func(a, b error) int { return codeOf(a) - codeOf(b) })
+	return errors.Join(append(failures, err)...)
 }
+
+func isThere(rec host.Record) bool { return rec.State == host.Built || rec.State == host.Installed }
 
 // withdraw takes a module off one kernel, and says so.
 func (a *app) withdraw(ctx context.Context, root *host.Root, results *cache.Dir, m host.Module, k artifact.Kernel, far withdraw) (text []string, err error) {

@@ -80,7 +80,7 @@ SOURCE_DATE_EPOCH says, else from the year 2000. The maintainer is --maintainer,
 			return a.runMakePackages(cmd.Context(), f, args, o)
 		},
 	}
-	o.moduleFlags(a, cmd)
+	o.moduleFlags(cmd)
 	fl := cmd.Flags()
 	fl.BoolVar(&o.prebuilt, "prebuilt", false, "package built modules, for each kernel")
 	fl.BoolVar(&o.source, "source", false, "package the source")

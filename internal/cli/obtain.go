@@ -162,6 +162,11 @@ func (x *obtaining) find(ctx context.Context, modules []host.Module, ks []artifa
 		wish
 		result builder.Result
 	}
+	if slices.ContainsFunc(modules, func(m host.Module) bool { return m.Reference != "" }) {
+		if _, err := x.registries(); err != nil { // once for all
+			return err
+		}
+	}
 	hits := make([]*hit, len(modules)*len(ks))
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(8)
@@ -315,16 +320,23 @@ func (x *obtaining) keep(ctx context.Context, g host.Registration, k artifact.Ke
 	if err != nil {
 		return err
 	}
-	log := b.Log
-	status := b.Status
+	log, status := b.Log, b.Status
 	if *b, err = resultOf(e); err != nil {
 		return err
 	}
 	b.Log, b.Status = log, status
+	m, err := x.root.Module(g.Module, g.Version)
+	if err != nil {
+		return err
+	}
+	before, _ := m.Find(k.Release, k.Arch)
 	err = x.root.Note(ctx, host.Record{Module: g.Module, Version: g.Version, Kernel: k, State: host.Built, Key: b.Key, Artifact: b.Digest, From: from,
 		Changed: time.Now().UTC().Truncate(time.Second)})
-	if errors.Is(err, host.ErrRefused) { // what is installed stays, and its record
+	switch {
+	case errors.Is(err, host.ErrRefused): // what is installed stays, and its record
 		return nil
+	case err == nil && before.State == host.Built && before.Key != b.Key:
+		return x.kept.Remove(ctx, before.Key)
 	}
 	return err
 }

@@ -40,12 +40,12 @@ With -k it is about these kernels only, and a module that has nothing for one of
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error { return a.runStatus(o, args) },
 	}
-	o.moduleFlags(a, cmd)
+	o.moduleFlags(cmd)
 	cmd.Flags().StringSliceVarP(&o.kernels, "kernel", "k", nil, "`RELEASE` of a kernel, or a list with commas; can be repeated (default all)")
 	cmd.Flags().StringVarP(&o.arch, "arch", "a", "", "`ARCH` of the kernels, as the distribution or uname names it (default all)")
 	cmd.RegisterFlagCompletionFunc("kernel", o.completeKernels)
 	cmd.RegisterFlagCompletionFunc("arch", cobra.NoFileCompletions)
-	cmd.ValidArgsFunction = o.completeModules(a)
+	cmd.ValidArgsFunction = o.completeModules()
 	return cmd
 }
 
@@ -96,7 +96,7 @@ func (a *app) matchCommand() *cobra.Command {
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return a.runMatch(cmd.Context(), o, template) },
 	}
-	o.moduleFlags(a, cmd)
+	o.moduleFlags(cmd)
 	o.kernelFlags(cmd)
 	o.installFlags(cmd)
 	cmd.Flags().StringVar(&template, "templatekernel", "", "`RELEASE` of the kernel whose modules are wanted")
@@ -171,7 +171,7 @@ Nothing is installed before all kernels' modules are there. As long as one is mi
 		Args:    cobra.MaximumNArgs(1),
 		RunE:    func(cmd *cobra.Command, args []string) error { return a.runAdopt(cmd.Context(), o, args) },
 	}
-	o.moduleFlags(a, cmd)
+	o.moduleFlags(cmd)
 	o.installFlags(cmd)
 	cmd.Flags().BoolVar(&o.all, "all", false, "every module that dkms manages")
 	cmd.ValidArgsFunction = func(_ *cobra.Command, args []string, _ string) (out []string, _ cobra.ShellCompDirective) {

@@ -70,7 +70,7 @@ taken. Modules that were built of another state of the source are an error.` + e
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.runMakeTarball(cmd.Context(), o, args) },
 	}
-	o.moduleFlags(a, cmd)
+	o.moduleFlags(cmd)
 	f := cmd.Flags()
 	f.StringSliceVarP(&o.kernels, "kernels", "k", nil, "`KERNELS` to pack modules for (default all)")
 	f.BoolVar(&o.sourceOnly, "source-only", false, "no modules")

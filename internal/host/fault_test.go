@@ -1,6 +1,7 @@
 package host
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -410,6 +411,22 @@ func TestDepmodFails(t *testing.T) {
 			}
 		})
 	}
+	t.Run("for the first time", func(t *testing.T) {
+		r := newRoot(t)
+		names, err := filepath.Glob(filepath.Join(r.lib, "modules.*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range names {
+			if depmodFiles.MatchString(filepath.Base(name)) {
+				if err := os.Remove(name); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		fakeDepmod(t, `$depmod "$@"; exit 3`)
+		r.fails(t, Install{Artifact: img}, ErrDepmod)
+	})
 	t.Run("uninstall", func(t *testing.T) {
 		hasOne(t, r)
 		before := snapshot(t, r.Dir())
@@ -468,6 +485,32 @@ func TestCancelled(t *testing.T) {
 			t.Errorf("cancelled at %q:\n%s", steps[n], strings.Join(d, "\n"))
 		}
 		cancel()
+	}
+}
+
+// Between a crash and the next command the kernel's package may come with other modules.
+func TestChangedMeanwhile(t *testing.T) {
+	t.Parallel()
+	dir, _, _, steps := scenarios[0].walk(t)
+	r := reopen(t, dir, Options{Step: cutAt(slices.Index(steps, "commit"))})
+	if err := doInstall("1.0")(t.Context(), t, r); !errors.Is(err, errCut) {
+		t.Fatal(err)
+	}
+	newer := bytesOf(t, own[1])
+	for _, name := range []string{own[0], "kernel/drivers/net/another.ko"} {
+		write(t, filepath.Join(r.lib, name), newer)
+	}
+	r = reopen(t, dir, Options{})
+	if err := r.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for module, want := range map[string]string{"dummy": own[0], "another": "kernel/drivers/net/another.ko", "hello": ""} {
+		if got := resolves(t, dir, module); got != want {
+			t.Errorf("modprobe %s finds %q; want %q", module, got, want)
+		}
+	}
+	if b, err := os.ReadFile(filepath.Join(r.lib, own[0])); err != nil || !bytes.Equal(b, newer) || !r.warn.has(own[0], "meanwhile") {
+		t.Errorf("the newer module is not left, %v; warnings %q", err, r.warn.lines)
 	}
 }
 

@@ -200,7 +200,11 @@ func (i *installation) unpack() error {
 
 // check refuses what the kernel wouldn't load, and runs PRE_INSTALL.
 func (i *installation) check(ctx context.Context) (err error) {
-	if i.tree, err = readTree(i.lib); err != nil {
+	var names []string
+	for _, m := range i.modules {
+		names = append(names, m.name)
+	}
+	if i.tree, err = readTree(i.lib, names...); err != nil {
 		return err
 	}
 	i.native = i.tree.native(i.lib)
@@ -236,7 +240,7 @@ func (i *installation) check(ctx context.Context) (err error) {
 		i.r.o.Warn(err.Error())
 	}
 	if ran {
-		i.tree, err = readTree(i.lib)
+		i.tree, err = readTree(i.lib, names...)
 	}
 	return err
 }
@@ -277,7 +281,7 @@ func (i *installation) plan(dkms *os.Root) error {
 		i.r.o.Warn(s + ": it is left out; --force replaces it")
 	}
 	for _, m := range i.modules {
-		m.dest = path.Join(m.Dest, strings.TrimSuffix(m.Name, ".ko")+suffixes[i.tree.compression])
+		m.dest = path.Join(m.Dest, strings.TrimSuffix(m.Name, ".ko")+compressions[i.tree.compression].suffix)
 		for _, there := range i.tree.named[m.name] {
 			if err := i.clear(m, there); err != nil {
 				return err
@@ -531,7 +535,7 @@ func (i *installation) ready(m *module) (err error) {
 		return err
 	}
 	defer f.Close()
-	w, err := kmod.Compress(f, i.tree.compression)
+	w, err := kmod.Compress(f, compressions[i.tree.compression].name)
 	if err != nil {
 		return err
 	}

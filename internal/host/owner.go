@@ -20,8 +20,8 @@ func (r *Root) dkmsOwner(release, path string) (module, version string) {
 	for _, m := range r.DKMSModules() {
 		for _, k := range m.Kernels {
 			if k.Installed && k.Release == release && !inTree(path) && slices.ContainsFunc(k.Files, func(f string) bool {
-				n, _ := moduleName(f)
-				return n == name
+				of, _ := moduleName(f)
+				return of == name
 			}) {
 				return m.Module, m.Version
 			}

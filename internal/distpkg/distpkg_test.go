@@ -86,7 +86,7 @@ func TestWrite(t *testing.T) {
 		if f == distpkg.Deb {
 			want = append(want, "hello\n", "-rwxr-xr-x root/root        10", "interest-noawait one", "Depends: base, linux-image-6.1.0-56-amd64 | linux-image-6.1.0-56-amd64-unsigned\n", "activate-noawait two")
 		} else {
-			want = append(want, "digests OK", "\nkernel-uname-r = 6.5.6-300.fc39.x86_64\n", "# trans", "-rwxr-xr-x", "localhost")
+			want = append(want, "digests OK", " kernel-uname-r = 6.5.6-300.fc39.x86_64\n", "# trans", "-rwxr-xr-x", "localhost")
 		}
 		for _, w := range want {
 			if !strings.Contains(text, w) {

@@ -219,6 +219,12 @@ func TestMakeSource(t *testing.T) {
 		t.Error("a command of the repository was run")
 	}
 
+	// Commits can't be counted where there are not all.
+	shallow := filepath.Join(t.TempDir(), "clone")
+	git("tag", "-d", "v1.6")
+	command(t, "git", "clone", "--quiet", "--depth=1", "file://"+src, shallow)
+	run(t, t.TempDir(), "mkdeb", "--source", shallow, "--version", "git", "--out", t.TempDir()).wants(t, 1, "the clone is shallow")
+
 	// Names that would stand in scripts.
 	for _, name := range []string{"a'b", "$(id)", "-m", "..", "a/b", "a\nb", "a=b"} {
 		writeFile(t, filepath.Join(src, "dkms.conf"), "PACKAGE_NAME=\""+strings.ReplaceAll(name, "$", `\$`)+"\"\nPACKAGE_VERSION=1\nBUILT_MODULE_NAME=good\nDEST_MODULE_LOCATION=/extra\n")

@@ -59,12 +59,12 @@ and a kernel that goes loses them, and a service that does what is left to do wh
 	}
 	sub("install", "Install the hooks, or bring them up to date",
 		`Writes the hooks for the package managers that the host has: for dpkg below /etc/kernel, for kernel-install below
-/usr/lib/kernel/install.d, for pacman below /usr/share/libalpm, and for systemd godkms-hermetic.service, which it enables. Hooks that an
-earlier version wrote are brought up to date. A file that was changed by hand, or is somebody else's, is left alone.
+/usr/lib/kernel/install.d, for pacman below /usr/share/libalpm, and for systemd godkms-hermetic.service, which it enables. Hooks
+that an earlier version wrote are brought up to date. A file that was changed by hand, or is somebody else's, is left alone.
 
-A hook never fails the package manager: what couldn't be had is in 'godkms-hermetic status' and in the journal. It gives up after 15
-minutes. What it downloads is kept in /var/cache/godkms-hermetic. The hooks call the program by its path in /usr/bin, /usr/local/bin or
-another such folder; where it's gone they do nothing.`,
+A hook never fails the package manager: what couldn't be had is in 'godkms-hermetic status' and in the journal. It gives up after
+15 minutes. What it downloads is kept in /var/cache/godkms-hermetic. The hooks call the program by its path in /usr/bin,
+/usr/local/bin or another such folder; where it's gone they do nothing.`,
 		"  godkms-hermetic hooks install\n  godkms-hermetic hooks install --root /mnt/image --for dpkg", a.installHooks)
 	sub("remove", "Remove the hooks", `Removes the hooks that 'hooks install' wrote. A file that was changed since is left alone.`,
 		"  godkms-hermetic hooks remove", func(_ context.Context, r *host.Root, program string, systems []string) error {

@@ -337,7 +337,7 @@ func (r *Root) clearOriginals(dkms *os.Root, module string, l dkmsLink) error {
 		return err
 	}
 	if left > 0 {
-		r.o.Warn(printable(fmt.Sprintf("%s stays: it has %d modules of %s that dkms moved aside", filepath.Join(dkms.Name(), dir), left, l.release)))
+		r.warnf("%s stays: it has %d modules of %s that dkms moved aside", filepath.Join(dkms.Name(), dir), left, l.release)
 		return nil
 	}
 	if err := dkms.RemoveAll(dir); err != nil {

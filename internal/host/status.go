@@ -184,6 +184,8 @@ func (r *Root) ours() ([]group, error) {
 	return groups, nil
 }
 
+func (r *Root) warnf(format string, a ...any) { r.warn(fmt.Errorf(format, a...)) }
+
 // warn tells an error, or each of those that are joined in it.
 func (r *Root) warn(err error) {
 	for line := range strings.SplitSeq(err.Error(), "\n") {

@@ -330,7 +330,7 @@ func (x *obtaining) keep(ctx context.Context, g host.Registration, k artifact.Ke
 		return err
 	}
 	b.Log, b.Status = log, status
-	m, err := x.root.Module(g.Module, g.Version)
+	m, err := x.root.ModuleFor(g.Module, g.Version, k)
 	if err != nil {
 		return err
 	}
@@ -425,7 +425,7 @@ func (x *obtaining) build(ctx context.Context, modules []host.Module, ks []artif
 		if _, ok := x.found[w]; ok || missing[w] || x.again {
 			continue
 		}
-		m, err := x.root.Module(w.module, w.version)
+		m, err := x.root.ModuleFor(w.module, w.version, w.kernel)
 		if err != nil {
 			continue
 		}
@@ -493,7 +493,7 @@ func (x *obtaining) offers(but []host.Module) ([]offer, error) {
 
 // noteFailure keeps a record of what couldn't be had, unless there is a better one.
 func (x *obtaining) noteFailure(ctx context.Context, c *obtained) error {
-	m, err := x.root.Module(c.module.Module, c.module.Version)
+	m, err := x.root.ModuleFor(c.module.Module, c.module.Version, c.kernel)
 	if err != nil {
 		return err
 	}

@@ -102,7 +102,7 @@ SOURCE_DATE_EPOCH says, else from the year 2000. The maintainer is --maintainer,
 	return cmd
 }
 
-// made is a package that was written.
+// madePackage is one that was written.
 type madePackage struct {
 	Path    string `json:"path"`
 	Name    string `json:"name"`
@@ -215,7 +215,11 @@ func gitVersion(ctx context.Context, dir string) (distpkg.Version, error) {
 	if text, err := git("describe", "--tags", "--long", "--abbrev=12"); err == nil {
 		return distpkg.ParseDescribe(text)
 	}
-	n, err := git("rev-list", "--count", "HEAD") // there is no tag
+	// There is no tag.
+	if shallow, err := git("rev-parse", "--is-shallow-repository"); err != nil || shallow != "false" {
+		return v, errors.Join(err, errors.New("the clone is shallow, and the commits since a tag can't be counted: git fetch --unshallow --tags"))
+	}
+	n, err := git("rev-list", "--count", "HEAD")
 	if err != nil {
 		return v, err
 	}
@@ -375,14 +379,15 @@ func (p *packaging) ofSource(ctx context.Context, src, out string) ([]toWrite, e
 	w := toWrite{Package: distpkg.Package{
 		Name: packageName(m + "-hermetic"), Version: p.versionOf(v), Arch: "all", Maintainer: p.maintainer, Time: p.time,
 		Summary: fmt.Sprintf("source of the kernel modules of %s", m),
-		Text: fmt.Sprintf("The source of %s %s, of which godkms-hermetic builds modules for\nthe kernels of this machine, and for new ones when they are installed.",
-			m, v),
+		Text: fmt.Sprintf("The source of %s %s, of which godkms-hermetic builds modules for\n"+
+			"the kernels of this machine, and for new ones when they are installed.", m, v),
 		Depends: []string{"godkms-hermetic"}, Provides: []string{packageName(m + "-dkms")}, Conflicts: []string{packageName(m + "-dkms")},
 		Scripts: sourceScripts(p.format, m+"/"+v), Triggers: distpkg.Triggers{Activate: []string{Trigger}},
 	}}
 	dir := path.Join("/usr/src", m+"-"+v)
 	w.Files = []distpkg.File{{Path: dir, Mode: fs.ModeDir | 0o755}}
 	var licences []string
+	var size int64
 	for tr := tar.NewReader(source.Tar()); ; {
 		h, err := tr.Next()
 		if err == io.EOF {
@@ -393,8 +398,8 @@ func (p *packaging) ofSource(ctx context.Context, src, out string) ([]toWrite, e
 		}
 		f := distpkg.File{Path: path.Join(dir, h.Name), Mode: h.FileInfo().Mode(), Link: h.Linkname}
 		if h.Typeflag == tar.TypeReg {
-			if h.Size > distpkg.MaxBytes {
-				return nil, fmt.Errorf("%s has %d bytes; a package has at most %d", h.Name, h.Size, int64(distpkg.MaxBytes))
+			if size += h.Size; size > distpkg.MaxBytes {
+				return nil, fmt.Errorf("the source has more than %d bytes, which is the most that a package takes", int64(distpkg.MaxBytes))
 			}
 			b, err := io.ReadAll(tr)
 			if err != nil {

@@ -9,7 +9,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/godkms-hermetic/godkms-hermetic/internal/distpkg"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/need"
+	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
 
 // packages is what mkdeb and mkrpm print as JSON.
@@ -217,11 +219,40 @@ func TestMakeSource(t *testing.T) {
 		t.Error("a command of the repository was run")
 	}
 
+	// Commits can't be counted where there are not all.
+	shallow := filepath.Join(t.TempDir(), "clone")
+	git("tag", "-d", "v1.6")
+	command(t, "git", "clone", "--quiet", "--depth=1", "file://"+src, shallow)
+	run(t, t.TempDir(), "mkdeb", "--source", shallow, "--version", "git", "--out", t.TempDir()).wants(t, 1, "the clone is shallow")
+
 	// Names that would stand in scripts.
 	for _, name := range []string{"a'b", "$(id)", "-m", "..", "a/b", "a\nb", "a=b"} {
 		writeFile(t, filepath.Join(src, "dkms.conf"), "PACKAGE_NAME=\""+strings.ReplaceAll(name, "$", `\$`)+"\"\nPACKAGE_VERSION=1\nBUILT_MODULE_NAME=good\nDEST_MODULE_LOCATION=/extra\n")
 		if r := run(t, t.TempDir(), "mkdeb", "--source", src, "--out", t.TempDir()); r.code == 0 {
 			t.Errorf("a module %q was packaged: %s", name, r.out)
+		}
+	}
+}
+
+func TestKernelPackages(t *testing.T) {
+	debian, ubuntu, fedora := kernels.Kernel{Distro: "debian", Suite: "trixie", Release: "R"}, kernels.Kernel{Distro: "ubuntu", Release: "R"}, kernels.Kernel{Distro: "fedora", Release: "R"}
+	for _, c := range []struct {
+		f    distpkg.Format
+		k    kernels.Kernel
+		want string
+	}{
+		{distpkg.Deb, debian, "linux-image-R | linux-image-R-unsigned"}, {distpkg.Deb, ubuntu, "linux-image-R | linux-image-unsigned-R"}, {distpkg.Deb, fedora, ""},
+		{distpkg.RPM, fedora, "kernel-uname-r = R"}, {distpkg.RPM, debian, ""},
+	} {
+		if got := strings.Join(kernelDepends(c.f, c.k), ", "); got != c.want {
+			t.Errorf("a .%s for %s depends on %q; want %q", c.f, c.k, got, c.want)
+		}
+	}
+	bookworm := debian
+	bookworm.Suite = "bookworm"
+	for k, want := range map[kernels.Kernel]string{debian: "/usr/lib/modules", bookworm: "/lib/modules", ubuntu: "/lib/modules", fedora: "/lib/modules"} {
+		if got := modulesDir(k); got != want {
+			t.Errorf("modules of %s are in %s; want %s", k, got, want)
 		}
 	}
 }

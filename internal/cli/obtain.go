@@ -92,6 +92,11 @@ func (a *app) obtain(ctx context.Context, root *host.Root, modules []host.Module
 	}
 	list := make([]obtained, len(out))
 	for i, c := range out {
+		if c.status == ui.Skipped && !o.dry { // whatever it failed for before
+			if err := forgetFailure(ctx, root, *c); err != nil {
+				return nil, hostError(root, err)
+			}
+		}
 		if c.err != nil {
 			c.status, c.image, c.report.Status = ui.Failed, nil, ui.Failed
 			c.report.Reason, _, _ = strings.Cut(c.err.Error(), "\n")

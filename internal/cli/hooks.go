@@ -20,11 +20,13 @@ import (
 
 func (a *app) hooksCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "hooks",
+		Use:   "hooks COMMAND",
 		Short: "Have modules follow the host's kernels",
 		Long: `Installs and removes the hooks of package managers, by which a new kernel gets the modules that the host has ('autoinstall'),
-and a kernel that goes loses them, and a service that does what is left to do when the host starts.`,
-		Args: cobra.NoArgs,
+and a kernel that goes loses them, and a service that does what is left to do when the host starts.` + exitStatus("0  done", "1  see the commands"),
+		Example: "  godkms-hermetic hooks install\n  godkms-hermetic hooks status",
+		Args:    cobra.NoArgs,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	var dir string
 	var systems []string

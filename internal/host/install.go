@@ -69,11 +69,7 @@ func (r *Root) install(ctx context.Context, in Install) (Record, error) {
 		return Record{}, err
 	}
 	defer lib.Close()
-	signer := ""
-	if in.Signer != nil {
-		signer = in.Signer.Name()
-	}
-	if rec, ok := m.Find(meta.Kernel.Release, meta.Kernel.Arch); ok && !in.Force && rec.State == Installed && rec.Artifact == digest && rec.Signer == signer {
+	if rec, ok := m.Find(meta.Kernel.Release, meta.Kernel.Arch); ok && !in.Force && rec.State == Installed && rec.Artifact == digest && rec.SignedBy(in.Signer) {
 		if there, err := rec.there(lib); err != nil || there {
 			return rec, err
 		}
@@ -108,7 +104,7 @@ func (r *Root) install(ctx context.Context, in Install) (Record, error) {
 	if err := i.plan(dkms); err != nil {
 		return Record{}, err
 	}
-	c, err := i.change(digest, signer)
+	c, err := i.change(digest)
 	if err != nil {
 		return Record{}, err
 	}
@@ -470,11 +466,14 @@ func (r *Root) takeOwn(lib *os.Root, rec Record, f File) (_ take, ok bool, err e
 }
 
 // change signs and compresses, and puts the change together.
-func (i *installation) change(digest v1.Hash, signer string) (*change, error) {
+func (i *installation) change(digest v1.Hash) (*change, error) {
 	k, now := i.meta.Kernel, time.Now().UTC()
 	rec := Record{
 		Module: i.g.Module, Version: i.g.Version, Kernel: k, State: Installed, Key: i.meta.Key, Artifact: digest,
-		From: i.in.From, Signer: signer, Originals: i.keep, Changed: now,
+		From: i.in.From, Originals: i.keep, Changed: now,
+	}
+	if s := i.in.Signer; s != nil {
+		rec.Signer, rec.Signature = s.Name(), s.Fingerprint()
 	}
 	c := &change{What: fmt.Sprintf("the install of %s/%s for %s", i.g.Module, i.g.Version, k.Release), Release: k.Release,
 		Take: i.take, Keep: i.move, Adopted: i.adopted}
@@ -564,7 +563,8 @@ func (i *installation) ready(m *module) (err error) {
 
 // taken is a record when its module is no longer installed.
 func (rec Record) taken(now time.Time) Record {
-	rec.State, rec.Signer, rec.Files, rec.Originals, rec.Folders, rec.PostRemove, rec.Changed = Built, "", nil, nil, nil, "", now
+	rec.State, rec.Signer, rec.Signature, rec.PostRemove = Built, "", "", ""
+	rec.Files, rec.Originals, rec.Folders, rec.Changed = nil, nil, nil, now
 	return rec
 }
 

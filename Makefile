@@ -46,7 +46,9 @@ test-packages bench-packages:
 	get="apt-get install -y -q --no-install-recommends"; \
 	$$get $$missing >/dev/null 2>&1 || { apt-get update -q && $$get $$missing; }
 
-deb rpm: ## a package of the program: in out, with manual, completions and hooks
+deb: ## the program as a Debian package, with its manual, completions and hooks, in out
+rpm: ## the same as an RPM package
+deb rpm:
 	go build -trimpath -buildvcs=auto -ldflags '-s -w' -o out/package/godkms-hermetic ./cmd/godkms-hermetic
 	go run ./scripts/package -program out/package/godkms-hermetic -out out $@
 

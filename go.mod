@@ -19,7 +19,7 @@ require (
 	github.com/rogpeppe/go-internal v1.16.0 // testscript, for tests alone; BSD
 	github.com/spf13/cobra v1.10.2 // commands, help, completions; Apache-2.0
 	github.com/spf13/pflag v1.0.10 // what cobra's flags are made of; BSD
-	github.com/ulikunitz/xz v0.5.17 // xz for modules: a module of 100 kB takes 8 ms; BSD, no dependencies
+	github.com/ulikunitz/xz v0.5.17 // writes xz, for modules: 8 ms for one of 100 kB; BSD, no dependencies
 	github.com/vbauerster/mpb/v8 v8.9.3 // live lines on a terminal; Unlicense
 	golang.org/x/crypto v0.57.0 // DER of signatures, byte by byte; BSD
 	golang.org/x/sync v0.22.0 // groups of goroutines with one error; BSD

@@ -54,7 +54,7 @@ var mayImport = map[string][]string{
 	"internal/hosttest":        {"internal/dkmstest", "internal/need", "kernels"},
 	"internal/need":            {},
 	"scripts":                  {},
-	"scripts/bench":            {"internal/artifact", "internal/host", "internal/kmod", "internal/registrytest"},
+	"scripts/bench":            {"internal/artifact", "internal/dkmstest", "internal/host", "internal/kmod", "internal/registrytest", "kernels"},
 	"scripts/package":          {"internal/cli", "internal/distpkg", "internal/host"},
 	"scripts/compare-dkms":     {"builder/dkms", "internal/dkmstest", "kernels"},
 }

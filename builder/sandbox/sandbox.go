@@ -99,6 +99,11 @@ func start(ctx context.Context, layers []string, spec builder.Spec) (*sandbox, e
 	if errors.Is(err, unix.EPERM) && os.Geteuid() == 0 {
 		s, err = launch(false) // root without CAP_SETUID, as in some containers, may map only himself
 	}
+	if errors.Is(err, unix.EPERM) && os.Geteuid() == 0 {
+		if there, failed := launchFromChroot(); failed == nil {
+			s, err = there, nil
+		}
+	}
 	if err != nil {
 		return nil, explain(err)
 	}

@@ -148,6 +148,58 @@ func open(t *testing.T) string {
 }
 
 // Beyond what every engine refuses.
+// Root can start a sandbox from a chroot as well, and nothing of that is seen outside of it.
+func TestChroot(t *testing.T) {
+	if os.Getenv(layersVar) != "" || os.Geteuid() != 0 {
+		t.Skip("only root leaves a chroot")
+	}
+	dir := open(t)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var inside []string
+	for i, layer := range enginetest.NewRoot(t).Layers() {
+		inside = append(inside, "/layer "+strconv.Itoa(i))
+		if out, err := exec.Command("cp", "-a", layer, dir+inside[i]).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	const script = `set -e
+cp "$1" "$2/test"
+mkdir -p "$2/proc" "$2/dev" "$2/tmp"
+mount -t proc proc "$2/proc"
+mount --rbind /dev "$2/dev"
+cat /proc/self/mountinfo >"$2/before"
+chroot "$2" /test -test.run="^(TestChrooted|TestFirstProcess)$" -test.v
+cat /proc/self/mountinfo >"$2/after"
+cmp "$2/before" "$2/after"`
+	cmd := exec.CommandContext(t.Context(), "unshare", "--mount", "--propagation=slave", "--pid", "--fork", "--kill-child", "sh", "-c",
+		"mount --make-rshared /\n"+script, "sh", self, dir) // what is mounted would be seen outside
+	cmd.Env = append(os.Environ(), layersVar+"="+strings.Join(inside, "\n"))
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "--- PASS: TestChrooted") {
+		t.Errorf("in a chroot: %v\n%s", err, out)
+	}
+}
+
+// TestChrooted is run by TestChroot in a chroot.
+func TestChrooted(t *testing.T) {
+	if _, err := os.Stat("/layer 0"); err != nil {
+		t.Skip("not in a chroot")
+	}
+	if _, err := os.StartProcess("/proc/self/exe", nil, &os.ProcAttr{Sys: &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER}}); !errors.Is(err, unix.EPERM) {
+		t.Errorf("a user namespace in a chroot: %v; want %v", err, unix.EPERM)
+	}
+	sb := startWith(t, testRoot(t))
+	if got := output(t, sb, "[ ! -e /test ] && echo alone"); got != "alone" {
+		t.Errorf("in the sandbox: %q", got)
+	}
+	if _, err := os.Stat("/before"); err != nil { // this process is where it was
+		t.Error(err)
+	}
+}
+
 func TestClosed(t *testing.T) {
 	sb := startWith(t, testRoot(t))
 	for attempt, want := range map[string]string{

@@ -19,6 +19,7 @@ import (
 
 type autoinstallOptions struct {
 	hostOptions
+	sign  signOptions
 	limit time.Duration
 }
 
@@ -35,6 +36,8 @@ unless the kernel that has this release now is another one. Where there is nothi
 One module's failure stops no other, but for those that depend on it. It is kept for 'godkms-hermetic status', with the reason, is
 told to the system's journal, and is tried again the next time. A module that doesn't want this kernel (BUILD_EXCLUSIVE) is no failure.
 
+` + signHelp + `
+
 ` + kernelHelp + exitStatus(
 			"  0  all are installed, or don't want this kernel",
 			"  1  the command line is wrong, or the root can't be changed",
@@ -48,6 +51,7 @@ told to the system's journal, and is tried again the next time. A module that do
 	o.rootFlags(cmd)
 	o.kernelFlags(cmd)
 	o.depmodFlag(cmd.Flags())
+	o.sign.flags(cmd.Flags())
 	cmd.Flags().DurationVar(&o.limit, "timeout", 0, "give up after this time, as in 15m; what is ready then is installed (default never)")
 	return cmd
 }
@@ -80,7 +84,7 @@ func (a *app) runAutoinstall(ctx context.Context, o autoinstallOptions) error {
 		return hostError(root, err)
 	}
 	for _, k := range ks {
-		got, err := a.autoinstall(ctx, root, modules, k, o.limit)
+		got, err := a.autoinstall(ctx, root, modules, k, o)
 		if err != nil {
 			return err
 		}
@@ -143,8 +147,8 @@ func following(root *host.Root, all []host.Module) ([]host.Module, error) {
 }
 
 // autoinstall installs those of the modules that aren't installed for a kernel, and gives how that ended. What failed has been told, and
-// is kept. When limit has passed, 0 for none, what isn't ready fails. An error is one that stops all.
-func (a *app) autoinstall(ctx context.Context, root *host.Root, modules []host.Module, k artifact.Kernel, limit time.Duration) ([]obtained, error) {
+// is kept. When the limit has passed what isn't ready fails.
+func (a *app) autoinstall(ctx context.Context, root *host.Root, modules []host.Module, k artifact.Kernel, o autoinstallOptions) ([]obtained, error) {
 	var todo []host.Module
 	for _, m := range modules {
 		m, needed, err := a.needs(ctx, root, m, k)
@@ -159,15 +163,21 @@ func (a *app) autoinstall(ctx context.Context, root *host.Root, modules []host.M
 		return nil, nil
 	}
 	a.refresh = !a.offline // a kernel that has just come is newer than an index of some hours ago
-	ks, o := []artifact.Kernel{k}, installOptions{build: defaultBuild()}
-	short, stop := limited(ctx, limit)
+	ks, how := []artifact.Kernel{k}, installOptions{build: defaultBuild(), sign: o.sign}
+	short, stop := limited(ctx, o.limit)
 	defer stop()
-	got, err := a.install(short, root, todo, ks, o)
+	got, err := a.install(short, root, todo, ks, how)
 	if err != nil && short.Err() != nil && ctx.Err() == nil {
-		got, err = a.installReady(ctx, root, todo, ks, o, context.Cause(short))
+		got, err = a.installReady(ctx, root, todo, ks, how, context.Cause(short))
 	}
-	if err != nil {
-		return nil, err
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	if err != nil { // it's what all fail for
+		got = nil
+		for _, m := range todo {
+			got = append(got, failed(m, k, err))
+		}
 	}
 	for _, c := range got {
 		switch {
@@ -242,6 +252,8 @@ func (a *app) installReady(ctx context.Context, root *host.Root, modules []host.
 	if len(ready) == 0 {
 		return out, nil
 	}
+	ctx, stop := limited(ctx, 4*time.Minute) // the service has 20, of which 15 are gone
+	defer stop()
 	got, err := a.install(ctx, root, ready, ks, o)
 	return append(got, out...), err
 }

@@ -98,6 +98,7 @@ func TestAutoinstallAfterAnABIChange(t *testing.T) {
 		t.Errorf("without headers to compare with autoinstall says %s", out)
 	}
 
+	program(t, shared, "image", "build", "debian/bookworm:"+k.Release)
 	symvers, err := filepath.Glob(filepath.Join(shared, "images/layers/*/fs/usr/src/linux-headers-"+k.Release+"/Module.symvers"))
 	if err != nil {
 		t.Fatal(err)

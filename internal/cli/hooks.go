@@ -63,8 +63,8 @@ and a kernel that goes loses them, and a service that does what is left to do wh
 earlier version wrote are brought up to date. A file that was changed by hand, or is somebody else's, is left alone.
 
 A hook never fails the package manager: what couldn't be had is in 'godkms-hermetic status' and in the journal. It gives up after 15
-minutes. What it downloads is kept in /var/cache/godkms-hermetic. The hooks call the program where it is, if that's a folder of the
-system's, as /usr/bin, else by its name; where it's gone they do nothing.`,
+minutes. What it downloads is kept in /var/cache/godkms-hermetic. The hooks call the program by its path in /usr/bin, /usr/local/bin or
+another such folder; where it's gone they do nothing.`,
 		"  godkms-hermetic hooks install\n  godkms-hermetic hooks install --root /mnt/image --for dpkg", a.installHooks)
 	sub("remove", "Remove the hooks", `Removes the hooks that 'hooks install' wrote. A file that was changed since is left alone.`,
 		"  godkms-hermetic hooks remove", func(_ context.Context, r *host.Root, program string, systems []string) error {
@@ -92,6 +92,9 @@ func (a *app) installHooks(_ context.Context, r *host.Root, program string, syst
 			return fmt.Errorf("%s has none of %s; name one with --for", r.Dir(), strings.Join(host.HookSystems, ", "))
 		}
 	}
+	if !path.IsAbs(program) {
+		a.board.Warn(fmt.Sprintf("%s isn't in /usr/bin, /usr/local/bin or another such folder of %s: until it is, hooks do nothing", program, r.Dir()))
+	}
 	return errors.Join(r.InstallHooks(program, systems), a.printHooks(r, program, systems))
 }
 
@@ -117,8 +120,8 @@ func (a *app) printHooks(r *host.Root, program string, systems []string) error {
 // systemFolders are where hooks call the program by its path.
 var systemFolders = []string{"/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin", "/bin", "/sbin"}
 
-// hookProgram is what hooks of a root are to call: this program, if it's in a folder of the system's, or one of its name that is in such
-// a folder of another root, or else its name.
+// hookProgram is what hooks of a root are to call: this program, if the root is the one it runs on and it's in a folder of the system's, or
+// else the one of its name that is in such a folder of the root, or else its name.
 func hookProgram(r *host.Root) (string, error) {
 	const name = "godkms-hermetic"
 	if r.IsHost() {
@@ -129,7 +132,6 @@ func hookProgram(r *host.Root) (string, error) {
 		if slices.Contains(systemFolders, filepath.Dir(exe)) {
 			return exe, nil
 		}
-		return name, nil
 	}
 	for _, dir := range systemFolders {
 		at, err := r.Path(path.Join(dir, name))

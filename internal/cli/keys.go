@@ -2,9 +2,7 @@ package cli
 
 import (
 	"bytes"
-	"cmp"
 	"context"
-	"crypto"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
@@ -29,7 +27,6 @@ import (
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/durable"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/host"
-	"github.com/godkms-hermetic/godkms-hermetic/internal/kmod"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
 )
 
@@ -74,8 +71,8 @@ no module without a signature of a key that they trust.` + exitStatus("0  done",
   signing.der   the certificate again, as mokutil and firmware take it
 
 Without --out the folder is /var/lib/godkms-hermetic/keys, and modules that are installed are signed from then on. The
-certificate is for signing modules and nothing else: it has the key usage of Ubuntu's own keys for that
-(1.3.6.1.4.1.2312.16.1.2), with which shim loads no boot loader or kernel. A key that is there is never replaced.` + exitStatus(
+certificate is for signing modules and nothing else: by its extended key usage 1.3.6.1.4.1.2312.16.1.2, shim and GRUB load no
+boot loader or kernel that is signed with it. A key that is there is never replaced.` + exitStatus(
 			"  0  the key was made",
 			"  1  there is one already, the command line is wrong, or the files can't be written"),
 		Example: "  godkms-hermetic keys generate\n  godkms-hermetic keys generate --cn 'Example Ltd. modules' --out ./modules-key",
@@ -83,7 +80,7 @@ certificate is for signing modules and nothing else: it has the key usage of Ubu
 		RunE:    func(*cobra.Command, []string) error { return a.runKeysGenerate(g) },
 	}
 	g.rootFlags(generate)
-	generate.Flags().StringVar(&g.name, "cn", "godkms-hermetic module signing key", "`NAME` in the certificate, 64 characters at most")
+	generate.Flags().StringVar(&g.name, "cn", "", "`NAME` in the certificate, 64 characters at most (default godkms-hermetic module signing key, and the date)")
 	generate.Flags().IntVar(&g.days, "days", maxDays, "`N` days that the certificate is valid for; kernels don't look at it")
 	generate.Flags().StringVar(&g.out, "out", "", "`DIR` for the files, which is new or empty (default /var/lib/godkms-hermetic/keys of the root)")
 	generate.MarkFlagDirname("out")
@@ -122,8 +119,11 @@ kernel of the host whether it would refuse a module without a signature, and why
 }
 
 func (a *app) runKeysGenerate(o generateOptions) error {
-	if n := utf8.RuneCountInString(o.name); n == 0 || n > 64 || !utf8.ValidString(o.name) || strings.ContainsFunc(o.name, unicode.IsControl) {
-		return fmt.Errorf("--cn is %q: it must have 1 to 64 characters", o.name)
+	if o.name == "" {
+		o.name = "godkms-hermetic module signing key " + time.Now().UTC().Format(time.DateOnly)
+	}
+	if utf8.RuneCountInString(o.name) > 64 || !utf8.ValidString(o.name) || strings.ContainsFunc(o.name, unicode.IsControl) {
+		return fmt.Errorf("--cn is %q: it can have 64 characters, and none of them control ones", o.name)
 	}
 	if o.days < 1 || o.days > maxDays {
 		return fmt.Errorf("--days is %d: it can be 1 to %d", o.days, maxDays)
@@ -182,11 +182,8 @@ func thereAlready(dir string, there []fs.DirEntry) error {
 	return fmt.Errorf("%s is not empty, there is %s; choose another folder with --out", dir, there[0].Name())
 }
 
-// Extended key usages: what code is signed for, and that it is modules alone (shim's MODSIGN).
-var (
-	oidCodeSigning   = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 3, 3}
-	oidModuleSigning = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 2312, 16, 1, 2}
-)
+// moduleSigning is the extended key usage of a key for modules alone: shim and GRUB pass it over when they verify what they load.
+var moduleSigning = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 2312, 16, 1, 2}
 
 // newKey makes a key and its certificate: the contents of the three files, by name.
 func newKey(name string, days int) (map[string][]byte, *x509.Certificate, error) {
@@ -200,7 +197,8 @@ func newKey(name string, days int) (map[string][]byte, *x509.Certificate, error)
 		Subject:   pkix.Name{CommonName: name},
 		NotBefore: now, NotAfter: now.AddDate(0, 0, days),
 		KeyUsage:              x509.KeyUsageDigitalSignature,
-		UnknownExtKeyUsage:    []asn1.ObjectIdentifier{oidCodeSigning, oidModuleSigning},
+		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning},
+		UnknownExtKeyUsage:    []asn1.ObjectIdentifier{moduleSigning},
 		BasicConstraintsValid: true, // CA:FALSE
 		SubjectKeyId:          id[:20], AuthorityKeyId: id[:20],
 		SignatureAlgorithm: x509.SHA256WithRSA,
@@ -263,22 +261,12 @@ func describe(c *x509.Certificate) certificateJSON {
 	return certificateJSON{c.Subject.String(), c.SerialNumber.Text(16), c.NotBefore.UTC(), c.NotAfter.UTC(), fmt.Sprintf("%x", sha256.Sum256(c.Raw))}
 }
 
-// pair is the key and certificate that the options come to, with a nil certificate if there is none.
-func (a *app) pair(root *host.Root, o signOptions) (signOptions, crypto.Signer, *x509.Certificate, error) {
-	o, err := a.signFiles(root, o)
-	if err != nil || o.key == "" {
-		return o, nil, nil, err
-	}
-	key, cert, err := a.readPair(o)
-	return o, key, cert, err
-}
-
 func (a *app) runKeysEnroll(ctx context.Context, o signOptions) error {
 	root, err := a.openRoot(hostOptions{root: "/"})
 	if err != nil {
 		return err
 	}
-	where, _, cert, err := a.pair(root, o)
+	where, _, cert, err := a.signerOf(root, o)
 	if err != nil {
 		return err
 	}
@@ -393,15 +381,12 @@ func (a *app) runKeysStatus(ctx context.Context, h hostOptions, o signOptions) e
 		Kernels    []kernelJSON `json:"kernels"`
 	}{SecureBoot: root.SecureBoot(), Kernels: []kernelJSON{}}
 
-	where, key, cert, err := a.pair(root, o)
+	where, _, cert, err := a.signerOf(root, o)
 	if err != nil {
 		return err
 	}
 	if cert != nil {
-		if _, err := kmod.NewSigner(key, cert); err != nil {
-			return fmt.Errorf("%s: %w", withoutPIN(where.key), err)
-		}
-		out.Key = &keyJSON{Key: withoutPIN(where.key), Certificate: cmp.Or(where.cert, where.key), certificateJSON: describe(cert)}
+		out.Key = &keyJSON{Key: withoutPIN(where.key), Certificate: where.cert, certificateJSON: describe(cert)}
 		der, remove, err := derOf(where, cert)
 		if err != nil {
 			return err

@@ -68,7 +68,7 @@ func keyFiles(t *testing.T, more map[string][]byte) (dir string) {
 
 func TestKeysGenerate(t *testing.T) {
 	root := t.TempDir()
-	for _, args := range [][]string{{"--cn", ""}, {"--cn", strings.Repeat("x", 65)}, {"--cn", "a\nb"}, {"--days", "0"}, {"--days", "36501"}, {"--root", root + "/absent"}} {
+	for _, args := range [][]string{{"--cn", strings.Repeat("x", 65)}, {"--cn", "a\nb"}, {"--days", "0"}, {"--days", "36501"}, {"--root", root + "/absent"}} {
 		if code, _, _ := runKeys(t, "", append([]string{"keys", "generate", "--root", root}, args...)...); code != 1 {
 			t.Errorf("keys generate %q: exit code %d; want 1", args, code)
 		}
@@ -248,7 +248,7 @@ func TestKeyForms(t *testing.T) {
 		{"both", "", "key of a test", "", ""},
 		{"ec", "ec.der", "expired", "has expired on", ""},
 		{"open", certFile, "key of a test", "chmod 600", ""},
-		{keyFile, "", "", "", "give the file of it with --sign-cert"},
+		{keyFile, "", "", "", "give the file of that with --sign-cert"},
 		{"absent", certFile, "", "", "no such file"},
 		{keyFile, "absent", "", "", "no such file"},
 		{"pipe", certFile, "", "", "is no file of a key"},
@@ -321,7 +321,9 @@ func TestTokenSigns(t *testing.T) {
 	softhsm := need.Program(t, "softhsm2-util")
 	openssl := need.Program(t, "openssl")
 	if out, err := exec.Command(openssl, "engine", "pkcs11").CombinedOutput(); err != nil {
-		need.Skip(t, "openssl has no engine for PKCS#11: %s", out)
+		if exec.Command(openssl, "list", "-providers", "-provider", "pkcs11").Run() != nil {
+			need.Skip(t, "openssl has neither engine nor provider for PKCS#11: %s", out)
+		}
 	}
 	dir := keyFiles(t, nil)
 	at := func(name string) string { return filepath.Join(dir, name) }

@@ -2,13 +2,8 @@ package cli
 
 import (
 	"bufio"
-	"crypto/sha256"
-	"encoding/hex"
-	"errors"
 	"io"
-	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -68,27 +63,13 @@ func (h machine) isOwn(k kernels.Kernel) bool {
 
 // symvers is the digest of the Module.symvers in the headers of a release, if they are installed here.
 func (h machine) symvers(release string) (digest v1.Hash, found bool, err error) {
-	if h.root == "" || release == "" || strings.Contains(release, "/") || release == ".." {
+	if h.root == "" || host.CheckName("kernel", release) != nil {
 		return v1.Hash{}, false, nil
 	}
-	for _, dir := range []string{
-		"lib/modules/" + release + "/build", // a link, on a host whose headers are complete
-		"usr/src/linux-headers-" + release,  // Debian, Ubuntu
-		"usr/src/kernels/" + release,        // Fedora and its kin
-	} {
-		f, err := h.open(filepath.Join(dir, "Module.symvers"))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return v1.Hash{}, false, err
-		}
-		defer f.Close()
-		sum := sha256.New()
-		if _, err := io.Copy(sum, f); err != nil {
-			return v1.Hash{}, false, err
-		}
-		return v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(sum.Sum(nil))}, true, nil
+	root, err := host.Open(h.root, host.Options{})
+	if err != nil {
+		return v1.Hash{}, false, err
 	}
-	return v1.Hash{}, false, nil
+	digest, path, err := root.Symvers(release)
+	return digest, path != "", err
 }

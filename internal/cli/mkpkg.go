@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto"
 	"errors"
 	"fmt"
 	"io"
@@ -33,6 +34,7 @@ import (
 // packageOptions are the flags of mkdeb and mkrpm.
 type packageOptions struct {
 	hostOptions
+	sign             signOptions
 	prebuilt, source bool
 	as, maintainer   string // version and maintainer of the packages
 	out              string
@@ -55,7 +57,8 @@ func (a *app) mkpkgCommand(f distpkg.Format) *cobra.Command {
 With --prebuilt there is a package for each kernel that the module was built for, as
 hello` + example + `. Those of several kernels can be installed together; each needs its kernel's
 own package, and runs depmod. Nothing is built: what isn't in the cache is an error. The modules are not compressed; every kernel
-loads them so. Scripts of the module's own, as POST_INSTALL, are left out.
+loads them so. Scripts of the module's own, as POST_INSTALL, are left out. With --sign-key, or [signing] in the configuration,
+modules are signed; with an RSA key the same module has the same signature.
 
 With --source there is one package, with the source in /usr/src/<module>-<version>. Where it is installed this program, which the
 package depends on, builds the module for the kernels there, and for new ones.
@@ -66,6 +69,8 @@ folder's repository, as 1.0+3.gabcdef0 for the third commit after the tag v1.0; 
 SOURCE_DATE_EPOCH says, else from the year 2000. The maintainer is --maintainer, else $DEBFULLNAME <$DEBEMAIL>.` + exitStatus(
 			"  0  the packages are there",
 			"  1  the command line is wrong, there is no such source or result, or the files can't be written",
+			"  4  the state of the module is broken",
+			"  6  the modules can't be signed",
 			" 77  every kernel was skipped (BUILD_EXCLUSIVE in dkms.conf)",
 			"130  interrupted"),
 		Example: `  godkms-hermetic mk` + string(f) + ` --prebuilt hello/1.0 --kernels 'debian/bookworm:*'
@@ -82,10 +87,14 @@ SOURCE_DATE_EPOCH says, else from the year 2000. The maintainer is --maintainer,
 	fl.StringSliceVarP(&o.kernels, "kernels", "k", nil, "`KERNELS` to package modules for (default all)")
 	fl.StringVar(&o.as, "version", "", "`VERSION` of the package, or git (default the module's)")
 	fl.StringVar(&o.maintainer, "maintainer", "", "`NAME <ADDRESS>` of who answers for the package")
+	o.sign.flags(fl)
+	fl.Lookup("sign-key").Usage = "`KEY` to sign modules with: a PEM file, or pkcs11:… (default the configuration's, else none)"
 	fl.StringVar(&o.out, "out", "out", "`DIR` for the packages")
 	cmd.MarkFlagsOneRequired("prebuilt", "source")
 	cmd.MarkFlagsMutuallyExclusive("prebuilt", "source")
-	cmd.MarkFlagsMutuallyExclusive("source", "kernels")
+	for _, name := range []string{"kernels", "sign-key", "sign-cert"} {
+		cmd.MarkFlagsMutuallyExclusive("source", name)
+	}
 	cmd.MarkFlagDirname("out")
 	for _, name := range []string{"kernels", "version", "maintainer"} {
 		cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions)
@@ -93,13 +102,14 @@ SOURCE_DATE_EPOCH says, else from the year 2000. The maintainer is --maintainer,
 	return cmd
 }
 
-// made is a package that was written.
+// madePackage is one that was written.
 type madePackage struct {
 	Path    string `json:"path"`
 	Name    string `json:"name"`
 	Version string `json:"version"`
 	Arch    string `json:"arch"`             // as Debian names it
 	Kernel  string `json:"kernel,omitempty"` // that its modules are for
+	Signer  string `json:"signer,omitempty"` // common name of the certificate that they are signed for
 	SHA256  string `json:"sha256"`
 }
 
@@ -131,6 +141,12 @@ func (a *app) runMakePackages(ctx context.Context, f distpkg.Format, args []stri
 	if p.root, err = a.openRoot(o.hostOptions); err != nil {
 		return err
 	}
+	// The key of this host would do on this host alone.
+	if o.sign != (signOptions{}) || a.config.Signing.Key != "" {
+		if p.signer, err = a.signer(p.root, o.sign); err != nil {
+			return hostError(p.root, err)
+		}
+	}
 	switch o.as {
 	case "":
 	case "git":
@@ -152,7 +168,7 @@ func (a *app) runMakePackages(ctx context.Context, f distpkg.Format, args []stri
 		list, err = p.prebuilt(ctx, src, o.kernels, o.out)
 	}
 	if err != nil {
-		return err
+		return hostError(p.root, err)
 	}
 	made, err := p.write(ctx, list, o.out)
 	if err != nil {
@@ -199,7 +215,11 @@ func gitVersion(ctx context.Context, dir string) (distpkg.Version, error) {
 	if text, err := git("describe", "--tags", "--long", "--abbrev=12"); err == nil {
 		return distpkg.ParseDescribe(text)
 	}
-	n, err := git("rev-list", "--count", "HEAD") // there is no tag
+	// There is no tag.
+	if shallow, err := git("rev-parse", "--is-shallow-repository"); err != nil || shallow != "false" {
+		return v, errors.Join(err, errors.New("the clone is shallow, and the commits since a tag can't be counted: git fetch --unshallow --tags"))
+	}
+	n, err := git("rev-list", "--count", "HEAD")
 	if err != nil {
 		return v, err
 	}
@@ -217,12 +237,13 @@ type packaging struct {
 	version    distpkg.Version // else they have this one, whose base can be the module's
 	maintainer string
 	time       time.Time
+	signer     *kmod.Signer // of modules; nil leaves them as they are
 }
 
-// toWrite is a package, and the kernel that it's for, if it is for one.
+// toWrite is a package, and the kernel that it's for, if it is for one, and whose signatures it has.
 type toWrite struct {
 	distpkg.Package
-	kernel string
+	kernel, signer string
 }
 
 // write writes packages: all or none.
@@ -250,7 +271,7 @@ func (p *packaging) write(ctx context.Context, list []toWrite, out string) ([]ma
 				return nil, err
 			}
 			names = append(names, name)
-			made = append(made, madePackage{filepath.Join(out, name), w.Name, w.Version, w.Arch, w.kernel, digest})
+			made = append(made, madePackage{filepath.Join(out, name), w.Name, w.Version, w.Arch, w.kernel, w.signer, digest})
 		}
 		return names, nil
 	})
@@ -299,9 +320,19 @@ func (p *packaging) ofKernel(m artifact.Meta, files []artifact.File) (w toWrite,
 	var licences []string
 	var about, text strings.Builder
 	for _, f := range files {
-		info, err := modinfo(f)
+		module, err := readModule(f)
 		if err != nil {
 			return w, fmt.Errorf("%s: %w", f.Name, err)
+		}
+		info, err := kmod.Read(bytes.NewReader(module), int64(len(module)))
+		if err != nil {
+			return w, fmt.Errorf("%s: %w", f.Name, err)
+		}
+		if p.signer != nil {
+			if module, err = p.signer.Sign(module, signHash); err != nil {
+				return w, fmt.Errorf("%s %w: %w", f.Name, host.ErrSigning, err)
+			}
+			w.signer = p.signer.Name()
 		}
 		fmt.Fprintf(&about, "\n%s\n", f.Name)
 		for _, key := range []string{"author", "license"} {
@@ -312,7 +343,8 @@ func (p *packaging) ofKernel(m artifact.Meta, files []artifact.File) (w toWrite,
 		licences = append(licences, ui.Clean(info.Get("license")))
 		fmt.Fprintf(&text, "\n%s: %s", f.Name, ui.Clean(info.Get("description")))
 		w.Files = append(w.Files, distpkg.File{
-			Path: path.Join(modulesDir(k), k.Release, f.Dest, f.Name), Mode: 0o644, Size: f.Size, Open: f.Open,
+			Path: path.Join(modulesDir(k), k.Release, f.Dest, f.Name), Mode: 0o644, Size: int64(len(module)),
+			Open: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(module)), nil },
 		})
 	}
 	for _, e := range m.Extras {
@@ -347,14 +379,15 @@ func (p *packaging) ofSource(ctx context.Context, src, out string) ([]toWrite, e
 	w := toWrite{Package: distpkg.Package{
 		Name: packageName(m + "-hermetic"), Version: p.versionOf(v), Arch: "all", Maintainer: p.maintainer, Time: p.time,
 		Summary: fmt.Sprintf("source of the kernel modules of %s", m),
-		Text: fmt.Sprintf("The source of %s %s, of which godkms-hermetic builds modules for\nthe kernels of this machine, and for new ones when they are installed.",
-			m, v),
+		Text: fmt.Sprintf("The source of %s %s, of which godkms-hermetic builds modules for\n"+
+			"the kernels of this machine, and for new ones when they are installed.", m, v),
 		Depends: []string{"godkms-hermetic"}, Provides: []string{packageName(m + "-dkms")}, Conflicts: []string{packageName(m + "-dkms")},
 		Scripts: sourceScripts(p.format, m+"/"+v), Triggers: distpkg.Triggers{Activate: []string{Trigger}},
 	}}
 	dir := path.Join("/usr/src", m+"-"+v)
 	w.Files = []distpkg.File{{Path: dir, Mode: fs.ModeDir | 0o755}}
 	var licences []string
+	var size int64
 	for tr := tar.NewReader(source.Tar()); ; {
 		h, err := tr.Next()
 		if err == io.EOF {
@@ -365,8 +398,8 @@ func (p *packaging) ofSource(ctx context.Context, src, out string) ([]toWrite, e
 		}
 		f := distpkg.File{Path: path.Join(dir, h.Name), Mode: h.FileInfo().Mode(), Link: h.Linkname}
 		if h.Typeflag == tar.TypeReg {
-			if h.Size > distpkg.MaxBytes {
-				return nil, fmt.Errorf("%s has %d bytes; a package has at most %d", h.Name, h.Size, int64(distpkg.MaxBytes))
+			if size += h.Size; size > distpkg.MaxBytes {
+				return nil, fmt.Errorf("the source has more than %d bytes, which is the most that a package takes", int64(distpkg.MaxBytes))
 			}
 			b, err := io.ReadAll(tr)
 			if err != nil {
@@ -493,16 +526,18 @@ fi
 	return distpkg.Scripts{PostInstall: script, PostRemove: script}
 }
 
-// modinfo reads what a module says of itself.
-func modinfo(f artifact.File) (*kmod.Module, error) {
+// signHash is what modules in packages are signed with: their kernel's own choice isn't known, but this one every kernel with signatures
+// has, for certificates.
+const signHash = crypto.SHA256
+
+func readModule(f artifact.File) ([]byte, error) {
+	if f.Size > distpkg.MaxBytes {
+		return nil, fmt.Errorf("it has %d bytes; a package has at most %d", f.Size, int64(distpkg.MaxBytes))
+	}
 	r, err := f.Open()
 	if err != nil {
 		return nil, err
 	}
 	defer r.Close()
-	b, err := io.ReadAll(r)
-	if err != nil {
-		return nil, err
-	}
-	return kmod.Read(bytes.NewReader(b), int64(len(b)))
+	return io.ReadAll(r)
 }

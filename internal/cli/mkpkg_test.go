@@ -9,7 +9,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/godkms-hermetic/godkms-hermetic/internal/distpkg"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/need"
+	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
 
 // packages is what mkdeb and mkrpm print as JSON.
@@ -65,9 +67,9 @@ func dpkg(t *testing.T, root, first string, args ...string) string {
 func TestMakePrebuilt(t *testing.T) {
 	t.Parallel()
 	cache, kernel, release := hello61(t)
-	make := func(t *testing.T, command string) madePackage {
+	make := func(t *testing.T, command string, more ...string) madePackage {
 		t.Helper()
-		args := []string{command, "--prebuilt", "hello/1.0", "-k", kernel, "--maintainer", "A Name <a@example.org>", "--format", "json", "--quiet"}
+		args := append([]string{command, "--prebuilt", "hello/1.0", "-k", kernel, "--maintainer", "A Name <a@example.org>", "--format", "json", "--quiet"}, more...)
 		got := parse[packages](t, program(t, cache, append(args, "--out", t.TempDir())...)).Packages
 		again := parse[packages](t, program(t, cache, append(args, "--out", t.TempDir())...)).Packages
 		if len(got) != 1 || len(again) != 1 || got[0].SHA256 != again[0].SHA256 || got[0].Kernel != kernel {
@@ -96,6 +98,17 @@ func TestMakePrebuilt(t *testing.T) {
 		if _, there := os.Stat(ko); there == nil || err != nil || bytes.Contains(deps, []byte("hello")) {
 			t.Errorf("the module is still there: %v, %s", err, deps)
 		}
+
+		// Signed, it's the same module with a signature, and the same bytes again.
+		key, crt := filepath.Join(t.TempDir(), "key.pem"), filepath.Join(t.TempDir(), "cert.pem")
+		command(t, need.Program(t, "openssl"), "req", "-new", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=packager", "-keyout", key, "-out", crt)
+		signed := make(t, "mkdeb", "--sign-key", key, "--sign-cert", crt)
+		dpkg(t, root, "/usr/bin", "-i", signed.Path)
+		if got := strings.TrimSpace(string(command(t, need.Program(t, "modinfo"), "-F", "signer", ko))); got != "packager" || signed.Signer != got {
+			t.Errorf("it is signed by %q, and mkdeb says %q", got, signed.Signer)
+		}
+		dpkg(t, root, "/usr/bin", "-r", p.Name)
+		run(t, cache, "mkdeb", "--prebuilt", "hello/1.0", "-k", kernel, "--sign-key", filepath.Join(root, "none")).wants(t, 6, "can't be signed")
 
 		// A depmod that fails stops nothing, and is told of.
 		bin := t.TempDir()
@@ -161,7 +174,7 @@ func TestMakeSource(t *testing.T) {
 		return parse[packages](t, program(t, t.TempDir(), args...)).Packages[0]
 	}
 	deb, again := make("mkdeb"), make("mkdeb")
-	if want := (madePackage{filepath.Join(src, "out/good-hermetic_1.5~rc1_all.deb"), "good-hermetic", "1.5~rc1", "all", "", deb.SHA256}); deb != want || again != want {
+	if want := (madePackage{filepath.Join(src, "out/good-hermetic_1.5~rc1_all.deb"), "good-hermetic", "1.5~rc1", "all", "", "", deb.SHA256}); deb != want || again != want {
 		t.Errorf("mkdeb says %+v, and again %+v; want %+v", deb, again, want)
 	}
 	command(t, need.Program(t, "lintian"), "--fail-on", "error", "--allow-root", deb.Path)
@@ -206,11 +219,40 @@ func TestMakeSource(t *testing.T) {
 		t.Error("a command of the repository was run")
 	}
 
+	// Commits can't be counted where there are not all.
+	shallow := filepath.Join(t.TempDir(), "clone")
+	git("tag", "-d", "v1.6")
+	command(t, "git", "clone", "--quiet", "--depth=1", "file://"+src, shallow)
+	run(t, t.TempDir(), "mkdeb", "--source", shallow, "--version", "git", "--out", t.TempDir()).wants(t, 1, "the clone is shallow")
+
 	// Names that would stand in scripts.
-	for _, name := range []string{"a'b", "$(id)", "-m", "..", "a/b", "a\nb"} {
+	for _, name := range []string{"a'b", "$(id)", "-m", "..", "a/b", "a\nb", "a=b"} {
 		writeFile(t, filepath.Join(src, "dkms.conf"), "PACKAGE_NAME=\""+strings.ReplaceAll(name, "$", `\$`)+"\"\nPACKAGE_VERSION=1\nBUILT_MODULE_NAME=good\nDEST_MODULE_LOCATION=/extra\n")
 		if r := run(t, t.TempDir(), "mkdeb", "--source", src, "--out", t.TempDir()); r.code == 0 {
 			t.Errorf("a module %q was packaged: %s", name, r.out)
+		}
+	}
+}
+
+func TestKernelPackages(t *testing.T) {
+	debian, ubuntu, fedora := kernels.Kernel{Distro: "debian", Suite: "trixie", Release: "R"}, kernels.Kernel{Distro: "ubuntu", Release: "R"}, kernels.Kernel{Distro: "fedora", Release: "R"}
+	for _, c := range []struct {
+		f    distpkg.Format
+		k    kernels.Kernel
+		want string
+	}{
+		{distpkg.Deb, debian, "linux-image-R | linux-image-R-unsigned"}, {distpkg.Deb, ubuntu, "linux-image-R | linux-image-unsigned-R"}, {distpkg.Deb, fedora, ""},
+		{distpkg.RPM, fedora, "kernel-uname-r = R"}, {distpkg.RPM, debian, ""},
+	} {
+		if got := strings.Join(kernelDepends(c.f, c.k), ", "); got != c.want {
+			t.Errorf("a .%s for %s depends on %q; want %q", c.f, c.k, got, c.want)
+		}
+	}
+	bookworm := debian
+	bookworm.Suite = "bookworm"
+	for k, want := range map[kernels.Kernel]string{debian: "/usr/lib/modules", bookworm: "/lib/modules", ubuntu: "/lib/modules", fedora: "/lib/modules"} {
+		if got := modulesDir(k); got != want {
+			t.Errorf("modules of %s are in %s; want %s", k, got, want)
 		}
 	}
 }

@@ -28,10 +28,10 @@ import (
 )
 
 // signHelp is for commands that sign modules.
-const signHelp = `Modules are signed with the key of --sign-key, else that of [signing] in the configuration, else the one that 'keys generate'
-made for the host; where there is none they stay as they are built. A key that can't be used is an error: nothing is installed
-unsigned for it. The key may be in a token, as pkcs11:token=T;object=KEY?pin-source=file:/path, which takes the program openssl and
-its engine for PKCS#11. The environment variable KBUILD_SIGN_PIN has the PIN, or the password of a key's file.`
+const signHelp = `Modules are signed with the key of --sign-key, else that of [signing] in the configuration, else the one that
+'keys generate' made for the host; where there is none they stay as they are. A key that can't be used is an error: nothing is
+installed unsigned for it. The key may be in a token, as pkcs11:token=T;object=KEY?pin-source=file:/path, which takes the program
+openssl and its engine or provider for PKCS#11. The environment variable KBUILD_SIGN_PIN has the PIN, or the password of a file.`
 
 // signOptions say what modules are signed with.
 type signOptions struct{ key, cert string }
@@ -44,34 +44,43 @@ func (o *signOptions) flags(f *pflag.FlagSet) {
 // signer gives what modules of a root are to be signed with, or nil where there is no key. What is odd about it is warned of. Errors
 // wrap host.ErrSigning.
 func (a *app) signer(root *host.Root, o signOptions) (*kmod.Signer, error) {
-	o, err := a.signFiles(root, o)
-	if err != nil || o.key == "" {
-		return nil, err
-	}
-	key, cert, err := a.readPair(o)
+	_, s, _, err := a.signerOf(root, o)
 	if err != nil {
 		return nil, fmt.Errorf("modules %w: %w", host.ErrSigning, err)
-	}
-	s, err := kmod.NewSigner(key, cert)
-	if err != nil {
-		return nil, fmt.Errorf("modules %w: %s, %s: %w", host.ErrSigning, withoutPIN(o.key), cmp.Or(o.cert, "the same file"), err)
 	}
 	return s, nil
 }
 
-// signFiles says where the key and the certificate are. Without one both are empty.
+// signerOf is signer that also says where the key and the certificate are, and what the latter is.
+func (a *app) signerOf(root *host.Root, o signOptions) (where signOptions, s *kmod.Signer, cert *x509.Certificate, err error) {
+	where, err = a.signFiles(root, o)
+	if err != nil || where.key == "" {
+		return where, nil, nil, err
+	}
+	key, cert, err := a.readPair(where)
+	if err != nil {
+		return where, nil, nil, err
+	}
+	if s, err = kmod.NewSigner(key, cert); err != nil {
+		err = fmt.Errorf("%s with %s: %w", withoutPIN(where.key), where.cert, err)
+	}
+	return where, s, cert, err
+}
+
+// signFiles says where the key and the certificate are. Without a key both are empty.
 func (a *app) signFiles(root *host.Root, o signOptions) (signOptions, error) {
 	switch c := a.config.Signing; {
 	case o.key == "" && o.cert != "":
-		return o, fmt.Errorf("modules %w: --sign-cert without --sign-key", host.ErrSigning)
+		return o, errors.New("--sign-cert without --sign-key")
 	case o.key != "":
-		return o, nil
+		return signOptions{o.key, cmp.Or(o.cert, o.key)}, nil
 	case c.Key == "" && c.Cert != "":
-		return o, fmt.Errorf("modules %w: [signing] of the configuration has a cert and no key", host.ErrSigning)
+		return o, errors.New("[signing] of the configuration has a cert and no key")
 	case c.Key != "":
+		c.Cert = cmp.Or(c.Cert, c.Key)
 		for _, path := range []string{c.Key, c.Cert} {
-			if path != "" && !filepath.IsAbs(path) && !isToken(path) {
-				return o, fmt.Errorf("modules %w: [signing] of the configuration names %q, which must be an absolute path or a pkcs11: URI", host.ErrSigning, path)
+			if !filepath.IsAbs(path) && !isToken(path) {
+				return o, fmt.Errorf("[signing] of the configuration names %q, which must be an absolute path or a pkcs11: URI", path)
 			}
 		}
 		return signOptions{c.Key, c.Cert}, nil
@@ -85,7 +94,7 @@ func (a *app) signFiles(root *host.Root, o signOptions) (signOptions, error) {
 	case errors.Is(err, fs.ErrNotExist):
 		return signOptions{}, nil
 	case err != nil:
-		return o, fmt.Errorf("modules %w: whether the host has a key: %w", host.ErrSigning, err)
+		return o, fmt.Errorf("whether the host has a key: %w", err)
 	}
 	return own, nil
 }
@@ -94,45 +103,37 @@ func isToken(key string) bool { return strings.HasPrefix(key, "pkcs11:") }
 
 // readPair reads a key and its certificate, whether or not they belong together.
 func (a *app) readPair(o signOptions) (crypto.Signer, *x509.Certificate, error) {
-	var text []byte
-	if !isToken(o.key) {
-		info, b, err := readSmall(o.key)
-		if err != nil {
-			return nil, nil, fmt.Errorf("the key: %w", err)
-		}
-		if info.Mode().Perm()&0o077 != 0 {
-			a.board.Warn(fmt.Sprintf("the key %s can be read by others than its owner, who could sign with it: chmod 600 %[1]s", o.key))
-		}
-		text = b
+	if isToken(o.cert) {
+		return nil, nil, errors.New("a key in a token needs its certificate in a file: give it with --sign-cert")
 	}
-	in, b := o.cert, text
-	if in == "" {
-		in = o.key
-		if isToken(o.key) {
-			return nil, nil, errors.New("a key of a token needs its certificate as a file: give --sign-cert")
-		}
-		if !bytes.Contains(b, []byte("-----BEGIN CERTIFICATE-----")) {
-			return nil, nil, fmt.Errorf("%s has no certificate in it: give the file of it with --sign-cert", in)
-		}
-	} else {
-		var err error
-		if _, b, err = readSmall(in); err != nil {
-			return nil, nil, fmt.Errorf("the certificate: %w", err)
-		}
+	_, b, err := readSmall(o.cert)
+	if err != nil {
+		return nil, nil, fmt.Errorf("the certificate: %w", err)
+	}
+	if o.cert == o.key && !bytes.Contains(b, []byte("-----BEGIN CERTIFICATE-----")) {
+		return nil, nil, fmt.Errorf("%s has no certificate in it: give the file of that with --sign-cert", o.key)
 	}
 	cert, err := parseCertificate(b)
 	if err != nil {
-		return nil, nil, fmt.Errorf("the certificate %s: %w", in, err)
+		return nil, nil, fmt.Errorf("the certificate %s: %w", o.cert, err)
 	}
-	if now := time.Now(); now.After(cert.NotAfter) {
-		a.board.Warn(fmt.Sprintf("the certificate %s has expired on %s; kernels take it all the same", in, cert.NotAfter.Format(time.DateOnly)))
+	if time.Now().After(cert.NotAfter) {
+		a.board.Warn(fmt.Sprintf("the certificate %s has expired on %s; kernels take it all the same", o.cert, cert.NotAfter.Format(time.DateOnly)))
 	}
+	pin := a.env(pinVariable) != ""
 	if isToken(o.key) {
-		return a.tokenKey(o.key, cert), cert, nil
+		return opensslKey{cert.PublicKey, o.key, pin}, cert, nil
 	}
-	key, err := parseKey(text)
-	if errors.Is(err, errEncrypted) && a.env(pinVariable) != "" {
-		return opensslKey{cert.PublicKey, o.key, []string{"-inkey", o.key, "-passin", "env:" + pinVariable}}, cert, nil
+	info, b, err := readSmall(o.key)
+	if err != nil {
+		return nil, nil, fmt.Errorf("the key: %w", err)
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		a.board.Warn(fmt.Sprintf("the key %s can be read by others than its owner, who could sign with it: chmod 600 %[1]s", o.key))
+	}
+	key, err := parseKey(b)
+	if errors.Is(err, errEncrypted) && pin {
+		return opensslKey{cert.PublicKey, o.key, pin}, cert, nil
 	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("the key %s: %w", o.key, err)
@@ -207,20 +208,12 @@ func parseKey(b []byte) (crypto.Signer, error) {
 	}
 }
 
-// opensslKey is a key that only the program openssl can use. Its password comes from the URI or pinVariable, never from an argument.
+// opensslKey is a key that only the program openssl can use: in a token, for this program is static and loads no library of a
+// token's, or with a password. That comes from the URI or pinVariable, never from an argument.
 type opensslKey struct {
 	public crypto.PublicKey // of its certificate; a signature that isn't this one's is an error
-	name   string
-	args   []string // that name the key to openssl pkeyutl
-}
-
-// tokenKey is the key of a PKCS#11 token. This program is static and loads no library of a token's; openssl does.
-func (a *app) tokenKey(uri string, cert *x509.Certificate) opensslKey {
-	args := []string{"-engine", "pkcs11", "-keyform", "engine", "-inkey", uri}
-	if a.env(pinVariable) != "" {
-		args = append(args, "-passin", "env:"+pinVariable)
-	}
-	return opensslKey{cert.PublicKey, uri, args}
+	name   string           // file or URI
+	pin    bool             // pinVariable is set
 }
 
 func (k opensslKey) Public() crypto.PublicKey { return k.public }
@@ -229,37 +222,48 @@ func (k opensslKey) Public() crypto.PublicKey { return k.public }
 const opensslPatience = time.Minute
 
 func (k opensslKey) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	name := strings.ToLower(strings.Replace(opts.HashFunc().String(), "SHA-", "SHA", 1)) // sha256
-	args := append([]string{"pkeyutl", "-sign", "-pkeyopt", "digest:" + name}, k.args...)
 	ctx, cancel := context.WithTimeout(context.Background(), opensslPatience)
 	defer cancel()
+	name := strings.ToLower(strings.Replace(opts.HashFunc().String(), "SHA-", "SHA", 1)) // sha256
+	args := []string{"pkeyutl", "-sign", "-pkeyopt", "digest:" + name, "-inkey", k.name}
+	hint := ""
+	if isToken(k.name) {
+		// The engine comes first while there are engines: the provider of Debian 13 ends in a crash when it has signed.
+		if exec.CommandContext(ctx, "openssl", "engine", "pkcs11").Run() == nil {
+			args = append(args, "-engine", "pkcs11", "-keyform", "engine")
+		} else {
+			args = append(args, "-provider", "pkcs11", "-provider", "default")
+		}
+		hint = "; a token takes the program openssl with its engine or provider for PKCS#11: " +
+			"libengine-pkcs11-openssl or pkcs11-provider of Debian and Ubuntu, openssl-pkcs11 or pkcs11-provider of Fedora"
+	}
+	if k.pin {
+		args = append(args, "-passin", "env:"+pinVariable)
+	}
 	cmd := exec.CommandContext(ctx, "openssl", args...)
 	cmd.WaitDelay = time.Second
 	cmd.Stdin = bytes.NewReader(digest)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
-	hint := ""
-	if isToken(k.name) {
-		hint = "; tokens need openssl with its engine for PKCS#11 (Debian and Ubuntu: libengine-pkcs11-openssl, Fedora: openssl-pkcs11)"
-	}
-	if err := cmd.Run(); err != nil {
-		if ctx.Err() != nil {
-			err = fmt.Errorf("no answer within %s", opensslPatience)
-		}
-		said := strings.TrimSpace(strings.ReplaceAll(errs.String(), "Engine \"pkcs11\" set.\n", ""))
-		return nil, fmt.Errorf("openssl with %s: %w: %s%s", withoutPIN(k.name), err, withoutPIN(strings.ReplaceAll(said, "\n", "; ")), hint)
-	}
-	ok := false
-	switch pub := k.public.(type) {
+	err := cmd.Run()
+	switch pub := k.public.(type) { // a signature that is right is one, whatever openssl thinks of its end
 	case *rsa.PublicKey:
-		ok = rsa.VerifyPKCS1v15(pub, opts.HashFunc(), digest, out.Bytes()) == nil
+		if rsa.VerifyPKCS1v15(pub, opts.HashFunc(), digest, out.Bytes()) == nil {
+			return out.Bytes(), nil
+		}
 	case *ecdsa.PublicKey:
-		ok = ecdsa.VerifyASN1(pub, digest, out.Bytes())
+		if ecdsa.VerifyASN1(pub, digest, out.Bytes()) {
+			return out.Bytes(), nil
+		}
 	}
-	if !ok {
-		return nil, fmt.Errorf("the key %s is not that of the certificate", withoutPIN(k.name))
+	switch {
+	case ctx.Err() != nil:
+		return nil, fmt.Errorf("openssl with %s: no answer within %s", withoutPIN(k.name), opensslPatience)
+	case err != nil && out.Len() == 0:
+		said := strings.ReplaceAll(strings.TrimSpace(strings.ReplaceAll(errs.String(), "Engine \"pkcs11\" set.\n", "")), "\n", "; ")
+		return nil, fmt.Errorf("openssl with %s: %w: %s%s", withoutPIN(k.name), err, withoutPIN(said), hint)
 	}
-	return out.Bytes(), nil
+	return nil, fmt.Errorf("the key %s is not that of the certificate", withoutPIN(k.name))
 }
 
 var pinValue = regexp.MustCompile(`pin-value=[^&;?\s"']*`)

@@ -227,22 +227,25 @@ func Write(ctx context.Context, w io.Writer, f Format, p Package, temp string) e
 			return err
 		}
 	}
-	// gzip: the only compression that every dpkg and rpm reads, and whose writers here give the same bytes on any number of processors.
 	var packager nfpm.Packager = rpm.DefaultRPM
 	switch f {
 	case Deb:
 		packager = deb.Default
-		info.Deb.Compression = "gzip"
+		info.Deb.Compression = compression
 		info.Deb.Triggers = nfpm.DebTriggers{InterestNoAwait: p.Triggers.Interest, ActivateNoAwait: p.Triggers.Activate}
 	case RPM:
 		info.Arch, info.Release = rpmArch(p.Arch), rpmRelease
-		info.RPM.Compression, info.RPM.BuildHost, info.RPM.Summary = "gzip", "localhost", p.Summary
+		info.RPM.Compression, info.RPM.BuildHost, info.RPM.Summary = compression, "localhost", p.Summary
 	}
 	if err := packager.Package(info, w); err != nil {
 		return fmt.Errorf("package %s: %w", p.Name, err)
 	}
 	return nil
 }
+
+// compression of packages: gzip is the only one that every dpkg and rpm reads, and whose writers here give the same bytes on any number of
+// processors. At its highest level it takes twice the time, for a hundredth of the size.
+const compression = "gzip:6"
 
 // spool puts what is packaged into files, as nfpm wants it.
 type spool struct {

@@ -62,11 +62,17 @@ func TestWrite(t *testing.T) {
 				run(t, "rpm", "-qp", "--info", "--requires", "--provides", "--conflicts", "--scripts", "-lv", file) + run(t, "rpm", "-qpc", file)
 		},
 	} {
-		b, err := write(t, f, hello())
+		p := hello()
+		if f == distpkg.RPM {
+			p.Depends = append(p.Depends, "kernel-uname-r = 6.5.6-300.fc39.x86_64")
+		} else {
+			p.Depends = append(p.Depends, "linux-image-6.1.0-56-amd64 | linux-image-6.1.0-56-amd64-unsigned")
+		}
+		b, err := write(t, f, p)
 		if err != nil {
 			t.Fatal(err)
 		}
-		again, err := write(t, f, hello())
+		again, err := write(t, f, p)
 		if err != nil || !bytes.Equal(b, again) {
 			t.Errorf("%s: written again, it differs (%v)", f, err)
 		}
@@ -78,9 +84,9 @@ func TestWrite(t *testing.T) {
 		want := []string{"A Name <a@example.org>", "greets", "Another.", "base", "greeter", "goodbye", "# in", "# before", "# out", "hello/a * [b] {c}",
 			"hello/dir", "link -> ../../../etc/passwd", "2000", "root", "\n/etc/hello\n", "-rw-------"}
 		if f == distpkg.Deb {
-			want = append(want, "hello\n", "-rwxr-xr-x root/root        10", "interest-noawait one", "activate-noawait two")
+			want = append(want, "hello\n", "-rwxr-xr-x root/root        10", "interest-noawait one", "Depends: base, linux-image-6.1.0-56-amd64 | linux-image-6.1.0-56-amd64-unsigned\n", "activate-noawait two")
 		} else {
-			want = append(want, "digests OK", "# trans", "-rwxr-xr-x", "localhost")
+			want = append(want, "digests OK", " kernel-uname-r = 6.5.6-300.fc39.x86_64\n", "# trans", "-rwxr-xr-x", "localhost")
 		}
 		for _, w := range want {
 			if !strings.Contains(text, w) {

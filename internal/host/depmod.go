@@ -54,7 +54,7 @@ func (r *Root) depmod(ctx context.Context, lib *os.Root, release string) error {
 		return fmt.Errorf("%w for %s (%w): %s", ErrDepmod, release, err, text)
 	}
 	for line := range strings.Lines(text) {
-		r.o.Warn(strings.TrimSpace(line))
+		r.warnf("%s", strings.TrimSpace(line))
 	}
 	return nil
 }

@@ -329,7 +329,7 @@ func (r *Root) clearOriginals(parent string, l dkmsLink) error {
 		return err
 	}
 	if left > 0 {
-		r.o.Warn(printable(fmt.Sprintf("%s stays: it has %d modules of %s that dkms moved aside", dir, left, l.release)))
+		r.warnf("%s stays: it has %d modules of %s that dkms moved aside", dir, left, l.release)
 		return nil
 	}
 	if err := os.RemoveAll(dir); err != nil {

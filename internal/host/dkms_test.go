@@ -55,6 +55,7 @@ func TestStatusOfDKMS(t *testing.T) {
 		t.Fatal(err)
 	}
 	dkmsInstalls(t, r, "a", "1", k612)
+	dkmsHas(t, r, "a", "0", k56)
 	for _, name := range []string{"lib/modules/" + k612 + "/updates/dkms/a.ko.xz", "usr/src/hello-0.9/dkms.conf", "usr/src/hello-0.9"} {
 		if err := os.Remove(filepath.Join(r.dir, name)); err != nil {
 			t.Fatal(err)
@@ -81,6 +82,7 @@ func TestStatusOfDKMS(t *testing.T) {
 
 	wantLines(t, "status", texts(t, r, Filter{}),
 		"a-b/1, "+k56+ofHost+"installed (Differences between built and installed modules) (by dkms)",
+		"a/0, "+k56+ofHost+"built (by dkms)",
 		"a/1, "+k56+ofHost+"installed (by dkms)",
 		"a/1, "+k612+ofHost+"installed (Differences between built and installed modules) (by dkms)",
 		"esc?[31m?ape/1: added (by dkms)",
@@ -158,6 +160,7 @@ func TestReleaseFromDKMSCutOff(t *testing.T) {
 		dkmsHas(t, r, "hello", "1.0", k56, k612)
 		dkmsInstalls(t, r, "hello", "1.0", k56)
 		dkmsInstalls(t, r, "hello", "1.0", k612)
+		putFile(t, r, "var/lib/dkms/hello/1.0/tarball/x", "") // sorts behind the source
 		note(t, r, "hello/2.0", k56, Installed, nil)
 		note(t, r, "hello/2.0", k612, Installed, nil)
 		off, steps := errors.New("off"), 0
@@ -169,15 +172,16 @@ func TestReleaseFromDKMSCutOff(t *testing.T) {
 		}
 		err := r.ReleaseFromDKMS(t.Context(), "hello", "1.0")
 		if done = err == nil; done {
-			if n < 6 {
-				t.Errorf("it has %d steps; want one for each of two links, two kernels, the source and the folder", n)
+			if n != 7 {
+				t.Errorf("it has %d steps; want one for each of two links, two kernels, the tarball, the source and the folder", n)
 			}
 			continue
 		}
 		if !errors.Is(err, off) {
 			t.Fatal(err)
 		}
-		if all := r.DKMSModules(); len(all) != 1 {
+		// The source goes last but for the folder.
+		if all := r.DKMSModules(); len(all) != 1 || n < 6 && all[0].Source == "" {
 			t.Errorf("cut off at step %d, dkms shows %v; want the version", n+1, all)
 		}
 		r.o.Step = nil

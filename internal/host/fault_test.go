@@ -1,6 +1,7 @@
 package host
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -317,6 +318,75 @@ func TestTwoDisks(t *testing.T) {
 	}
 }
 
+// The power fails: of what was written, the disk has what had been asked to be durable, and whatever else had got there. At each step
+// the disk of a change is copied as it is then, and used as after a crash.
+func TestPowerFails(t *testing.T) {
+	t.Parallel()
+	mount := func(image, dir string) {
+		t.Helper()
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.Command(need.Program(t, "mount"), "-o", "loop", image, dir).CombinedOutput(); err != nil {
+			need.Skip(t, "no mount of a file: %v: %s", err, out)
+		}
+	}
+	program := func(name string, args ...string) {
+		t.Helper()
+		if out, err := exec.Command(need.Program(t, name), args...).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v: %s", name, err, out)
+		}
+	}
+	for _, s := range scenarios {
+		dir, old, new, steps := s.walk(t)
+		commit := slices.Index(steps, "commit")
+		work := t.TempDir()
+		image, at := filepath.Join(work, "image"), filepath.Join(work, "mount")
+		write(t, image, nil)
+		if err := os.Truncate(image, 24<<20); err != nil {
+			t.Fatal(err)
+		}
+		program("mkfs.ext4", "-q", image)
+		unmount := func() { unix.Unmount(at, unix.MNT_DETACH) }
+		t.Cleanup(unmount)
+		mount(image, at)
+		program("cp", "-a", dir+"/.", filepath.Join(at, "root"))
+		program("sync", "-f", at)
+		n := 0
+		r := reopen(t, filepath.Join(at, "root"), Options{Step: func(string) error {
+			program("cp", "--sparse=always", image, fmt.Sprintf("%s-%d", image, n))
+			n++
+			return nil
+		}})
+		if err := s.do(t.Context(), t, r); err != nil {
+			t.Fatal(err)
+		}
+		program("cp", "--sparse=always", image, fmt.Sprintf("%s-%d", image, n))
+		unmount()
+		for i := range n + 1 {
+			name, want := "the end", new
+			if i < n {
+				name = steps[i]
+			}
+			if i <= commit {
+				want = old
+			}
+			crashed := fmt.Sprintf("%s-%d", image, i)
+			mount(crashed, at)
+			if err := reopen(t, filepath.Join(at, "root"), Options{}).Recover(t.Context()); err != nil {
+				t.Errorf("%s: the power fails before %q: Recover: %v", s.name, name, err)
+			}
+			if d := difference(want, snapshot(t, filepath.Join(at, "root"))); len(d) > 0 {
+				t.Errorf("%s: the power fails before %q: after Recover these differ:\n%s", s.name, name, strings.Join(d, "\n"))
+			}
+			unmount()
+			if err := os.Remove(crashed); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
 // However much space there is on a full disk, a change is made or nothing is.
 func TestFullDisk(t *testing.T) {
 	t.Parallel()
@@ -410,6 +480,22 @@ func TestDepmodFails(t *testing.T) {
 			}
 		})
 	}
+	t.Run("for the first time", func(t *testing.T) {
+		r := newRoot(t)
+		names, err := filepath.Glob(filepath.Join(r.lib, "modules.*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range names {
+			if depmodFiles.MatchString(filepath.Base(name)) {
+				if err := os.Remove(name); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		fakeDepmod(t, `$depmod "$@"; exit 3`)
+		r.fails(t, Install{Artifact: img}, ErrDepmod)
+	})
 	t.Run("uninstall", func(t *testing.T) {
 		hasOne(t, r)
 		before := snapshot(t, r.Dir())
@@ -468,6 +554,74 @@ func TestCancelled(t *testing.T) {
 			t.Errorf("cancelled at %q:\n%s", steps[n], strings.Join(d, "\n"))
 		}
 		cancel()
+	}
+}
+
+// Between a crash and the next command the kernel's package may come with other modules.
+func TestChangedMeanwhile(t *testing.T) {
+	t.Parallel()
+	dir, _, _, steps := scenarios[0].walk(t)
+	r := reopen(t, dir, Options{Step: cutAt(slices.Index(steps, "commit"))})
+	if err := doInstall("1.0")(t.Context(), t, r); !errors.Is(err, errCut) {
+		t.Fatal(err)
+	}
+	newer := bytesOf(t, own[1])
+	for _, name := range []string{own[0], "kernel/drivers/net/another.ko"} {
+		write(t, filepath.Join(r.lib, name), newer)
+	}
+	r = reopen(t, dir, Options{})
+	if err := r.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for module, want := range map[string]string{"dummy": own[0], "another": "kernel/drivers/net/another.ko", "hello": ""} {
+		if got := resolves(t, dir, module); got != want {
+			t.Errorf("modprobe %s finds %q; want %q", module, got, want)
+		}
+	}
+	if b, err := os.ReadFile(filepath.Join(r.lib, own[0])); err != nil || !bytes.Equal(b, newer) || !r.warn.has(own[0], "meanwhile") {
+		t.Errorf("the newer module is not left, %v; warnings %q", err, r.warn.lines)
+	}
+}
+
+// A file of ours that somebody else writes just when it is to go is not ours any more.
+func TestChangedJustThen(t *testing.T) {
+	t.Parallel()
+	r := newRoot(t)
+	hasOne(t, r)
+	ours := filepath.Join(r.lib, "updates/dkms/hello.ko")
+	hit := reopen(t, r.Dir(), Options{Step: func(name string) error {
+		if name == "take updates/dkms/hello.ko" {
+			write(t, ours, []byte("theirs"))
+		}
+		return nil
+	}})
+	if _, err := hit.Uninstall(t.Context(), "hello", "1.0", bookworm); !errors.Is(err, ErrRefused) || !says(err, ours) {
+		t.Errorf("Uninstall: %v", err)
+	}
+	if b, err := os.ReadFile(ours); string(b) != "theirs" {
+		t.Errorf("it is %q, %v", b, err)
+	}
+	// And one that comes where one of ours is to be put.
+	dir, old, _, _ := scenarios[0].walk(t)
+	r = reopen(t, dir, Options{})
+	comes := filepath.Join(r.lib, "updates/dkms/hello.ko")
+	hit = reopen(t, dir, Options{Step: func(name string) error {
+		if name == "put updates/dkms/hello.ko" {
+			write(t, comes, []byte("theirs"))
+		}
+		return nil
+	}})
+	if err := doInstall("1.0")(t.Context(), t, hit); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("Install: %v", err)
+	}
+	if b, err := os.ReadFile(comes); string(b) != "theirs" {
+		t.Errorf("it is %q, %v", b, err)
+	}
+	if err := os.RemoveAll(filepath.Join(r.lib, "updates")); err != nil {
+		t.Fatal(err)
+	}
+	if d := difference(old, snapshot(t, dir)); len(d) > 0 {
+		t.Errorf("an install that fails changes:\n%s", strings.Join(d, "\n"))
 	}
 }
 

@@ -18,66 +18,65 @@ import (
 	"github.com/godkms-hermetic/godkms-hermetic/internal/kmod"
 )
 
-// suffixes are how files of modules end, by compression.
-var suffixes = map[string]string{"": ".ko", "gzip": ".ko.gz", "xz": ".ko.xz", "zstd": ".ko.zst"}
+// compressions of modules, as kmod names them, and how files end that have them. What is further down counts first: dkms's order.
+var compressions = []struct{ name, suffix string }{{"", ".ko"}, {"gzip", ".ko.gz"}, {"xz", ".ko.xz"}, {"zstd", ".ko.zst"}}
 
-// moduleName gives the name of the module that a file is, as the kernel has it, or nothing if it is none.
-func moduleName(file string) (name string, ok bool) {
-	for _, suffix := range []string{".ko", ".ko.gz", ".ko.xz", ".ko.zst"} {
-		if name, ok := strings.CutSuffix(file, suffix); ok {
-			return strings.ReplaceAll(name, "-", "_"), true
+// cutModule gives the name of the module that a file is, as the kernel has it, and its place among compressions.
+func cutModule(file string) (name string, compression int, ok bool) {
+	if i := strings.LastIndex(file, ".ko"); i > 0 {
+		for c := range compressions {
+			if compressions[c].suffix == file[i:] {
+				return strings.ReplaceAll(file[:i], "-", "_"), c, true
+			}
 		}
 	}
-	return "", false
+	return "", 0, false
+}
+
+// moduleName gives the name of the module that a file is, or nothing if it is none.
+func moduleName(file string) (name string, ok bool) {
+	name, _, ok = cutModule(file)
+	return name, ok
 }
 
 // tree is what is in a kernel's folder.
 type tree struct {
-	named       map[string][]string // paths of files by the module's name, sorted
+	named       map[string][]string // paths of the modules that were asked for by name, sorted
 	own         []string            // some of the kernel's own modules
-	compression string              // of the kernel's own
+	compression int                 // of the kernel's own, in compressions
 }
 
 // ownEnough is how many of a kernel's own modules are remembered, of which one is looked at. The others are there in case that
 // somebody has put a strange one in between.
 const ownEnough = 20
 
-// readTree looks through a kernel's folder.
-func readTree(lib *os.Root) (tree, error) {
+// readTree looks through a kernel's folder, for modules of some names.
+func readTree(lib *os.Root, names ...string) (tree, error) {
 	t := tree{named: map[string][]string{}}
-	seen := map[string]bool{}
+	dir := lib.Name() + "/"
 	err := filepath.WalkDir(lib.Name(), func(file string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
-		if d.IsDir() {
-			if d.Name() == aside {
-				return fs.SkipDir
-			}
+		name, compression, ok := cutModule(d.Name())
+		switch {
+		case d.IsDir() && d.Name() == aside:
+			return fs.SkipDir
+		case d.IsDir() || !ok:
 			return nil
 		}
-		name, ok := moduleName(d.Name())
-		if !ok {
-			return nil
+		path := strings.TrimPrefix(file, dir)
+		if slices.Contains(names, name) {
+			t.named[name] = append(t.named[name], path)
 		}
-		path := strings.TrimPrefix(file, lib.Name()+"/")
-		t.named[name] = append(t.named[name], path)
 		if inTree(path) && d.Type().IsRegular() {
-			seen[filepath.Ext(file)] = true
+			t.compression = max(t.compression, compression)
 			if len(t.own) < ownEnough {
 				t.own = append(t.own, path)
 			}
 		}
 		return nil
 	})
-	switch {
-	case seen[".zst"]:
-		t.compression = "zstd"
-	case seen[".xz"]:
-		t.compression = "xz"
-	case seen[".gz"]:
-		t.compression = "gzip"
-	}
 	return t, err
 }
 

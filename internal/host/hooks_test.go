@@ -255,9 +255,10 @@ func TestHookScripts(t *testing.T) {
 			env, args   []string
 			want        string
 		}{
-			{postinst, "debconf's", nil, []string{"6.1.0-56-amd64", "/boot/vmlinuz-6.1.0-56-amd64"}, "autoinstall -k 6.1.0-56-amd64 --timeout 15m" + then},
+			{postinst, "debconf's", []string{"DPKG_ROOT="}, []string{"6.1.0-56-amd64", "/boot/vmlinuz-6.1.0-56-amd64"}, "autoinstall -k 6.1.0-56-amd64 --timeout 15m --root /" + then},
+			{postinst, "", []string{"DPKG_ROOT=/mnt/an image"}, []string{"6.1"}, "autoinstall -k 6.1 --timeout 15m --root /mnt/an image" + then},
 			{postinst, "", nil, nil, ""},
-			{"/etc/kernel/prerm.d/40-godkms-hermetic", "", []string{"DEB_MAINT_PARAMS='remove'"}, []string{"6.1"}, "kernel_prerm -k 6.1 --timeout 5m" + then},
+			{"/etc/kernel/prerm.d/40-godkms-hermetic", "", []string{"DEB_MAINT_PARAMS='remove'"}, []string{"6.1"}, "kernel_prerm -k 6.1 --timeout 5m --root /" + then},
 			{"/etc/kernel/prerm.d/40-godkms-hermetic", "", []string{upgraded}, []string{"6.1"}, ""},
 			{install, "", nil, []string{"add", "6.1", "/boot/x", "/lib/modules/6.1/vmlinuz"}, "autoinstall -k 6.1 --timeout 15m" + then},
 			{install, "", nil, []string{"remove", "6.1", "/boot/x"}, "kernel_prerm -k 6.1 --timeout 5m" + then},

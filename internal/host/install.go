@@ -111,7 +111,7 @@ func (r *Root) install(ctx context.Context, in Install) (Record, error) {
 	if err != nil {
 		return Record{}, err
 	}
-	if err := r.change(ctx, c, lib); err != nil {
+	if err := r.carryOut(ctx, c, lib); err != nil {
 		return Record{}, err
 	}
 	return c.Records[0], nil
@@ -200,7 +200,11 @@ func (i *installation) unpack() error {
 
 // check refuses what the kernel wouldn't load, and runs PRE_INSTALL.
 func (i *installation) check(ctx context.Context) (err error) {
-	if i.tree, err = readTree(i.lib); err != nil {
+	var names []string
+	for _, m := range i.modules {
+		names = append(names, m.name)
+	}
+	if i.tree, err = readTree(i.lib, names...); err != nil {
 		return err
 	}
 	i.native = i.tree.native(i.lib)
@@ -233,10 +237,10 @@ func (i *installation) check(ctx context.Context) (err error) {
 		return fmt.Errorf("%w, %w: %w; --force installs all the same", ErrPre, ErrRefused, err)
 	}
 	if err != nil {
-		i.r.o.Warn(err.Error())
+		i.r.warn(err)
 	}
 	if ran {
-		i.tree, err = readTree(i.lib)
+		i.tree, err = readTree(i.lib, names...)
 	}
 	return err
 }
@@ -244,7 +248,7 @@ func (i *installation) check(ctx context.Context) (err error) {
 // plan finds out what is in the way of the modules, and what becomes of it.
 func (i *installation) plan(dkms *os.Root) error {
 	// A file whose record can't be read is nobody's, and in the way.
-	all, err := i.r.modules(func(err error) { i.r.o.Warn(err.Error()) })
+	all, err := i.r.modules(func(err error) { i.r.warn(err) })
 	if err != nil {
 		return err
 	}
@@ -274,10 +278,10 @@ func (i *installation) plan(dkms *os.Root) error {
 		if len(i.modules) == 0 {
 			return fmt.Errorf("%w: %s; --force replaces it", ErrRefused, s)
 		}
-		i.r.o.Warn(s + ": it is left out; --force replaces it")
+		i.r.warnf("%s: it is left out; --force replaces it", s)
 	}
 	for _, m := range i.modules {
-		m.dest = path.Join(m.Dest, strings.TrimSuffix(m.Name, ".ko")+suffixes[i.tree.compression])
+		m.dest = path.Join(m.Dest, strings.TrimSuffix(m.Name, ".ko")+compressions[i.tree.compression].suffix)
 		for _, there := range i.tree.named[m.name] {
 			if err := i.clear(m, there); err != nil {
 				return err
@@ -321,7 +325,7 @@ func (i *installation) gate(m *module) (same string, err error) {
 		return "", nil
 	}
 	if len(paths) > 1 {
-		i.r.o.Warn(fmt.Sprintf("%s is there %d times below %s: versions are not compared", m.name, len(paths), i.r.shown(i.meta.Kernel.Release, "")))
+		i.r.warnf("%s is there %d times below %s: versions are not compared", m.name, len(paths), i.r.shown(i.meta.Kernel.Release, ""))
 		return "", nil
 	}
 	info, err := i.lib.Lstat(paths[0])
@@ -330,7 +334,7 @@ func (i *installation) gate(m *module) (same string, err error) {
 	}
 	there, err := readModule(i.lib, paths[0])
 	if err != nil {
-		i.r.o.Warn(fmt.Sprintf("versions are not compared: %v", err))
+		i.r.warnf("versions are not compared: %v", err)
 		return "", nil
 	}
 	shown := i.r.shown(i.meta.Kernel.Release, paths[0])
@@ -449,14 +453,14 @@ func (i *installation) takeOff() error {
 func (r *Root) takeOwn(lib *os.Root, rec Record, f File) (_ take, ok bool, err error) {
 	h, _, err := digestOf(lib, f.Path)
 	if errors.Is(err, fs.ErrNotExist) {
-		r.o.Warn(fmt.Sprintf("%s is gone", r.shown(rec.Kernel.Release, f.Path)))
+		r.warnf("%s is gone", r.shown(rec.Kernel.Release, f.Path))
 		return take{}, false, nil
 	}
 	if err != nil {
 		return take{}, false, err
 	}
 	if h != f.Digest {
-		r.o.Warn(fmt.Sprintf("%s is not what was installed: it stays", r.shown(rec.Kernel.Release, f.Path)))
+		r.warnf("%s is not what was installed: it stays", r.shown(rec.Kernel.Release, f.Path))
 		return take{}, false, nil
 	}
 	return take{Path: f.Path, Digest: h}, true, nil
@@ -489,7 +493,7 @@ func (i *installation) change(digest v1.Hash, signer string) (*change, error) {
 	if s, ok := i.scripts["POST_INSTALL"]; ok {
 		c.after = func(ctx context.Context) {
 			if _, err := i.r.run(ctx, s, i.g, k); err != nil {
-				i.r.o.Warn(err.Error())
+				i.r.warn(err)
 			}
 		}
 	}
@@ -531,7 +535,7 @@ func (i *installation) ready(m *module) (err error) {
 		return err
 	}
 	defer f.Close()
-	w, err := kmod.Compress(f, i.tree.compression)
+	w, err := kmod.Compress(f, compressions[i.tree.compression].name)
 	if err != nil {
 		return err
 	}
@@ -592,7 +596,7 @@ func (r *Root) putBack(c *change, lib *os.Root, originals []Original) error {
 		_, err := lib.Lstat(o.Path)
 		if err == nil && !slices.ContainsFunc(c.Take, func(t take) bool { return t.Path == o.Path }) ||
 			slices.ContainsFunc(c.Put, func(p put) bool { return p.Path == o.Path }) {
-			r.o.Warn(fmt.Sprintf("%s is there again: the one that was moved aside is dropped", r.shown(c.Release, o.Path)))
+			r.warnf("%s is there again: the one that was moved aside is dropped", r.shown(c.Release, o.Path))
 			continue
 		}
 		kept, err := r.state(originalPath(c.Release, o.Path))
@@ -684,17 +688,17 @@ func (r *Root) uninstall(ctx context.Context, module, version string, k artifact
 		}
 		content, err := readScript(name)
 		if err != nil {
-			r.o.Warn(fmt.Sprintf("POST_REMOVE of %s/%s is not run: %v", module, version, err))
+			r.warnf("POST_REMOVE of %s/%s is not run: %v", module, version, err)
 		} else {
 			s := script{"POST_REMOVE", rec.PostRemove, true, content}
 			c.after = func(ctx context.Context) {
 				if _, err := r.run(ctx, s, m.Registration, rec.Kernel); err != nil {
-					r.o.Warn(err.Error())
+					r.warn(err)
 				}
 			}
 		}
 	}
-	if err := r.change(ctx, c, lib); err != nil {
+	if err := r.carryOut(ctx, c, lib); err != nil {
 		return Record{}, err
 	}
 	return c.Records[0], nil

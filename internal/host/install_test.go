@@ -491,6 +491,10 @@ func TestInTheWay(t *testing.T) {
 	if err := r.fails(t, Install{Artifact: img}, ErrRefused); !says(err, there, "nobody known", "--force") {
 		t.Error(err)
 	}
+	write(t, filepath.Join(r.Dir(), "var/lib/rpm/rpmdb.sqlite"), nil)
+	if err := r.fails(t, Install{Artifact: img}, ErrRefused); !says(err, "rpm -qf "+there) {
+		t.Error(err)
+	}
 	write(t, filepath.Join(r.Dir(), "var/lib/dpkg/info/my-mod-image:amd64.list"), []byte("/.\n/usr/lib/modules/"+bookworm.Release+"/extra/my_mod.ko.xz\n"))
 	if err := r.fails(t, Install{Artifact: img}, ErrRefused); !says(err, there, "package my-mod-image:amd64 ") {
 		t.Error(err)

@@ -44,7 +44,7 @@ type change struct {
 	Keep      []keep   `json:"keep,omitempty"`    // originals that come into the state
 	Drop      []string `json:"drop,omitempty"`    // and those that go
 	Adopted   []string `json:"adopted,omitempty"` // below dkmsDir: files of dkms's that go, for the state has them now
-	Records   []Record `json:"records"`           // as they will be; the first may have a Script
+	Records   []Record `json:"records"`           // as they will be
 
 	script []byte                // POST_REMOVE of the first record
 	after  func(context.Context) // runs the scripts that come before depmod
@@ -83,11 +83,12 @@ const (
 	maxJournal    = 64 << 20           // bytes
 )
 
-func (c *change) putAside(i int) string  { return fmt.Sprintf("%s/put-%d", aside, i) }
-func (c *change) takeAside(i int) string { return fmt.Sprintf("%s/took-%d", aside, i) }
-func savedAside(name string) string      { return aside + "/saved-" + name }
-func keptAside(i int) string             { return fmt.Sprintf("%s/original-%d", journalDir, i) }
-func recordAside(i int) string           { return fmt.Sprintf("%s/record-%d", journalDir, i) }
+// Where things are while a change is under way.
+func putAside(i int) string         { return fmt.Sprintf("%s/put-%d", aside, i) }
+func takenAside(i int) string       { return fmt.Sprintf("%s/taken-%d", aside, i) }
+func savedAside(name string) string { return aside + "/saved-" + name }
+func keptAside(i int) string        { return fmt.Sprintf("%s/original-%d", journalDir, i) }
+func recordAside(i int) string      { return fmt.Sprintf("%s/record-%d", journalDir, i) }
 
 const scriptAside = journalDir + "/script"
 
@@ -122,8 +123,8 @@ func (r *Root) step(format string, a ...any) error {
 	return nil
 }
 
-// change makes a change, or leaves all as it was.
-func (r *Root) change(ctx context.Context, c *change, lib *os.Root) error {
+// carryOut makes a change, or leaves all as it was.
+func (r *Root) carryOut(ctx context.Context, c *change, lib *os.Root) error {
 	t, err := r.open(c, lib)
 	if err != nil {
 		return err
@@ -179,7 +180,7 @@ func (r *Root) recover(ctx context.Context) error {
 	if c.Committed {
 		err = t.finish()
 	} else {
-		r.o.Warn(c.What + " was cut off: it is undone")
+		r.warnf("%s was cut off: it is undone", c.What)
 		err = t.undo(ctx, true)
 	}
 	if err != nil {
@@ -324,11 +325,14 @@ func (t *transaction) apply(ctx context.Context) error {
 		return err
 	}
 	t.Committed = true
-	if err := t.journal(); err != nil {
+	err := t.journal()
+	if err != nil {
 		t.Committed = false
-		return err
+		if c, _ := t.r.readJournal(); c != nil && c.Committed { // it is in place, and only not known to be durable
+			err = errors.Join(err, t.journal())
+		}
 	}
-	return nil
+	return err
 }
 
 // journal writes the journal.
@@ -369,7 +373,7 @@ func (t *transaction) prepare(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		err = writeAside(ctx, t.lib, t.putAside(i), in, p)
+		err = writeAside(ctx, t.lib, putAside(i), in, p)
 		in.Close()
 		if err != nil {
 			return fmt.Errorf("write %s: %w", p.Path, err)
@@ -461,7 +465,7 @@ func writeState(root *os.Root, name string, b []byte) error {
 		return err
 	}
 	_, err = f.Write(b)
-	return errors.Join(err, f.Sync(), f.Close())
+	return errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close()) // whatever the umask
 }
 
 // keep makes a copy in the state, or a link where both are on one file system.
@@ -507,8 +511,13 @@ func (t *transaction) swap() error {
 		if err := t.r.step("take %s", g.Path); err != nil {
 			return err
 		}
-		if err := t.lib.Rename(g.Path, t.takeAside(i)); err != nil {
+		if err := t.lib.Rename(g.Path, takenAside(i)); err != nil {
 			return err
+		}
+		if h, _, err := digestOf(t.lib, takenAside(i)); err != nil {
+			return err
+		} else if h != g.Digest {
+			return fmt.Errorf("%w: %s is changing; try again", ErrRefused, t.shown(g.Path))
 		}
 	}
 	for _, dir := range t.Folders {
@@ -528,12 +537,12 @@ func (t *transaction) swap() error {
 			return err
 		}
 		// Not even a file that came while this was prepared is written over.
-		if err := t.lib.Link(t.putAside(i), p.Path); errors.Is(err, fs.ErrExist) {
+		if err := t.lib.Link(putAside(i), p.Path); errors.Is(err, fs.ErrExist) {
 			return fmt.Errorf("%s: %w", p.Path, err)
 		} else if err == nil {
 			continue
 		}
-		if err := t.lib.Rename(t.putAside(i), p.Path); err != nil {
+		if err := t.lib.Rename(putAside(i), p.Path); err != nil {
 			return err
 		}
 	}
@@ -603,19 +612,19 @@ func (t *transaction) undo(ctx context.Context, recovering bool) error {
 
 // untake puts a file back that was moved aside, if nobody but this change has put another there.
 func (t *transaction) untake(i int, g take) error {
-	if _, err := t.lib.Lstat(t.takeAside(i)); errors.Is(err, fs.ErrNotExist) {
+	if _, err := t.lib.Lstat(takenAside(i)); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	have, _, err := digestOf(t.lib, g.Path)
 	ours := slices.ContainsFunc(t.Put, func(p put) bool { return p.Path == g.Path && p.Digest == have })
 	if err == nil && !ours {
-		t.r.o.Warn(fmt.Sprintf("%s was put there meanwhile: it stays, and the one that was there before is dropped", t.shown(g.Path)))
-		return t.lib.Remove(t.takeAside(i))
+		t.r.warnf("%s was put there meanwhile: it stays, and the one that was there before is dropped", t.shown(g.Path))
+		return t.lib.Remove(takenAside(i))
 	}
 	if err := t.lib.MkdirAll(path.Dir(g.Path), 0o755); err != nil {
 		return err
 	}
-	return t.lib.Rename(t.takeAside(i), g.Path)
+	return t.lib.Rename(takenAside(i), g.Path)
 }
 
 // unsave puts depmod's files back. After a crash others may have changed the modules since, so depmod runs again then.
@@ -644,7 +653,7 @@ func (t *transaction) unsave(ctx context.Context, recovering bool) error {
 			if cause := context.Cause(ctx); cause != nil {
 				return cause
 			}
-			t.r.o.Warn(err.Error())
+			t.r.warn(err)
 		}
 	}
 	return nil

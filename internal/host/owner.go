@@ -20,8 +20,8 @@ func (r *Root) dkmsOwner(release, path string) (module, version string) {
 	for _, m := range r.DKMSModules() {
 		for _, k := range m.Kernels {
 			if k.Installed && k.Release == release && !inTree(path) && slices.ContainsFunc(k.Files, func(f string) bool {
-				n, _ := moduleName(f)
-				return n == name
+				of, _ := moduleName(f)
+				return of == name
 			}) {
 				return m.Module, m.Version
 			}
@@ -68,7 +68,7 @@ func (r *Root) dkmsOriginals(module string, k artifact.Kernel) ([]dkmsOriginal, 
 		}
 		place, ok := strings.CutPrefix(strings.TrimPrefix(line, "/usr"), "/lib/modules/"+k.Release+"/")
 		if !ok || !filepath.IsLocal(place) || path.Clean(place) != place {
-			r.o.Warn(fmt.Sprintf("%s: %.200q is no place of a module: it is left to dkms", filepath.Join(dkms.Name(), name), line))
+			r.warnf("%s: %.200q is no place of a module: it is left to dkms", filepath.Join(dkms.Name(), name), line)
 			return nil
 		}
 		out = append(out, dkmsOriginal{place, []string{file, name}})

@@ -72,12 +72,12 @@ func (r *Root) run(ctx context.Context, s script, g Registration, k artifact.Ker
 	}
 	what := fmt.Sprintf("%s of %s/%s, %q", s.name, g.Module, g.Version, s.command)
 	if !r.IsHost() {
-		r.o.Warn(fmt.Sprintf("%s is not run: %s is not the root of this machine", what, r.dir))
+		r.warnf("%s is not run: %s is not the root of this machine", what, r.dir)
 		return false, nil
 	}
 	args := strings.Fields(s.command)
 	if !s.executable || len(args) == 0 {
-		r.o.Warn(what + " is not run: the script is not executable")
+		r.warnf("%s is not run: the script is not executable", what)
 		return false, nil
 	}
 	base, err := r.state("tmp")

@@ -163,7 +163,7 @@ func TestOwnRootChild(t *testing.T) {
 		t.Errorf("warnings %q", r.warn.lines)
 	}
 	r.install(t, Install{Artifact: fails, Force: true})
-	if !r.warn.has("PRE_INSTALL", "no luck") {
+	if !r.warn.has("PRE_INSTALL", "exit status 3") || !r.warn.has("no luck") {
 		t.Errorf("warnings %q", r.warn.lines)
 	}
 	r.install(t, Install{Artifact: plain})

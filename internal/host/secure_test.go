@@ -1,16 +1,27 @@
 package host
 
 import (
+	"bytes"
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/binary"
 	"errors"
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/kmod"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/need"
 )
 
 // secureRoot makes a root and a sysfs of files.
@@ -122,6 +133,88 @@ func TestSignatureHash(t *testing.T) {
 		got, err := secureRoot(t, nil, tt.root).signatureHash("6.1", func() *kmod.Module { return tt.native })
 		if got != tt.want || (err == nil) != (tt.fail == "") || err != nil && (!errors.Is(err, ErrSigning) || !strings.Contains(err.Error(), tt.fail)) {
 			t.Errorf("%s: %v, %v; want %v", tt.name, got, err, tt.want)
+		}
+	}
+}
+
+// broken is a key in a token that has gone.
+type broken struct{ crypto.Signer }
+
+func (broken) Sign(io.Reader, []byte, crypto.SignerOpts) ([]byte, error) {
+	return nil, errors.New("the token is gone")
+}
+
+// An install signs and compresses as the kernel's own modules are, and without a signature there is none where it is wanted.
+func TestInstallSigned(t *testing.T) {
+	t.Parallel()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{Subject: pkix.Name{CommonName: "Test modules"}, NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	good, err := kmod.NewSigner(key, cert)
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone, err := kmod.NewSigner(broken{key}, cert)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signed := bytesOf(t, "kernel/drivers/net/veth.ko")
+	end := len(signed) - len("~Module signature appended~\n")
+	unsigned := signed[:end-12-int(binary.BigEndian.Uint32(signed[end-4:]))]
+	img := one(t, "hello.ko", unsigned)
+
+	r := newRoot(t)
+	config := filepath.Join(r.Dir(), "boot/config-"+bookworm.Release)
+	write(t, config, []byte("CONFIG_MODULE_SIG_HASH=\"sha1\"\n"))
+	if err := r.fails(t, Install{Artifact: img, Signer: good}, ErrSigning); !says(err, "SHA-1") {
+		t.Error(err)
+	}
+	write(t, config, []byte("CONFIG_MODULE_SIG_FORCE=y\nCONFIG_MODULE_SIG_HASH=\"sha512\"\n"))
+	if err := r.fails(t, Install{Artifact: img}, ErrSigning); !says(err, "hello.ko", "CONFIG_MODULE_SIG_FORCE", "--sign-key") {
+		t.Error(err)
+	}
+	r.fails(t, Install{Artifact: img, Force: true}, ErrSigning)
+	if err := r.fails(t, Install{Artifact: img, Signer: gone}, ErrSigning); !says(err, "the token is gone") {
+		t.Error(err)
+	}
+	for compression, suffix := range map[string]string{"": "", "xz": ".xz", "zstd": ".zst"} {
+		var own bytes.Buffer
+		w, err := kmod.Compress(&own, compression)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(bytesOf(t, "kernel/drivers/net/mii.ko")); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Remove(filepath.Join(r.lib, "kernel/drivers/net/mii.ko")); err != nil {
+			t.Fatal(err)
+		}
+		write(t, filepath.Join(r.lib, "kernel/drivers/net/mii.ko"+suffix), own.Bytes())
+		rec := r.install(t, Install{Artifact: img, Signer: good})
+		name := "updates/dkms/hello.ko" + suffix
+		if got := resolves(t, r.Dir(), "hello"); got != name || rec.Signer != "Test modules" {
+			t.Errorf("modprobe hello finds %q, want %q; signed by %q", got, name, rec.Signer)
+		}
+		out, err := exec.Command(need.Program(t, "modinfo"), filepath.Join(r.lib, name)).CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "signer:         Test modules\n") || !strings.Contains(string(out), "sig_hashalgo:   sha512\n") {
+			t.Errorf("modinfo %s: %v\n%s", name, err, out)
+		}
+		r.uninstall(t, "hello", "1.0")
+		if err := os.Rename(filepath.Join(r.lib, "kernel/drivers/net/mii.ko"+suffix), filepath.Join(r.lib, "kernel/drivers/net/mii.ko")); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

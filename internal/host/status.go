@@ -156,11 +156,11 @@ func (r *Root) ours() ([]group, error) {
 			}
 		}
 	}
-	files := installed{r, map[string]string{}}
+	files := finder{r, map[string]string{}}
 	var groups []group
 	for _, m := range modules {
 		g := group{module: m.Module, version: m.Version, broken: m.damaged}
-		if err := r.CheckSource(m.Registration); err != nil {
+		if err := files.checkSource(m.Registration); err != nil {
 			g.broken = true
 			r.warn(err)
 		}
@@ -184,6 +184,8 @@ func (r *Root) ours() ([]group, error) {
 	return groups, nil
 }
 
+func (r *Root) warnf(format string, a ...any) { r.warn(fmt.Errorf(format, a...)) }
+
 // warn tells an error, or each of those that are joined in it.
 func (r *Root) warn(err error) {
 	for line := range strings.SplitSeq(err.Error(), "\n") {
@@ -193,40 +195,53 @@ func (r *Root) warn(err error) {
 
 // CheckSource wraps ErrBroken where the source folder of a module is gone that has no other origin.
 func (r *Root) CheckSource(g Registration) error {
+	return finder{r, map[string]string{}}.checkSource(g)
+}
+
+// finder looks at files of a root. It remembers where their folders are, with links followed.
+type finder struct {
+	root    *Root
+	folders map[string]string
+}
+
+func (f finder) lstat(name string) (os.FileInfo, error) {
+	dir := filepath.Dir(name)
+	at, ok := f.folders[dir]
+	if !ok {
+		var err error
+		if at, err = f.root.Path(dir); err != nil {
+			return nil, err
+		}
+		f.folders[dir] = at
+	}
+	return os.Lstat(filepath.Join(at, filepath.Base(name)))
+}
+
+func (f finder) checkSource(g Registration) error {
 	if g.Source == "" || g.Reference != "" {
 		return nil
 	}
-	path, err := r.Path(g.Source)
-	if err == nil {
-		var info os.FileInfo
-		if info, err = os.Stat(path); err == nil && info.IsDir() {
+	info, err := f.lstat(g.Source)
+	if err == nil && info.IsDir() {
+		return nil
+	}
+	if err == nil && info.Mode()&os.ModeSymlink != 0 {
+		if _, ok := f.root.folder(g.Source); ok {
 			return nil
 		}
 	}
 	return fmt.Errorf("%s/%s is %w: its source folder %s is gone; put it back, or remove the module", g.Module, g.Version, ErrBroken, g.Source)
 }
 
-// installed looks at installed files, by folders that have been found below the root.
-type installed struct {
-	root    *Root
-	folders map[string]string
-}
-
 // note is what there is to say of an installed module's files; empty: they are there.
-func (i installed) note(rec Record) string {
+func (f finder) note(rec Record) string {
 	note := ""
-	for _, f := range rec.Files {
-		dir := filepath.Join("/lib/modules", rec.Kernel.Release, filepath.Dir(f.Path))
-		path, ok := i.folders[dir]
-		if !ok {
-			path, _ = i.root.Path(dir) // none has no files
-			i.folders[dir] = path
-		}
-		info, err := os.Lstat(filepath.Join(path, filepath.Base(f.Path)))
-		if path == "" || err != nil {
+	for _, file := range rec.Files {
+		info, err := f.lstat(filepath.Join("/lib/modules", rec.Kernel.Release, file.Path))
+		if err != nil {
 			return NoteMissing
 		}
-		if !info.Mode().IsRegular() || info.Size() != f.Size {
+		if !info.Mode().IsRegular() || info.Size() != file.Size {
 			note = NoteDifferences
 		}
 	}

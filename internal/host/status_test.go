@@ -116,6 +116,8 @@ func TestStatus(t *testing.T) {
 	}
 	note(t, r, "hello/1.0", k56, Installed, installed)
 	note(t, r, "hello/2.0", k56, Built, nil)
+	register(t, r, "hello/3.0")
+	note(t, r, "hello/3.0", k56, Failed, nil)
 	note(t, r, "hello/2.0", k612, Failed, func(rec *Record) { rec.Reason = "no headers:\n\x1b[31mred" })
 	putFile(t, r, "lib/modules/"+k56+"/"+file.Path, "12345")
 
@@ -129,16 +131,17 @@ func TestStatus(t *testing.T) {
 		"hello/1.0, " + k56 + ofHost + "installed (Original modules exist)",
 		"hello/2.0, " + k56 + ofHost + "built (Original modules exist)",
 		"hello/2.0, " + k612 + ofHost + "failed (no headers:??[31mred)",
+		"hello/3.0, " + k56 + ofHost + "failed",
 		"pulled/1: added",
 	}
 	wantLines(t, "all", texts(t, r, Filter{}), all...)
 	if want := []string{"gone/1 is broken: its source folder /usr/src/gone-1 is gone; put it back, or remove the module"}; !slices.Equal(*warnings, want) {
 		t.Errorf("warnings: %q; want %q", *warnings, want)
 	}
-	wantLines(t, "of one module", texts(t, r, Filter{Module: "hello"}), all[6:9]...)
+	wantLines(t, "of one module", texts(t, r, Filter{Module: "hello"}), all[6:10]...)
 	wantLines(t, "of one version", texts(t, r, Filter{Module: "hello", Version: "2.0"}), all[7:9]...)
 	wantLines(t, "of another architecture", texts(t, r, Filter{Module: "a", Arch: "arm64"}), "a/1: added")
-	wantLines(t, "of two kernels", texts(t, r, Filter{Module: "hello", Kernels: []string{k612, k56}}), "hello/1.0: added", all[8], all[6], all[7])
+	wantLines(t, "of two kernels", texts(t, r, Filter{Module: "hello", Kernels: []string{k612, k56}}), "hello/1.0: added", all[8], "hello/3.0: added", all[6], all[7], all[9])
 
 	putFile(t, r, "lib/modules/"+k56+"/"+file.Path, "123456")
 	wantLines(t, "with another file", texts(t, r, Filter{Version: "1.0"}),
@@ -156,9 +159,11 @@ func TestStatusOfDamagedState(t *testing.T) {
 		"truncated": func(path string) error { return os.Truncate(path, 40) },
 		"empty":     func(path string) error { return os.Truncate(path, 0) },
 		"another's": func(path string) error { return os.WriteFile(path, []byte(`{"module":"other"}`), 0o644) },
-		"a link":    func(path string) error { return errors.Join(os.Remove(path), os.Symlink("/etc/passwd", path)) },
-		"a FIFO":    func(path string) error { return errors.Join(os.Remove(path), unix.Mkfifo(path, 0o644)) },
-		"a folder":  func(path string) error { return errors.Join(os.Remove(path), os.Mkdir(path, 0o755)) },
+		"a link": func(path string) error {
+			return errors.Join(os.Rename(path, path+".moved"), os.Symlink(path+".moved", path))
+		},
+		"a FIFO":   func(path string) error { return errors.Join(os.Remove(path), unix.Mkfifo(path, 0o644)) },
+		"a folder": func(path string) error { return errors.Join(os.Remove(path), os.Mkdir(path, 0o755)) },
 		"a new state": func(path string) error {
 			return os.WriteFile(path, []byte(`{"module":"hello","version":"1.0","kernel":{"Release":"`+k56+`","Arch":"amd64"},"state":"melted"}`), 0o644)
 		},
@@ -187,6 +192,16 @@ func TestStatusOfDamagedState(t *testing.T) {
 			if len(*warnings) != 2 {
 				t.Errorf("warnings: %q; want two", *warnings)
 			}
+			if err := r.Remove(t.Context(), "hello", "1.0"); !errors.Is(err, ErrRemains) {
+				t.Errorf("remove of what is built for another kernel: %v; want ErrRemains", err)
+			}
+			if err := os.Remove(filepath.Join(dir, k612+".amd64.json")); err != nil {
+				t.Fatal(err)
+			}
+			if err := r.Remove(t.Context(), "hello", "1.0"); err != nil {
+				t.Errorf("remove of what is damaged: %v", err)
+			}
+			wantLines(t, "in the end", texts(t, r, Filter{}), "a/1: added")
 		})
 	}
 }
@@ -238,5 +253,35 @@ func TestStatusWhileStateChanges(t *testing.T) {
 			first = "a/1, " + k56 + ofHost + "built"
 		}
 		wantLines(t, "status", lines, first, "stays/1, "+k56+ofHost+"built")
+	}
+}
+
+// A source that is a link is there if the folder is, which is looked for in the root.
+func TestStatusOfLinkedSource(t *testing.T) {
+	r, _ := testRoot(t)
+	for name, target := range map[string]string{"in": "/srv/source", "out": t.TempDir(), "dangling": "/srv/none"} {
+		symlink(t, r, target, "usr/src/"+name+"-1")
+		if err := r.Add(t.Context(), Registration{Module: name, Version: "1", Source: "/usr/src/" + name + "-1"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	putFile(t, r, "srv/source/dkms.conf", "")
+	wantLines(t, "status", texts(t, r, Filter{}), "dangling/1: broken", "in/1: added", "out/1: broken")
+}
+
+func TestNewest(t *testing.T) {
+	r, _ := testRoot(t)
+	register(t, r, "a/1.9", "a/1.10", "a/1.10~rc1", "b/0", "c/2", "c/v3")
+	all, err := r.Modules()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, m := range Newest(all) {
+		got = append(got, m.Module+"/"+m.Version)
+	}
+	wantLines(t, "the newest", got, "a/1.10", "b/0", "c/v3")
+	if len(all) != 6 {
+		t.Errorf("Newest has left %d of the modules that it was given; want 6", len(all))
 	}
 }

@@ -1,4 +1,4 @@
-// Package hosttest has a Debian host for a test: a root with apt and dpkg of its own, in which programs run as in a container.
+// Package hosttest has a Debian host for a test: a root with apt and dpkg of its own, in which programs run in a chroot.
 //
 // What runs there has its own mounts, processes and /dev, and ends with the test however that ends; the network is this machine's.
 package hosttest
@@ -26,7 +26,7 @@ import (
 const Suite = "bookworm"
 
 // packages are what a Root has beside apt and the essential ones, Arch's pacman among them. It has no compiler, make or headers, and no kernel.
-const packages = "initramfs-tools,kmod,linux-base,mount,pacman-package-manager,systemd"
+const packages = "initramfs-tools,kmod,linux-base,pacman-package-manager,systemd"
 
 // CacheDir is where a Root has the test cache's indexes and packages, and the header images that are made of them.
 const CacheDir = "/var/cache/godkms-hermetic"
@@ -72,12 +72,10 @@ func New(t testing.TB, program string) *Root {
 	return r
 }
 
-// enter is run by a shell in namespaces of its own: it makes the root at $1 its own, and becomes what follows. It is no chroot, in
-// which the kernel allows no user namespaces.
+// enter is run by a shell in namespaces of its own: it mounts what a root has below $1, and becomes what follows, with that as its root.
 const enter = `set -e
 root=$1 cache=$2 at=$3
 shift 3
-mount --bind "$root" "$root"
 cd "$root"
 mount -t proc proc proc
 mount --rbind /sys sys
@@ -89,9 +87,7 @@ ln -s pts/ptmx dev/ptmx
 ln -s /proc/self/fd dev/fd
 ln -s /run/log dev/log
 for d in index images; do mount --bind "$cache/$d" "./$at/$d"; done
-pivot_root . mnt
-umount -l /mnt
-exec "$@"`
+exec chroot . "$@"`
 
 // Command is a program of the root, with its arguments, to be run in it. Its environment is root's, and has CacheDir as the cache folder.
 func (r *Root) Command(args ...string) *exec.Cmd {

@@ -21,7 +21,8 @@ func Compress(w io.Writer, compression string) (io.WriteCloser, error) {
 		// The kernel's own decoder knows no CRC64, and has 1 MiB for the dictionary: Documentation/staging/xz.rst.
 		return xz.WriterConfig{CheckSum: xz.CRC32, DictCap: 1 << 20}.NewWriter(w)
 	case "zstd":
-		return zstd.NewWriter(w, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedBetterCompression))
+		// A wider window makes no real module smaller, and takes memory of the kernel's and time here.
+		return zstd.NewWriter(w, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(1<<20))
 	}
 	return nil, fmt.Errorf("modules are not compressed with %q", compression)
 }

@@ -1,4 +1,4 @@
-// Package kmod tells the ELF facts about a kernel module, and whether a given kernel would load it.
+// Package kmod tells the ELF facts about a kernel module and whether a given kernel would load it, signs it, and compresses it.
 package kmod
 
 import (

@@ -107,6 +107,9 @@ func (s *Signer) Sign(module []byte, hash crypto.Hash) ([]byte, error) {
 	if !isRSA && d.ecdsa == nil {
 		return nil, fmt.Errorf("there is no signing with ECDSA and the hash %q: it takes an RSA key", d.name)
 	}
+	if c := Compression(module); c != "" {
+		return nil, fmt.Errorf("the module is compressed already, with %s: its signature would not be found", c)
+	}
 	for bytes.HasSuffix(module, []byte(signatureMarker)) {
 		rest, _, err := cutSignature(module)
 		if err != nil {

@@ -351,6 +351,7 @@ func TestSignRefuses(t *testing.T) {
 		{s, []byte("module"), 0, "no signing with the hash"},
 		{s, cut, crypto.SHA256, "malformed module signature"},
 		{s, old, crypto.SHA256, "its type is 1"},
+		{s, []byte("\x1f\x8b\x08"), crypto.SHA256, "compressed already, with gzip"},
 		{s, []byte(signatureMarker), crypto.SHA256, "malformed module signature"},
 	} {
 		out, err := tt.s.Sign(tt.module, tt.hash)

@@ -113,7 +113,7 @@ func (l limit) String() string {
 	case l.Ratio > 0:
 		return fmt.Sprintf("≤ %.2f", l.Ratio)
 	case l.More > 0:
-		return fmt.Sprintf("≤ +%.1f s", l.More)
+		return fmt.Sprintf("≤ +%g s", l.More)
 	case l.Total > 0:
 		return "≤ " + seconds(l.Total)
 	}

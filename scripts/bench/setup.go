@@ -48,6 +48,7 @@ type bench struct {
 	shared       string   // the one that is a shared cache
 	many         string   // the root of a host with many modules
 	manyOfDKMS   string   // dkms's tree, which has some of them
+	installed    string   // the root of a host with the newest kernel and the module
 	keys         string   // a folder with a key
 	unsigned     string   // a module
 	signFile     string   // the kernel's own program

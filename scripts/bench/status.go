@@ -18,7 +18,7 @@ import (
 
 // statusModules and statusKernels are how much a host has that is asked for its status. DKMS is asked about fewer modules: it takes a
 // tenth of a second for each and each kernel.
-const statusModules, statusKernels, statusModulesOfDKMS = 50, 5, 10
+const statusModules, statusKernels, statusModulesOfDKMS = 50, 5, 4
 
 // statusRows are about a host with many modules.
 func (b *bench) statusRows() []row {

@@ -123,8 +123,12 @@ func tool(f distpkg.Format, program, version string, when time.Time) (distpkg.Pa
 		Name: name, Version: version, Maintainer: maintainer, License: "Apache-2.0", Time: when,
 		Homepage: "https://github.com/godkms-hermetic/godkms-hermetic",
 		Summary:  "kernel modules of DKMS sources, built hermetically",
-		Text: "Builds out-of-tree kernel modules for any kernel of a distribution in a\nsandbox, with the compiler and headers that the distribution has for it,\n" +
-			"or gets them prebuilt from a registry, and installs them.\n\nIt knows DKMS's sources, commands and states, and needs neither a compiler\nnor headers on the machine.",
+		Text: `Builds out-of-tree kernel modules for any kernel of a distribution in a
+sandbox, with the compiler and headers that the distribution has for it,
+or gets them prebuilt from a registry, and installs them.
+
+It knows DKMS's sources, commands and states, and needs neither a compiler
+nor headers on the machine.`,
 		Depends: []string{"kmod"},
 		Scripts: scripts(f), Triggers: distpkg.Triggers{Interest: []string{cli.Trigger}},
 	}
@@ -176,9 +180,15 @@ func documents(p *distpkg.Package, f distpkg.Format, info *buildinfo.BuildInfo) 
 		}
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "Copyright the authors of godkms-hermetic\nSource: %s\nLicense: Apache-2.0, see /usr/share/common-licenses/Apache-2.0 or\n%s\n\n", p.Homepage,
-		"https://www.apache.org/licenses/LICENSE-2.0")
-	fmt.Fprintf(&b, "The program is one static file. It has Go's library (BSD-3-Clause) of %s,\nand these modules, whose licences come with their sources:\n\n", info.GoVersion)
+	fmt.Fprintf(&b, `Copyright the authors of godkms-hermetic
+Source: %s
+License: Apache-2.0, see /usr/share/common-licenses/Apache-2.0 or
+https://www.apache.org/licenses/LICENSE-2.0
+
+The program is one static file. It has Go's library (BSD-3-Clause) of %s,
+and these modules, whose licences come with their sources:
+
+`, p.Homepage, info.GoVersion)
 	for _, d := range info.Deps {
 		fmt.Fprintf(&b, "  %s %s\n", d.Path, d.Version)
 	}
@@ -187,9 +197,10 @@ func documents(p *distpkg.Package, f distpkg.Format, info *buildinfo.BuildInfo) 
 	if f != distpkg.Deb {
 		return nil
 	}
-	p.Files = append(p.Files, distpkg.Text("/usr/share/lintian/overrides/"+name, "# It runs on any Linux, and in roots that have nothing else.\n"+name+": statically-linked-binary\n"))
-	return addGzip(p, path.Join(dir, "changelog.gz"), fmt.Sprintf("%s (%s) unstable; urgency=medium\n\n  * As of this commit.\n\n -- %s  %s\n", name, p.Version, p.Maintainer,
-		p.Time.Format(time.RFC1123Z)))
+	p.Files = append(p.Files, distpkg.Text("/usr/share/lintian/overrides/"+name,
+		"# It runs on any Linux, and in roots that have nothing else.\n"+name+": statically-linked-binary\n"))
+	return addGzip(p, path.Join(dir, "changelog.gz"), fmt.Sprintf("%s (%s) unstable; urgency=medium\n\n  * As of this commit.\n\n -- %s  %s\n",
+		name, p.Version, p.Maintainer, p.Time.Format(time.RFC1123Z)))
 }
 
 func addGzip(p *distpkg.Package, path, text string) error {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,13 +11,18 @@ import (
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/cli"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/distpkg"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/dkmstest"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/hosttest"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/need"
+	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
 
 func command(t *testing.T, name string, args ...string) string {
 	t.Helper()
-	out, err := exec.Command(need.Program(t, name), args...).CombinedOutput()
+	if !filepath.IsAbs(name) {
+		name = need.Program(t, name)
+	}
+	out, err := exec.Command(name, args...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
 	}
@@ -54,19 +60,81 @@ func TestPackages(t *testing.T) {
 	}
 
 	root := hosttest.New(t, "/bin/false")
-	deb, err := os.ReadFile(made[distpkg.Deb])
-	if err != nil {
-		t.Fatal(err)
+	put := func(file, as string) {
+		t.Helper()
+		b, err := os.ReadFile(file)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(root.Dir, as), b, 0o644)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
-	if err := os.WriteFile(filepath.Join(root.Dir, "tool.deb"), deb, 0o644); err != nil {
-		t.Fatal(err)
+	put(made[distpkg.Deb], "/tool.deb")
+	for _, module := range []string{"hello", "broken"} {
+		out := filepath.Join(dir, module)
+		command(t, program, "mkdeb", "--source", "../../testdata/"+module, "--out", out, "--cache-dir", filepath.Join(dir, "cache"))
+		debs, _ := filepath.Glob(filepath.Join(out, "*.deb"))
+		put(debs[0], "/"+module+".deb")
 	}
-	root.Must("dpkg", "-i", "/tool.deb")
+	k := hosttest.Kernel(t, "6.1.", "amd64")
+	someOf(t, k, root.Dir)
+
+	// With the program come modules, one of which can't be built; and all is configured.
+	root.Must("dpkg", "-i", "/tool.deb", "/hello.deb", "/broken.deb")
+	if out := root.Must("dpkg", "--audit"); out != "" {
+		t.Errorf("dpkg --audit says\n%s", out)
+	}
 	if out := root.Must(name, "version"); !strings.HasPrefix(out, name+" ") {
 		t.Errorf("version says %s", out)
 	}
 	if out := root.Must(name, "hooks", "status"); strings.Count(out, " installed ") < 4 {
 		t.Errorf("hooks status says\n%s", out)
+	}
+	status := root.Must(name, "status")
+	for _, want := range []string{"hello/1.0, " + k.Release + ", x86_64: installed\n", "broken/"} {
+		if !strings.Contains(status, want) {
+			t.Errorf("no %q in the status:\n%s", want, status)
+		}
+	}
+	root.Must("modprobe", "-S", k.Release, "--show-depends", "hello")
+
+	// An upgrade, here of the package alone, has the module again; and without its package it goes.
+	newer := filepath.Join(dir, "newer")
+	command(t, program, "mkdeb", "--source", "--version", "1.0+1", "../../testdata/hello", "--out", newer, "--cache-dir", filepath.Join(dir, "cache"))
+	put(filepath.Join(newer, "hello-hermetic_1.0+1_all.deb"), "/newer.deb")
+	root.Must("dpkg", "-i", "/newer.deb")
+	if got := root.Must(name, "status", "hello"); got != "hello/1.0, "+k.Release+", x86_64: installed\n" {
+		t.Errorf("after an upgrade the status is\n%s", got)
+	}
+	root.Must("dpkg", "-r", "hello-hermetic", "broken-hermetic")
+	if out := root.Must(name, "status"); out != "" {
+		t.Errorf("when they are gone, the status is\n%s", out)
+	}
+	if _, code := root.Run("modprobe", "-S", k.Release, "--show-depends", "hello"); code == 0 {
+		t.Error("the module is still there")
+	}
+	root.Must("dpkg", "-P", name)
+}
+
+// someOf puts a kernel's lists of its modules, and one of these, into a root.
+func someOf(t *testing.T, k kernels.Kernel, root string) {
+	t.Helper()
+	d, err := dkmstest.Open(dkmstest.Cache())
+	if err != nil {
+		t.Fatal(err)
+	}
+	from, err := d.Image(t.Context(), k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lists, _ := filepath.Glob(filepath.Join(from, "modules.*"))
+	for _, file := range append(lists, filepath.Join(from, "kernel/drivers/net/dummy.ko")) {
+		to := filepath.Join(root, "usr/lib/modules", k.Release, strings.TrimPrefix(file, from))
+		b, err := os.ReadFile(file)
+		if err := errors.Join(err, os.MkdirAll(filepath.Dir(to), 0o755), os.WriteFile(to, b, 0o644)); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

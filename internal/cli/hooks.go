@@ -20,18 +20,21 @@ import (
 
 func (a *app) hooksCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "hooks",
+		Use:   "hooks COMMAND",
 		Short: "Have modules follow the host's kernels",
 		Long: `Installs and removes the hooks of package managers, by which a new kernel gets the modules that the host has ('autoinstall'),
-and a kernel that goes loses them, and a service that does what is left to do when the host starts.`,
-		Args: cobra.NoArgs,
+and a kernel that goes loses them, and a service that does what is left to do when the host starts.` + exitStatus("0  done", "1  see the commands"),
+		Example: "  godkms-hermetic hooks install\n  godkms-hermetic hooks status",
+		Args:    cobra.NoArgs,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	var dir string
 	var systems []string
 	sub := func(use, short, long, example string, run func(ctx context.Context, r *host.Root, program string, systems []string) error) {
 		c := &cobra.Command{
 			Use: use, Short: short, Example: example, Args: cobra.NoArgs,
-			Long: long + exitStatus("0  all is as it was asked for", "1  the command line is wrong, a file can't be written, or one that somebody changed is in the way"),
+			Long: long + exitStatus(
+				"0  all is as it was asked for", "1  the command line is wrong, a file can't be written, or one that somebody changed is in the way"),
 			RunE: func(cmd *cobra.Command, _ []string) error {
 				for _, s := range systems {
 					if !slices.Contains(host.HookSystems, s) {
@@ -59,12 +62,12 @@ and a kernel that goes loses them, and a service that does what is left to do wh
 	}
 	sub("install", "Install the hooks, or bring them up to date",
 		`Writes the hooks for the package managers that the host has: for dpkg below /etc/kernel, for kernel-install below
-/usr/lib/kernel/install.d, for pacman below /usr/share/libalpm, and for systemd godkms-hermetic.service, which it enables. Hooks that an
-earlier version wrote are brought up to date. A file that was changed by hand, or is somebody else's, is left alone.
+/usr/lib/kernel/install.d, for pacman below /usr/share/libalpm, and for systemd godkms-hermetic.service, which it enables. Hooks
+that an earlier version wrote are brought up to date. A file that was changed by hand, or is somebody else's, is left alone.
 
-A hook never fails the package manager: what couldn't be had is in 'godkms-hermetic status' and in the journal. It gives up after 15
-minutes. What it downloads is kept in /var/cache/godkms-hermetic. The hooks call the program by its path in /usr/bin, /usr/local/bin or
-another such folder; where it's gone they do nothing.`,
+A hook never fails the package manager: what couldn't be had is in 'godkms-hermetic status' and in the journal. It gives up after
+15 minutes. What it downloads is kept in /var/cache/godkms-hermetic. The hooks call the program by its path in /usr/bin,
+/usr/local/bin or another such folder; where it's gone they do nothing.`,
 		"  godkms-hermetic hooks install\n  godkms-hermetic hooks install --root /mnt/image --for dpkg", a.installHooks)
 	sub("remove", "Remove the hooks", `Removes the hooks that 'hooks install' wrote. A file that was changed since is left alone.`,
 		"  godkms-hermetic hooks remove", func(_ context.Context, r *host.Root, program string, systems []string) error {

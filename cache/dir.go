@@ -57,14 +57,19 @@ const touchAfter = time.Hour
 // maxManifest bounds what is read into memory of manifests, configs and records, in bytes.
 const maxManifest = 4 << 20
 
-// Open opens a cache directory and makes it if absent. One that can't be written to is good for Get, List and Verify.
+// Open opens a cache directory and makes it if absent. One that can't be written to is good for Get, List and Verify. The folders in it
+// must be folders: a link in a mounted image's could lead out of the image.
 func Open(dir string, o Options) (*Dir, error) {
 	d := &Dir{root: filepath.Join(dir, layout), warn: o.Warn}
 	if d.warn == nil {
 		d.warn = func(string) {}
 	}
-	for _, sub := range []string{"entries", "blobs/sha256", "locks", "logs", "tmp"} {
-		if err := os.MkdirAll(filepath.Join(d.root, sub), 0o755); err != nil {
+	for _, sub := range []string{"", "entries", "blobs", "blobs/sha256", "locks", "logs", "tmp"} {
+		path := filepath.Join(d.root, sub)
+		if info, err := os.Lstat(path); err == nil && !info.IsDir() {
+			return nil, fmt.Errorf("open cache %q: %q is no folder; remove it", dir, path)
+		}
+		if err := os.MkdirAll(path, 0o755); err != nil {
 			if _, statErr := os.Stat(filepath.Join(d.root, "entries")); statErr == nil && notWritable(err) {
 				return d, nil
 			}

@@ -396,6 +396,36 @@ func size(t testing.TB, dir string) (n int64) {
 	return n
 }
 
+// A cache in a mounted image may have links that lead out of it: nothing is made or removed there.
+func TestLinksInCache(t *testing.T) {
+	for _, name := range []string{"v1", "v1/entries", "v1/blobs", "v1/blobs/sha256", "v1/locks", "v1/logs", "v1/tmp", "v1/lock", "v1/tmp/.lock"} {
+		dir, outside := t.TempDir(), t.TempDir()
+		to := outside
+		if strings.HasSuffix(name, "lock") {
+			to = filepath.Join(outside, "absent")
+		} else if err := os.WriteFile(filepath.Join(outside, "precious"), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		before, err := os.ReadDir(outside)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(os.MkdirAll(filepath.Join(dir, filepath.Dir(name)), 0o755), os.Symlink(to, filepath.Join(dir, name))); err != nil {
+			t.Fatal(err)
+		}
+		d, err := cache.Open(dir, cache.Options{})
+		if err == nil {
+			err = d.Put(t.Context(), hash("k"), entry(t, "1"))
+		}
+		if err == nil {
+			t.Errorf("%s leads out of the cache, and it is written to", name)
+		}
+		if after, err := os.ReadDir(outside); err != nil || len(after) != len(before) {
+			t.Errorf("%s leads out of the cache, where there is %v now, %v before (%v)", name, after, before, err)
+		}
+	}
+}
+
 func TestKeepLog(t *testing.T) {
 	ctx := context.Background()
 	dir := t.TempDir()

@@ -99,7 +99,7 @@ func (a *app) runAdd(ctx context.Context, o addOptions, args []string) error {
 }
 
 func (a *app) setReference(ctx context.Context, root *host.Root, g *host.Registration, text string) error {
-	m, err := root.Module(g.Module, g.Version)
+	m, err := root.ModuleFor(g.Module, g.Version)
 	if err != nil {
 		return err
 	}
@@ -128,7 +128,7 @@ func (a *app) add(ctx context.Context, root *host.Root, o addOptions, args []str
 		return g, err
 	}
 	g.Module, g.Version = module, version
-	if _, err := root.Module(module, version); !errors.Is(err, host.ErrNotAdded) {
+	if _, err := root.ModuleFor(module, version); !errors.Is(err, host.ErrNotAdded) {
 		if err == nil {
 			err = fmt.Errorf("%s/%s is %w", module, version, host.ErrAdded)
 		}
@@ -169,7 +169,7 @@ func hasSource(root *host.Root, name string) bool {
 	if m == nil {
 		return false
 	}
-	if _, err := root.Module(m[1], m[2]); err == nil {
+	if _, err := root.ModuleFor(m[1], m[2]); err == nil {
 		return true
 	}
 	path, err := root.Path(sourceOf(m[1], m[2]))

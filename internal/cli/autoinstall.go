@@ -236,7 +236,7 @@ func (a *app) installReady(ctx context.Context, root *host.Root, modules []host.
 	var ready []host.Module
 	var out []obtained
 	for _, m := range modules {
-		now, err := root.Module(m.Module, m.Version)
+		now, err := root.ModuleFor(m.Module, m.Version, ks...)
 		if err != nil {
 			return nil, hostError(root, err)
 		}
@@ -277,7 +277,7 @@ func (a *app) keepFailure(ctx context.Context, root *host.Root, c obtained) erro
 
 // forgetFailure removes the record of an earlier failure of what doesn't want the kernel.
 func forgetFailure(ctx context.Context, root *host.Root, c obtained) error {
-	m, err := root.Module(c.module.Module, c.module.Version)
+	m, err := root.ModuleFor(c.module.Module, c.module.Version, c.kernel)
 	if err != nil {
 		return err
 	}

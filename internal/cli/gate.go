@@ -27,6 +27,7 @@ Standard output has one line for each module: whether it's built, cached (from b
 doesn't want that kernel), or failed, and why. One that is skipped is lost if the running kernel has it.` + exitStatus(
 			"  0  no module would be lost",
 			"  1  the command line is wrong, or the root can't be changed",
+			"  4  none would be lost of those that are known, but the state of others is broken",
 			" 11  one or more would be lost",
 			"130  interrupted"),
 		Example: "  godkms-hermetic gate -k 6.1.0-57-amd64 && apt-get install linux-image-6.1.0-57-amd64",
@@ -66,9 +67,9 @@ func (a *app) runGate(ctx context.Context, o hostOptions) error {
 	if err != nil {
 		return err
 	}
-	all, err := root.Modules()
-	if err != nil {
-		return hostError(root, err)
+	all, broken := root.Modules()
+	if broken != nil && !errors.Is(broken, host.ErrBroken) {
+		return hostError(root, broken)
 	}
 	have, err := releases(root)
 	if err != nil {
@@ -126,8 +127,12 @@ func (a *app) runGate(ctx context.Context, o hostOptions) error {
 			err = errors.Join(err, a.println(text))
 		}
 	}
-	if err == nil && len(lost) > 0 {
+	switch {
+	case err != nil:
+	case len(lost) > 0:
 		err = &exitError{code: exitAuto, err: fmt.Errorf("%s would be lost", strings.Join(lost, ", "))}
+	default: // what isn't known may be lost
+		err = hostError(root, broken)
 	}
 	return err
 }

@@ -45,7 +45,7 @@ func (a *app) take(ctx context.Context, root *host.Root, o hostOptions, args []s
 	case !errors.Is(err, host.ErrAdded):
 		return host.Module{}, err
 	}
-	return root.Module(g.Module, g.Version)
+	return root.ModuleFor(g.Module, g.Version)
 }
 
 func (a *app) runHostBuild(ctx context.Context, h hostOptions, o buildOptions, args []string) error {

@@ -267,7 +267,7 @@ func (a *app) installOne(ctx context.Context, root *host.Root, c obtained, broke
 			return &exitError{code: exitDepends, err: fmt.Errorf("BUILD_DEPENDS %q isn't installed: %w", name, err)}
 		}
 	}
-	m, err := root.Module(c.module.Module, c.module.Version)
+	m, err := root.ModuleFor(c.module.Module, c.module.Version, c.kernel)
 	if err != nil {
 		return hostError(root, err)
 	}
@@ -389,11 +389,16 @@ func (a *app) runWithdraw(ctx context.Context, far withdraw, o hostOptions, args
 	if err != nil {
 		return err
 	}
-	m, err := root.Module(module, version)
-	if errors.Is(err, host.ErrBroken) && far == removing && o.force {
-		a.board.Warn(err.Error())
+	m, broken := root.Module(module, version)
+	switch {
+	case errors.Is(broken, host.ErrBroken) && far == removing && o.force:
+		a.board.Warn(broken.Error())
 		m.Records = slices.DeleteFunc(m.Records, func(rec host.Record) bool { return rec.State == host.Broken }) // they go with the module
-		err = nil
+		broken = nil
+	case errors.Is(broken, host.ErrBroken): // of another kernel it's in nobody's way
+		_, err = root.ModuleFor(module, version)
+	default:
+		err = broken
 	}
 	if err != nil {
 		return hostError(root, err)
@@ -415,6 +420,11 @@ func (a *app) runWithdraw(ctx context.Context, far withdraw, o hostOptions, args
 			return err
 		}
 	}
+	if broken != nil {
+		if _, err := root.ModuleFor(module, version, ks...); err != nil {
+			return hostError(root, err)
+		}
+	}
 	var lines []string
 	var failures []error
 	for _, k := range ks {
@@ -427,7 +437,7 @@ func (a *app) runWithdraw(ctx context.Context, far withdraw, o hostOptions, args
 		}
 		lines = append(lines, text...)
 	}
-	if far == removing && len(failures) == 0 {
+	if far == removing && len(failures) == 0 && broken == nil { // else a kernel may have it
 		switch err := root.Remove(ctx, module, version); {
 		case err == nil:
 			lines = append(lines, fmt.Sprintf("%s/%s: removed", module, version))

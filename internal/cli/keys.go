@@ -24,6 +24,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/durable"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/host"
@@ -173,7 +174,7 @@ func (a *app) runKeysGenerate(o generateOptions) error {
 
 // thereAlready is the error for a folder that isn't empty.
 func thereAlready(dir string, there []fs.DirEntry) error {
-	if b, err := os.ReadFile(filepath.Join(dir, certFile)); err == nil {
+	if _, b, err := readSmall(filepath.Join(dir, certFile)); err == nil {
 		if cert, err := parseCertificate(b); err == nil {
 			return fmt.Errorf("%s has a key already, %q, made on %s; it stays: choose another folder with --out, or move that one away",
 				dir, cert.Subject.CommonName, cert.NotBefore.Format(time.DateOnly))
@@ -244,6 +245,9 @@ func writeKey(dir string, files map[string][]byte) error {
 		}); err != nil {
 			return err
 		}
+	}
+	if err := unix.Rmdir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) { // os.Rename replaces no folder, not even an empty one
+		return err
 	}
 	return durable.Rename(tmp, dir)
 }

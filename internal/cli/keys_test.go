@@ -128,6 +128,9 @@ func TestKeysGenerate(t *testing.T) {
 	if code, _, stderr := runKeys(t, "", "keys", "generate", "--out", strange); code != 1 || !strings.Contains(stderr, "is not empty") {
 		t.Errorf("a folder of others: %d: %s", code, stderr)
 	}
+	if code, _, stderr := runKeys(t, "", "keys", "generate", "--out", t.TempDir()); code != 0 {
+		t.Errorf("an empty folder: %d: %s", code, stderr)
+	}
 	if left, err := filepath.Glob(filepath.Join(filepath.Dir(dir), ".keys-*")); err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
@@ -167,6 +170,15 @@ func TestSignerFrom(t *testing.T) {
 	if err := writeKey(filepath.Join(root, host.StateDir, "keys"), other); err != nil {
 		t.Fatal(err)
 	}
+	linked := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(linked, host.StateDir, "keys"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for file, to := range map[string]string{keyFile: given.key, certFile: given.cert} {
+		if err := os.Symlink(to, filepath.Join(linked, host.StateDir, "keys", file)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	a := &app{}
 	for _, tt := range []struct {
 		what, root   string
@@ -175,6 +187,7 @@ func TestSignerFrom(t *testing.T) {
 	}{
 		{"nothing", t.TempDir(), signOptions{}, signOptions{}, "", ""},
 		{"the host's", root, signOptions{}, signOptions{}, "the host's own", ""},
+		{"an image's, linked to this machine's", linked, signOptions{}, signOptions{}, "", "no such file"},
 		{"the configuration's", root, signOptions{}, given, "key of a test", ""},
 		{"the flags'", root, given, signOptions{"/absent", ""}, "key of a test", ""},
 		{"a certificate alone", root, signOptions{"", given.cert}, signOptions{}, "", "--sign-cert without --sign-key"},

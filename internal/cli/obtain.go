@@ -295,7 +295,7 @@ func (x *obtaining) keep(ctx context.Context, g host.Registration, k artifact.Ke
 		return err
 	}
 	b.Log, b.Status = log, status
-	m, err := x.root.Module(g.Module, g.Version)
+	m, err := x.root.ModuleFor(g.Module, g.Version, k)
 	if err != nil {
 		return err
 	}
@@ -442,7 +442,7 @@ func (x *obtaining) needed(ctx context.Context, targets []target, missing map[wi
 		if missing[w] || x.found[w].Image != nil {
 			continue
 		}
-		if m, err := x.root.Module(w.module, w.version); err == nil {
+		if m, err := x.root.ModuleFor(w.module, w.version, w.kernel); err == nil {
 			if b, _, ok := x.recorded(ctx, m, w.kernel); ok {
 				x.found[w] = b
 			}
@@ -475,7 +475,7 @@ func (x *obtaining) offers(asked []host.Module) ([]offer, error) {
 
 // noteFailure keeps a record of what couldn't be had, unless there is a better one.
 func (x *obtaining) noteFailure(ctx context.Context, c *obtained) error {
-	m, err := x.root.Module(c.module.Module, c.module.Version)
+	m, err := x.root.ModuleFor(c.module.Module, c.module.Version, c.kernel)
 	if err != nil {
 		return err
 	}

@@ -89,12 +89,19 @@ func (a *app) signFiles(root *host.Root, o signOptions) (signOptions, error) {
 	if err != nil {
 		return o, err
 	}
-	own := signOptions{filepath.Join(dir, keyFile), filepath.Join(dir, certFile)}
-	switch _, err := os.Lstat(own.key); {
+	switch _, err := os.Lstat(filepath.Join(dir, keyFile)); {
 	case errors.Is(err, fs.ErrNotExist):
 		return signOptions{}, nil
 	case err != nil:
 		return o, fmt.Errorf("whether the host has a key: %w", err)
+	}
+	// A link in an image would have its modules signed with this machine's key.
+	var own signOptions
+	if own.key, err = root.Path(filepath.Join(host.StateDir, "keys", keyFile)); err == nil {
+		own.cert, err = root.Path(filepath.Join(host.StateDir, "keys", certFile))
+	}
+	if err != nil {
+		return o, err
 	}
 	return own, nil
 }

@@ -140,7 +140,7 @@ func (a *app) runMatch(ctx context.Context, o installOptions, template string) e
 			a.board.Warn(fmt.Sprintf("%s/%s is %s's: 'adopt %[1]s/%[2]s' takes it over", l.Module, l.Version, l.By))
 			continue
 		}
-		m, err := root.Module(l.Module, l.Version)
+		m, err := root.ModuleFor(l.Module, l.Version, l.Record.Kernel)
 		if err != nil {
 			return hostError(root, err)
 		}
@@ -255,7 +255,7 @@ func (a *app) adopt(ctx context.Context, root *host.Root, d host.DKMSModule, o i
 			releases, arch = append(releases, k.Release), k.Arch
 		}
 	}
-	if m, err = root.Module(d.Module, d.Version); err == nil && d.Source == "" && len(releases) == 0 { // what was cut off is finished
+	if m, err = root.ModuleFor(d.Module, d.Version); err == nil && d.Source == "" && len(releases) == 0 { // what was cut off is finished
 		return m, nil, root.ReleaseFromDKMS(ctx, d.Module, d.Version)
 	}
 	o.hostOptions.arch, o.adopt = arch, true
@@ -275,7 +275,7 @@ func (a *app) adopt(ctx context.Context, root *host.Root, d host.DKMSModule, o i
 	if err != nil && !errors.Is(err, host.ErrAdded) {
 		return m, nil, err
 	}
-	if m, err = root.Module(g.Module, g.Version); err != nil {
+	if m, err = root.ModuleFor(g.Module, g.Version); err != nil {
 		return m, nil, err
 	}
 	// All is obtained before anything is changed.
@@ -296,7 +296,7 @@ func (a *app) adopt(ctx context.Context, root *host.Root, d host.DKMSModule, o i
 		}
 		return m, nil, err
 	}
-	if m, err = root.Module(g.Module, g.Version); err != nil {
+	if m, err = root.ModuleFor(g.Module, g.Version); err != nil {
 		return m, nil, err
 	}
 	if got, err = a.install(ctx, root, []host.Module{m}, ks, o); err != nil {

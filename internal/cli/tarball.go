@@ -387,7 +387,7 @@ func (a *app) keepLoaded(ctx context.Context, root *host.Root, results *cache.Di
 	if err != nil {
 		return false, err
 	}
-	m, err := root.Module(k.meta.Module, k.meta.Version)
+	m, err := root.ModuleFor(k.meta.Module, k.meta.Version, k.meta.Kernel)
 	if err != nil {
 		return false, err
 	}

@@ -186,13 +186,13 @@ func RemoveAll(dir string) error {
 	return os.RemoveAll(dir)
 }
 
-// Lock waits for an advisory lock (flock) on the file at path, which is made if absent; shared locks exclude only exclusive
-// ones. Closing the file releases it. It ends early with ctx's cause.
+// Lock waits for an advisory lock (flock) on the file at path, which is made if absent, and is no link: none is made where one leads to.
+// Shared locks exclude only exclusive ones. Closing the file releases it. It ends early with ctx's cause.
 func Lock(ctx context.Context, path string, shared bool) (*os.File, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o644)
 	if err != nil {
 		return nil, err
 	}

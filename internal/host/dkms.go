@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -212,20 +213,23 @@ func (r *Root) ReleaseFromDKMS(ctx context.Context, module, version string) erro
 	if err := errors.Join(CheckName("module", module), CheckName("version", version)); err != nil {
 		return err
 	}
-	base, err := r.Path(dkmsDir)
+	dkms, err := r.dkms()
 	if err != nil {
 		return err
 	}
-	parent := filepath.Join(base, module)
-	dir := filepath.Join(parent, version)
-	for _, d := range []string{parent, dir} {
-		if info, err := os.Lstat(d); errors.Is(err, fs.ErrNotExist) || err == nil && !info.IsDir() {
+	if dkms == nil {
+		return fmt.Errorf("%s/%s is %w to dkms", module, version, ErrNotAdded)
+	}
+	defer dkms.Close()
+	dir := path.Join(module, version)
+	for _, d := range []string{module, dir} {
+		if info, err := dkms.Lstat(d); errors.Is(err, fs.ErrNotExist) || err == nil && !info.IsDir() {
 			return fmt.Errorf("%s/%s is %w to dkms", module, version, ErrNotAdded)
 		} else if err != nil {
 			return err
 		}
 	}
-	links, err := dkmsLinks(parent, version)
+	links, err := dkmsLinks(dkms, module, version)
 	if err != nil {
 		return err
 	}
@@ -251,14 +255,14 @@ func (r *Root) ReleaseFromDKMS(ctx context.Context, module, version string) erro
 		if err := r.step("release %s", l.name); err != nil {
 			return err
 		}
-		if err := os.Remove(filepath.Join(parent, l.name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := remove(dkms, path.Join(module, l.name)); err != nil {
 			return err
 		}
-		if err := r.clearOriginals(parent, l); err != nil {
+		if err := r.clearOriginals(dkms, module, l); err != nil {
 			return err
 		}
 	}
-	entries, err := os.ReadDir(dir)
+	entries, err := fs.ReadDir(dkms.FS(), dir)
 	if err != nil {
 		return err
 	}
@@ -269,19 +273,19 @@ func (r *Root) ReleaseFromDKMS(ctx context.Context, module, version string) erro
 		if err := r.step("release %s", e.Name()); err != nil {
 			return err
 		}
-		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+		if err := dkms.RemoveAll(path.Join(dir, e.Name())); err != nil {
 			return err
 		}
 	}
-	for _, name := range []string{filepath.Join(dir, "source"), dir} {
-		if err := r.step("release %s", filepath.Base(name)); err != nil {
+	for _, name := range []string{path.Join(dir, "source"), dir} {
+		if err := r.step("release %s", path.Base(name)); err != nil {
 			return err
 		}
-		if err := os.RemoveAll(name); err != nil {
+		if err := dkms.RemoveAll(name); err != nil {
 			return err
 		}
 	}
-	os.Remove(parent) // if it's empty
+	dkms.Remove(module) // if it's empty
 	return nil
 }
 
@@ -289,8 +293,8 @@ func (r *Root) ReleaseFromDKMS(ctx context.Context, module, version string) erro
 type dkmsLink struct{ name, release, arch string }
 
 // dkmsLinks are those to a version, in the folder of its module.
-func dkmsLinks(parent, version string) ([]dkmsLink, error) {
-	entries, err := os.ReadDir(parent)
+func dkmsLinks(dkms *os.Root, module, version string) ([]dkmsLink, error) {
+	entries, err := fs.ReadDir(dkms.FS(), module)
 	if err != nil {
 		return nil, err
 	}
@@ -299,11 +303,11 @@ func dkmsLinks(parent, version string) ([]dkmsLink, error) {
 		if e.Type() != fs.ModeSymlink || !strings.HasPrefix(e.Name(), "kernel-") {
 			continue
 		}
-		target, err := os.Readlink(filepath.Join(parent, e.Name()))
+		target, err := dkms.Readlink(path.Join(module, e.Name()))
 		if err != nil {
 			return nil, err
 		}
-		if part := strings.Split(filepath.Clean(target), "/"); len(part) == 3 && part[0] == version {
+		if part := strings.Split(path.Clean(target), "/"); len(part) == 3 && part[0] == version {
 			links = append(links, dkmsLink{e.Name(), part[1], part[2]})
 		}
 	}
@@ -311,10 +315,14 @@ func dkmsLinks(parent, version string) ([]dkmsLink, error) {
 }
 
 // clearOriginals removes what dkms noted of the modules that it had moved aside for a kernel, but no module.
-func (r *Root) clearOriginals(parent string, l dkmsLink) error {
-	dir := filepath.Join(parent, "original_module", l.release, l.arch)
+func (r *Root) clearOriginals(dkms *os.Root, module string, l dkmsLink) error {
+	top := path.Join(module, "original_module")
+	if info, err := dkms.Lstat(top); err != nil || !info.IsDir() { // dkms makes no links there, and what is behind one isn't its own
+		return nil
+	}
+	dir := path.Join(top, l.release, l.arch)
 	left := 0
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+	err := fs.WalkDir(dkms.FS(), dir, func(_ string, d fs.DirEntry, err error) error {
 		if err == nil {
 			if _, ok := moduleName(d.Name()); ok {
 				left++
@@ -329,14 +337,14 @@ func (r *Root) clearOriginals(parent string, l dkmsLink) error {
 		return err
 	}
 	if left > 0 {
-		r.warnf("%s stays: it has %d modules of %s that dkms moved aside", dir, left, l.release)
+		r.warnf("%s stays: it has %d modules of %s that dkms moved aside", filepath.Join(dkms.Name(), dir), left, l.release)
 		return nil
 	}
-	if err := os.RemoveAll(dir); err != nil {
+	if err := dkms.RemoveAll(dir); err != nil {
 		return err
 	}
-	for up := filepath.Dir(dir); up != parent; up = filepath.Dir(up) {
-		os.Remove(up) // if it's empty
+	for up := path.Dir(dir); up != module; up = path.Dir(up) {
+		dkms.Remove(up) // if it's empty
 	}
 	return nil
 }

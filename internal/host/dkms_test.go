@@ -210,6 +210,25 @@ func TestReleaseFollowsNoLink(t *testing.T) {
 	if err := r.ReleaseFromDKMS(t.Context(), "inner", "1.0"); err != nil {
 		t.Error(err)
 	}
+	// dkms's notes of originals: a link in their path may lead out of the root, to folders that aren't dkms's.
+	outside := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(outside, k56, "x86_64", "precious"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	register(t, r, "notes/1.0")
+	for _, link := range []struct{ at, to string }{{"original_module", outside}, {"original_module/" + k56, filepath.Join(outside, k56)}} {
+		dkmsHas(t, r, "notes", "1.0", k56)
+		dkmsInstalls(t, r, "notes", "1.0", k56)
+		note(t, r, "notes/1.0", k56, Installed, nil)
+		symlink(t, r, link.to, "var/lib/dkms/notes/"+link.at)
+		err := r.ReleaseFromDKMS(t.Context(), "notes", "1.0")
+		if _, lost := os.Stat(filepath.Join(outside, k56, "x86_64", "precious")); lost != nil {
+			t.Errorf("with a link at %s: %v, %v", link.at, err, lost)
+		}
+		if err := os.RemoveAll(filepath.Join(r.dir, "var/lib/dkms/notes")); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if _, err := os.Stat(filepath.Join(r.dir, "srv/data")); err != nil {
 		t.Error(err)
 	}

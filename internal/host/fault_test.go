@@ -721,6 +721,21 @@ func TestDamagedState(t *testing.T) {
 	r.add(t, "other", "1")
 	r.install(t, Install{Artifact: built(t, "other", "1", map[string][]byte{"updates/dkms/other.ko": bytesOf(t, own[1])})})
 
+	// Nor has another kernel of the same module.
+	other := bookworm
+	other.Release = "6.1.0-1-amd64"
+	write(t, filepath.Join(state, "modules/other/1", recordName(other)), []byte("{"))
+	r.uninstall(t, "other", "1")
+	rec := Record{Module: "other", Version: "1", Kernel: bookworm, State: Failed}
+	if err := r.Note(t.Context(), rec); err != nil {
+		t.Error(err)
+	}
+	rec.Kernel = other
+	if err := r.Note(t.Context(), rec); !errors.Is(err, ErrBroken) {
+		t.Errorf("a damaged record is replaced: %v", err)
+	}
+	r.install(t, Install{Artifact: built(t, "other", "1", map[string][]byte{"updates/dkms/other.ko": bytesOf(t, own[1])})})
+
 	cutOff := reopen(t, r.Dir(), Options{Step: cutAt(8)})
 	if _, err := cutOff.Uninstall(t.Context(), "other", "1", bookworm); !errors.Is(err, errCut) {
 		t.Fatal(err)

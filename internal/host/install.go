@@ -60,8 +60,8 @@ func (r *Root) install(ctx context.Context, in Install) (Record, error) {
 	if err != nil {
 		return Record{}, err
 	}
-	m, err := r.Module(meta.Module, meta.Version)
-	if rec, ok := m.Find(meta.Kernel.Release, meta.Kernel.Arch); err != nil && (!errors.Is(err, ErrBroken) || m.damaged || ok && rec.State == Broken) {
+	m, err := r.ModuleFor(meta.Module, meta.Version, meta.Kernel)
+	if err != nil {
 		return Record{}, err
 	}
 	lib, err := r.kernel(meta.Kernel.Release)

@@ -146,7 +146,7 @@ func (r *Root) Update(ctx context.Context, g Registration) error {
 		return err
 	}
 	defer unlock()
-	if _, err := r.Module(g.Module, g.Version); err != nil {
+	if _, err := r.ModuleFor(g.Module, g.Version); err != nil {
 		return err
 	}
 	dir, err := r.moduleDir(g.Module, g.Version)
@@ -195,7 +195,7 @@ func (r *Root) Note(ctx context.Context, rec Record) error {
 		return err
 	}
 	defer unlock()
-	m, err := r.Module(rec.Module, rec.Version)
+	m, err := r.ModuleFor(rec.Module, rec.Version, rec.Kernel)
 	if err != nil {
 		return err
 	}
@@ -277,6 +277,19 @@ func (r *Root) Module(module, version string) (Module, error) {
 	return loadModule(dir, module, version)
 }
 
+// ModuleFor is Module for what is about some kernels: that the record of another one is broken is no error.
+func (r *Root) ModuleFor(module, version string, ks ...artifact.Kernel) (Module, error) {
+	m, err := r.Module(module, version)
+	broken := func(k artifact.Kernel) bool {
+		rec, _ := m.Find(k.Release, k.Arch)
+		return rec.State == Broken
+	}
+	if errors.Is(err, ErrBroken) && !m.damaged && !slices.ContainsFunc(ks, broken) {
+		err = nil
+	}
+	return m, err
+}
+
 func loadModule(dir, module, version string) (Module, error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -331,7 +344,7 @@ func loadModule(dir, module, version string) (Module, error) {
 		}
 		if err != nil {
 			rec = Record{Module: module, Version: version, Kernel: k, State: Broken}
-			broken = append(broken, fmt.Errorf("%s/%s is %w for %s: its record %q can't be read: %w; remove that file, and install the module again",
+			broken = append(broken, fmt.Errorf("%s/%s is %w for %s: its record %q can't be read: %w; remove that file, and install the module again with --force",
 				module, version, ErrBroken, k.Release, path, err))
 		}
 		m.Records = append(m.Records, rec)

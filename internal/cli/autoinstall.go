@@ -33,8 +33,8 @@ AUTOINSTALL=yes, and those that were added by a reference. Each is taken from th
 there from an earlier build, or is built in the sandbox; modules come after those that they depend on. What is installed already
 is left alone, unless the kernel that has this release now is another one. Where there is nothing to do nothing is printed.
 
-One module's failure stops no other, but for those that depend on it. It is kept for 'godkms-hermetic status', with the reason, is
-told to the system's journal, and is tried again the next time. A module that doesn't want this kernel (BUILD_EXCLUSIVE) is no
+One module's failure stops no other, but for those that depend on it. It is kept for 'godkms-hermetic status', with the reason,
+is told to the system's journal, and is tried again the next time. A module that doesn't want this kernel (BUILD_EXCLUSIVE) is no
 failure.
 
 ` + signHelp + `

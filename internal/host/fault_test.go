@@ -509,6 +509,46 @@ func TestDepmodFails(t *testing.T) {
 		quiet := reopen(t, r.Dir(), Options{NoDepmod: true}) // which is not run then
 		quiet.uninstall(t, "hello", "1.0")
 	})
+	t.Run("left alone", func(t *testing.T) {
+		self, err := os.Executable()
+		if err != nil {
+			t.Fatal(err)
+		}
+		depmod(t, r.Dir())
+		before := snapshot(t, r.Dir())
+		pid := filepath.Join(t.TempDir(), "pid")
+		fakeDepmod(t, `echo $$ >`+pid+`.new; mv `+pid+`.new `+pid+`; exec sleep 60`)
+		cmd := exec.Command(self, "-test.run=^TestKilledChild$")
+		cmd.Env = append(os.Environ(), fmt.Sprintf("%s=install:1000:%s", killEnv, r.Dir()))
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		deadline := time.Now().Add(20 * time.Second)
+		var text []byte
+		for text, err = os.ReadFile(pid); err != nil && time.Now().Before(deadline); text, err = os.ReadFile(pid) {
+			time.Sleep(5 * time.Millisecond)
+		}
+		cmd.Process.Kill()
+		cmd.Wait()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for proc := filepath.Join("/proc", strings.TrimSpace(string(text)), "stat"); ; time.Sleep(5 * time.Millisecond) {
+			if stat, err := os.ReadFile(proc); err != nil || strings.Contains(string(stat), ") Z ") {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatal("depmod lives on when the process that runs it has died")
+			}
+		}
+		t.Setenv("PATH", os.Getenv("PATH")[strings.IndexByte(os.Getenv("PATH"), ':')+1:]) // the real one
+		if err := r.Recover(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if d := difference(before, snapshot(t, r.Dir())); len(d) > 0 {
+			t.Errorf("killed while depmod runs:\n%s", strings.Join(d, "\n"))
+		}
+	})
 	t.Run("cancelled", func(t *testing.T) {
 		fakeDepmod(t, `$depmod "$@"; exec sleep 60`)
 		before := snapshot(t, r.Dir())

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -175,6 +176,9 @@ func (i *installation) unpack() error {
 	}
 	for _, f := range files {
 		name, _ := moduleName(f.Name)
+		if slices.ContainsFunc(i.modules, func(m *module) bool { return m.name == name }) {
+			return fmt.Errorf("%w: two of its modules are named %s to the kernel", artifact.ErrInvalid, name)
+		}
 		m := &module{File: f, name: name, path: filepath.Join(i.dir, f.Name)}
 		file, err := os.Open(m.path)
 		if err != nil {
@@ -230,18 +234,17 @@ func (i *installation) check(ctx context.Context) (err error) {
 		}
 	}
 	ran, err := i.r.run(ctx, i.scripts["PRE_INSTALL"], i.g, i.meta.Kernel)
-	if ctx.Err() != nil {
+	switch {
+	case ctx.Err() != nil:
 		return context.Cause(ctx)
-	}
-	if err != nil && !i.in.Force {
+	case !ran:
+		return err
+	case err != nil && !i.in.Force:
 		return fmt.Errorf("%w, %w: %w; --force installs all the same", ErrPre, ErrRefused, err)
-	}
-	if err != nil {
+	case err != nil:
 		i.r.warn(err)
 	}
-	if ran {
-		i.tree, err = readTree(i.lib, names...)
-	}
+	i.tree, err = readTree(i.lib, names...) // it may have moved something
 	return err
 }
 
@@ -260,20 +263,20 @@ func (i *installation) plan(dkms *os.Root) error {
 			}
 		}
 	}
+	var other []*module
 	var same []string
-	i.modules = slices.DeleteFunc(i.modules, func(m *module) bool {
+	for _, m := range i.modules {
+		there, err := i.gate(m)
 		if err != nil {
-			return false
+			return err
 		}
-		var there string
-		if there, err = i.gate(m); there != "" {
+		if there != "" {
 			same = append(same, there)
+		} else {
+			other = append(other, m)
 		}
-		return there != ""
-	})
-	if err != nil {
-		return err
 	}
+	i.modules = other
 	for _, s := range same {
 		if len(i.modules) == 0 {
 			return fmt.Errorf("%w: %s; --force replaces it", ErrRefused, s)
@@ -516,11 +519,17 @@ func (i *installation) change(digest v1.Hash, signer string) (*change, error) {
 
 // ready makes of a module what is to be installed.
 func (i *installation) ready(m *module) (err error) {
-	b, err := os.ReadFile(m.path)
+	file, err := os.Open(m.path)
 	if err != nil {
 		return err
 	}
+	defer file.Close()
+	var in io.Reader = file
 	if i.in.Signer != nil {
+		b, err := io.ReadAll(in)
+		if err != nil {
+			return err
+		}
 		hash, err := i.r.signatureHash(i.meta.Kernel.Release, func() *kmod.Module { return i.native })
 		if err != nil {
 			return err
@@ -528,6 +537,7 @@ func (i *installation) ready(m *module) (err error) {
 		if b, err = i.in.Signer.Sign(b, hash); err != nil {
 			return fmt.Errorf("%w: %s: %w", ErrSigning, m.Name, err)
 		}
+		in = bytes.NewReader(b)
 	}
 	m.ready = m.path + ".ready"
 	f, err := os.OpenFile(m.ready, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
@@ -539,7 +549,7 @@ func (i *installation) ready(m *module) (err error) {
 	if err != nil {
 		return err
 	}
-	if _, err := w.Write(b); err != nil {
+	if _, err := io.Copy(w, in); err != nil {
 		return err
 	}
 	if err := w.Close(); err != nil {

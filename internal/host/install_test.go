@@ -453,6 +453,11 @@ func TestUnfit(t *testing.T) {
 		t.Error(err)
 	}
 
+	if err := r.fails(t, Install{Artifact: built(t, "hello", "1.0", map[string][]byte{"updates/my-mod.ko": veth, "updates/my_mod.ko": veth})},
+		artifact.ErrInvalid); !says(err, "my_mod") {
+		t.Error(err)
+	}
+
 	// Its headers are there, and others than it was built with.
 	symvers := filepath.Join(r.Dir(), "usr/src/linux-headers-"+bookworm.Release, "Module.symvers")
 	write(t, symvers, []byte("0x1\ta\tvmlinux\tEXPORT_SYMBOL\t\n"))
@@ -574,6 +579,30 @@ func TestAdopt(t *testing.T) {
 		t.Error(err)
 	} else if want, err := os.Stat(filepath.Join(r.lib, own[0])); err != nil || !info.ModTime().Equal(want.ModTime()) {
 		t.Errorf("dkms's original is back with the time %v, %v", info.ModTime(), err)
+	}
+
+	// dkms's symlink_modules makes links.
+	link := "lib/modules/" + bookworm.Release + "/updates/dkms/hello.ko.xz"
+	symlink(t, r.Root, "/var/lib/dkms/hello/0.9/"+bookworm.Release+"/x86_64/module/hello.ko.xz", link)
+	before := snapshot(t, r.lib)
+	cut := reopen(t, r.Dir(), Options{Step: func(name string) error {
+		if name == "commit" {
+			return errCut
+		}
+		return nil
+	}})
+	if _, err := cut.Install(t.Context(), Install{Artifact: img, Adopt: true}); !errors.Is(err, errCut) {
+		t.Fatal(err)
+	}
+	if err := r.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if d := difference(before, snapshot(t, r.lib)); len(d) > 0 {
+		t.Errorf("cut off:\n%s", strings.Join(d, "\n"))
+	}
+	r.install(t, Install{Artifact: img, Adopt: true})
+	if _, err := os.Lstat(filepath.Join(r.Dir(), link)); err == nil {
+		t.Error("dkms's link is still there")
 	}
 }
 

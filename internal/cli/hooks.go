@@ -33,7 +33,8 @@ and a kernel that goes loses them, and a service that does what is left to do wh
 	sub := func(use, short, long, example string, run func(ctx context.Context, r *host.Root, program string, systems []string) error) {
 		c := &cobra.Command{
 			Use: use, Short: short, Example: example, Args: cobra.NoArgs,
-			Long: long + exitStatus("0  all is as it was asked for", "1  the command line is wrong, a file can't be written, or one that somebody changed is in the way"),
+			Long: long + exitStatus(
+				"0  all is as it was asked for", "1  the command line is wrong, a file can't be written, or one that somebody changed is in the way"),
 			RunE: func(cmd *cobra.Command, _ []string) error {
 				for _, s := range systems {
 					if !slices.Contains(host.HookSystems, s) {

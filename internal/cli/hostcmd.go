@@ -193,6 +193,12 @@ func (o hostOptions) releasesOf(a *app, r *host.Root) ([]string, error) {
 		if text = strings.TrimSpace(text); text == "" {
 			continue
 		}
+		if release, arch, ok := strings.Cut(text, "/"); ok && !strings.Contains(text, ":") { // as dkms takes it, too
+			if k := (kernels.Kernel{Arch: o.arch}); arch != k.Arch && arch != k.Machine() {
+				return nil, fmt.Errorf("kernel %q: the architecture is %q; name another one with -a", text, o.arch)
+			}
+			text = release
+		}
 		s, err := kernels.ParseSelector(text)
 		if err != nil {
 			return nil, err

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -26,7 +27,6 @@ import (
 type obtainOptions struct {
 	buildOptions      // what is about how to build; see defaultBuild
 	again        bool // pass over what the root has
-	dry          bool // leave the root as it is: a registry is asked whether it has the module, and what is built goes to the user's cache only
 }
 
 // obtained is a registered module for a kernel of a root: where it came from, or why it couldn't be had.
@@ -34,7 +34,7 @@ type obtained struct {
 	module host.Registration
 	kernel artifact.Kernel
 	status ui.Status // Built, Cached (it was built before), Pulled (from the registry, now or before), Skipped (by BUILD_EXCLUSIVE), or Failed
-	image  v1.Image  // nil of what Failed or was Skipped, and of what a dry run found in a registry
+	image  v1.Image  // nil of what Failed or was Skipped
 	from   string    // host.Record.From
 	err    error     // of what Failed; codeOf gives its exit code
 	report ui.Result
@@ -53,10 +53,8 @@ func (a *app) obtain(ctx context.Context, root *host.Root, modules []host.Module
 			return nil, fmt.Errorf("%s doesn't say which distribution it is: ID and VERSION_CODENAME are wanted", filepath.Join(root.Dir(), "etc/os-release"))
 		}
 	}
-	if !o.dry {
-		if err := root.Recover(ctx); err != nil { // as root can
-			return nil, hostError(root, err)
-		}
+	if err := root.Recover(ctx); err != nil { // as root can
+		return nil, hostError(root, err)
 	}
 	run, err := a.newRun(o.buildOptions)
 	if err != nil {
@@ -66,12 +64,9 @@ func (a *app) obtain(ctx context.Context, root *host.Root, modules []host.Module
 		return nil, err
 	}
 	defer run.close()
-	x := &obtaining{buildRun: run, root: root, again: o.again, dry: o.dry, cells: map[wish]*obtained{}}
+	x := &obtaining{buildRun: run, root: root, again: o.again, cells: map[wish]*obtained{}}
 	if x.kept, err = rootResults(root, a.board.Warn); err != nil {
-		if !o.dry {
-			return nil, hostError(root, err)
-		}
-		x.kept = nil
+		return nil, hostError(root, err)
 	}
 	var out []*obtained
 	for _, k := range ks {
@@ -92,7 +87,7 @@ func (a *app) obtain(ctx context.Context, root *host.Root, modules []host.Module
 	}
 	list := make([]obtained, len(out))
 	for i, c := range out {
-		if c.status == ui.Skipped && !o.dry { // whatever it failed for before
+		if c.status == ui.Skipped { // whatever it failed for before
 			if err := forgetFailure(ctx, root, *c); err != nil {
 				return nil, hostError(root, err)
 			}
@@ -100,10 +95,8 @@ func (a *app) obtain(ctx context.Context, root *host.Root, modules []host.Module
 		if c.err != nil {
 			c.status, c.image, c.report.Status = ui.Failed, nil, ui.Failed
 			c.report.Reason, _, _ = strings.Cut(c.err.Error(), "\n")
-			if !o.dry {
-				if err := x.noteFailure(ctx, c); err != nil {
-					return nil, hostError(root, err)
-				}
+			if err := x.noteFailure(ctx, c); err != nil {
+				return nil, hostError(root, err)
 			}
 		}
 		list[i] = *c
@@ -153,90 +146,68 @@ type wish struct {
 // obtaining is a run of obtain.
 type obtaining struct {
 	*buildRun
-	root       *host.Root
-	kept       *cache.Dir // nil: there is none, and none can be made
-	again, dry bool
-	cells      map[wish]*obtained
-	found      map[wish]builder.Result // what is there without building
+	root  *host.Root
+	kept  *cache.Dir // the root's results
+	again bool
+	cells map[wish]*obtained
+	found map[wish]builder.Result // what is there without building
 }
 
 // find looks for what needn't be built.
 func (x *obtaining) find(ctx context.Context, modules []host.Module, ks []artifact.Kernel) error {
 	x.found = map[wish]builder.Result{}
-	type hit struct {
-		wish
-		result builder.Result
-	}
 	if slices.ContainsFunc(modules, func(m host.Module) bool { return m.Reference != "" }) {
 		if _, err := x.registries(); err != nil { // once for all
 			return err
 		}
 	}
-	hits := make([]*hit, len(modules)*len(ks))
+	var mu sync.Mutex // of found
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(8)
-	for i, m := range modules {
-		for j, k := range ks {
+	for _, m := range modules {
+		for _, k := range ks {
 			w := wish{m.Module, m.Version, k}
 			g.Go(func() error {
 				c := x.cells[w]
-				b, ok := builder.Result{}, false
-				if !x.again {
-					b, ok = x.recorded(gctx, m, k)
-				}
-				if ok {
-					c.status, c.from, c.already = ui.Cached, x.fromOf(m, k), true
-					if c.from != "" {
-						c.status = ui.Pulled
-					}
-				} else if m.Reference != "" && (m.Source == "" || !x.options.noCache) {
-					var err error
-					b, ok, err = x.pull(gctx, m.Registration, k)
+				b, from, ok := x.recorded(gctx, m, k)
+				c.already = ok
+				if !ok && m.Reference != "" && (m.Source == "" || !x.options.noCache) {
+					from = m.Reference
+					b, ok, c.err = x.pull(gctx, m.Registration, k) // the error counts if it can't be built
 					if gctx.Err() != nil {
 						return context.Cause(gctx)
 					}
-					c.err = err // counts if it can't be built
-					if ok {
-						c.status, c.from = ui.Pulled, m.Reference
-					}
 				}
-				if ok {
-					c.err, c.image = nil, b.Image
-					c.report.Status, c.report.Key, c.report.Digest, c.report.Reference = c.status, b.Key.String(), b.Digest.String(), c.from
-					hits[i*len(ks)+j] = &hit{w, b}
+				if !ok {
+					return nil
 				}
+				c.status, c.image, c.from = ui.Cached, b.Image, from
+				if from != "" {
+					c.status = ui.Pulled
+				}
+				c.report.Status, c.report.Key, c.report.Digest, c.report.Reference = c.status, b.Key.String(), b.Digest.String(), from
+				mu.Lock()
+				defer mu.Unlock()
+				x.found[w] = b
 				return nil
 			})
 		}
 	}
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	for _, h := range hits {
-		if h != nil {
-			x.found[h.wish] = h.result
-		}
-	}
-	return nil
+	return g.Wait()
 }
 
-func (x *obtaining) fromOf(m host.Module, k artifact.Kernel) string {
+// recorded gives what a record says is there, if it is, and where that came from.
+func (x *obtaining) recorded(ctx context.Context, m host.Module, k artifact.Kernel) (b builder.Result, from string, found bool) {
 	rec, _ := m.Find(k.Release, k.Arch)
-	return rec.From
-}
-
-// recorded gives what a record says is there, if it is.
-func (x *obtaining) recorded(ctx context.Context, m host.Module, k artifact.Kernel) (b builder.Result, ok bool) {
-	rec, ok := m.Find(k.Release, k.Arch)
-	if !ok || rec.State != host.Built && rec.State != host.Installed || x.kept == nil {
-		return b, false
+	if x.again || !isThere(rec) {
+		return b, "", false
 	}
 	e, err := x.kept.Get(ctx, rec.Key)
 	if err != nil {
-		return b, false
+		return b, "", false
 	}
 	b, err = resultOf(e)
-	return b, err == nil && b.Digest == rec.Artifact && b.Meta.Module == m.Module && b.Meta.Version == m.Version && b.Meta.Kernel == k
+	return b, rec.From, err == nil && b.Digest == rec.Artifact && b.Meta.Module == m.Module && b.Meta.Version == m.Version && b.Meta.Kernel == rec.Kernel
 }
 
 // resultOf is a result that was built before; every byte of it is checked.
@@ -273,9 +244,6 @@ func (x *obtaining) pull(ctx context.Context, g host.Registration, k artifact.Ke
 	}
 	if err != nil {
 		return b, false, x.notPulled(ctx, g, k, err)
-	}
-	if x.dry {
-		return builder.Result{Status: builder.Cached, Key: e.Key, Digest: e.Digest, Meta: e.Meta}, true, nil
 	}
 	line := x.board.Line(k.Release + " " + g.Module + "/" + g.Version)
 	line.Phase("pulling")
@@ -315,9 +283,6 @@ func (x *obtaining) notPulled(ctx context.Context, g host.Registration, k artifa
 
 // keep puts what was obtained into the root's results, with a record. The result is the one that is there then.
 func (x *obtaining) keep(ctx context.Context, g host.Registration, k artifact.Kernel, from string, b *builder.Result, lock []byte) error {
-	if b.Meta.Status == artifact.Skipped {
-		return nil
-	}
 	if err := x.kept.Put(ctx, b.Key, cache.Entry{Image: b.Image, Log: b.Log, Lock: lock}); err != nil {
 		return err
 	}
@@ -349,48 +314,9 @@ func (x *obtaining) keep(ctx context.Context, g host.Registration, k artifact.Ke
 // build builds what wasn't found.
 func (x *obtaining) build(ctx context.Context, modules []host.Module, ks []artifact.Kernel) error {
 	from := builder.SourceOptions{Temp: x.builder.Temp, Open: x.distros["debian"].Open}
-	fail := func(c *obtained, code int, err error) {
-		if c.err == nil || c.module.Source != "" {
-			c.err = &exitError{code: code, err: err}
-		}
-	}
-	missing := map[wish]bool{}
-	for _, m := range modules {
-		var source *builder.Source
-		var path string
-		for _, k := range ks {
-			w := wish{m.Module, m.Version, k}
-			if _, ok := x.found[w]; ok {
-				continue
-			}
-			if m.Source == "" {
-				fail(x.cells[w], exitAbsent, errors.New("there is no source to build it of"))
-				continue
-			}
-			var err error
-			if source == nil {
-				if path, err = x.root.Path(m.Source); err == nil {
-					source, err = builder.OpenSource(ctx, path, from)
-				}
-				if ctx.Err() != nil {
-					return context.Cause(ctx)
-				}
-				if err == nil && (source.Module != m.Module || source.Version != m.Version) {
-					source.Close()
-					err = fmt.Errorf("%q is the source of %s/%s now", m.Source, source.Module, source.Version)
-				}
-				if err != nil {
-					source = nil
-					fail(x.cells[w], exitBroken, fmt.Errorf("%w; put the source back, or remove the module", err))
-					continue
-				}
-				x.units = append(x.units, unit{source: source, from: path, named: true, may: x.options.input.mayDepend(source, true)})
-			}
-			missing[w] = true
-		}
-	}
-	if len(missing) == 0 {
-		return nil
+	missing, err := x.openMissing(ctx, modules, ks, from)
+	if err != nil || len(missing) == 0 {
+		return err
 	}
 	offers, err := x.offers(modules)
 	if err != nil {
@@ -407,42 +333,15 @@ func (x *obtaining) build(ctx context.Context, modules []host.Module, ks []artif
 		}
 		targets = append(targets, t)
 	}
-	// What is needed of a kernel's row is what is missing, and what that depends on.
-	needed := map[wish]bool{}
-	wishOf := func(u unit, t target) wish { return wish{u.source.Module, u.source.Version, artifact.Kernel(t.kernel)} }
-	for _, t := range targets {
-		for _, u := range x.units {
-			if !missing[wishOf(u, t)] {
-				continue
-			}
-			needed[wishOf(u, t)] = true
-			for _, n := range u.needs {
-				needed[wishOf(x.units[n], t)] = true
-			}
-		}
-	}
-	for w := range needed { // a dependency that wasn't asked for may be there
-		if _, ok := x.found[w]; ok || missing[w] || x.again {
-			continue
-		}
-		m, err := x.root.ModuleFor(w.module, w.version, w.kernel)
-		if err != nil {
-			continue
-		}
-		if b, ok := x.recorded(ctx, m, w.kernel); ok {
-			x.found[w] = b
-		}
-	}
+	needed := x.needed(ctx, targets, missing)
 	x.have = func(u unit, t target) (builder.Result, bool) {
 		b, ok := x.found[wishOf(u, t)]
 		return b, ok || !needed[wishOf(u, t)]
 	}
 	x.handOut = func(ctx context.Context, c *cell, b builder.Result) ([]ui.Module, string, error) {
-		if !x.dry {
-			g := host.Registration{Module: c.source.Module, Version: c.source.Version}
-			if err := x.keep(ctx, g, artifact.Kernel(c.kernel), "", &b, c.lock); err != nil {
-				return nil, "", err
-			}
+		g := host.Registration{Module: c.source.Module, Version: c.source.Version}
+		if err := x.keep(ctx, g, artifact.Kernel(c.kernel), "", &b, c.lock); err != nil {
+			return nil, "", err
 		}
 		if got := x.cells[wishOf(c.unit, c.target)]; got != nil {
 			got.image = b.Image
@@ -469,15 +368,98 @@ func (x *obtaining) build(ctx context.Context, modules []host.Module, ks []artif
 	return nil
 }
 
-// offers are the sources of the other registered modules, of each the newest version.
-func (x *obtaining) offers(but []host.Module) ([]offer, error) {
+func wishOf(u unit, t target) wish {
+	return wish{u.source.Module, u.source.Version, artifact.Kernel(t.kernel)}
+}
+
+// openMissing opens the sources of modules that are missing for a kernel, and says which are. What has no source fails here.
+func (x *obtaining) openMissing(ctx context.Context, modules []host.Module, ks []artifact.Kernel, from builder.SourceOptions) (map[wish]bool, error) {
+	missing := map[wish]bool{}
+	for _, m := range modules {
+		var lacks []wish
+		for _, k := range ks {
+			if w := (wish{m.Module, m.Version, k}); x.found[w].Image == nil {
+				lacks = append(lacks, w)
+			}
+		}
+		if len(lacks) == 0 {
+			continue
+		}
+		u, err := x.openUnit(ctx, m, from)
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if err == nil {
+			x.units = append(x.units, u)
+		}
+		for _, w := range lacks {
+			if c := x.cells[w]; err == nil {
+				missing[w] = true
+			} else if c.err == nil || m.Source != "" { // else the registry's reason is the better one
+				c.err = err
+			}
+		}
+	}
+	return missing, nil
+}
+
+// openUnit opens the source of a registered module.
+func (x *obtaining) openUnit(ctx context.Context, m host.Module, from builder.SourceOptions) (u unit, err error) {
+	if m.Source == "" {
+		return u, &exitError{code: exitAbsent, err: errors.New("there is no source to build it of")}
+	}
+	u.named = true
+	if u.from, err = x.root.Path(m.Source); err == nil {
+		u.source, err = builder.OpenSource(ctx, u.from, from)
+	}
+	if err == nil && (u.source.Module != m.Module || u.source.Version != m.Version) {
+		u.source.Close()
+		err = fmt.Errorf("%q is the source of %s/%s now", m.Source, u.source.Module, u.source.Version)
+	}
+	if err != nil {
+		return u, &exitError{code: exitBroken, err: fmt.Errorf("%w; put the source back, or remove the module", err)}
+	}
+	u.may = x.options.input.mayDepend(u.source, true)
+	return u, nil
+}
+
+// needed is what of the units has to be there for what is missing: itself, and what it depends on. What of that needn't be built, since
+// it has a record, is found then.
+func (x *obtaining) needed(ctx context.Context, targets []target, missing map[wish]bool) map[wish]bool {
+	needed := map[wish]bool{}
+	for _, t := range targets {
+		for _, u := range x.units {
+			if !missing[wishOf(u, t)] {
+				continue
+			}
+			needed[wishOf(u, t)] = true
+			for _, n := range u.needs {
+				needed[wishOf(x.units[n], t)] = true
+			}
+		}
+	}
+	for w := range needed {
+		if missing[w] || x.found[w].Image != nil {
+			continue
+		}
+		if m, err := x.root.ModuleFor(w.module, w.version, w.kernel); err == nil {
+			if b, _, ok := x.recorded(ctx, m, w.kernel); ok {
+				x.found[w] = b
+			}
+		}
+	}
+	return needed
+}
+
+// offers are the sources of registered modules that aren't opened yet: those that were asked for, and of each other one the newest version.
+func (x *obtaining) offers(asked []host.Module) ([]offer, error) {
 	all, err := x.root.Modules()
 	if err != nil && !errors.Is(err, host.ErrBroken) {
 		return nil, err
 	}
 	var out []offer
-	for _, m := range host.Newest(all) {
-		if m.Source == "" || slices.ContainsFunc(but, func(b host.Module) bool { return b.Module == m.Module }) {
+	for _, m := range append(slices.Clone(asked), host.Newest(all)...) {
+		if m.Source == "" || x.units.find(m.Module) >= 0 || slices.ContainsFunc(out, func(o offer) bool { return o.module == m.Module }) {
 			continue
 		}
 		path, err := x.root.Path(m.Source)
@@ -500,7 +482,7 @@ func (x *obtaining) noteFailure(ctx context.Context, c *obtained) error {
 	if err != nil {
 		return err
 	}
-	if rec, ok := m.Find(c.kernel.Release, c.kernel.Arch); ok && (rec.State == host.Built || rec.State == host.Installed) {
+	if rec, _ := m.Find(c.kernel.Release, c.kernel.Arch); isThere(rec) {
 		return nil
 	}
 	return x.root.Note(ctx, host.Record{Module: c.module.Module, Version: c.module.Version, Kernel: c.kernel, State: host.Failed, Reason: c.report.Reason,

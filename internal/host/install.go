@@ -696,7 +696,7 @@ func (r *Root) uninstall(ctx context.Context, module, version string, k artifact
 		if err != nil {
 			return Record{}, err
 		}
-		content, err := readScript(name)
+		content, err := readRegular(name, maxScript)
 		if err != nil {
 			r.warnf("POST_REMOVE of %s/%s is not run: %v", module, version, err)
 		} else {

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/dkmstest"
@@ -499,6 +500,10 @@ func TestInTheWay(t *testing.T) {
 	write(t, filepath.Join(r.Dir(), "var/lib/rpm/rpmdb.sqlite"), nil)
 	if err := r.fails(t, Install{Artifact: img}, ErrRefused); !says(err, "rpm -qf "+there) {
 		t.Error(err)
+	}
+	if err := errors.Join(os.MkdirAll(filepath.Join(r.Dir(), "var/lib/dpkg/info"), 0o755), // no list, and not waited for
+		unix.Mkfifo(filepath.Join(r.Dir(), "var/lib/dpkg/info/a.list"), 0o644)); err != nil {
+		t.Fatal(err)
 	}
 	write(t, filepath.Join(r.Dir(), "var/lib/dpkg/info/my-mod-image:amd64.list"), []byte("/.\n/usr/lib/modules/"+bookworm.Release+"/extra/my_mod.ko.xz\n"))
 	if err := r.fails(t, Install{Artifact: img}, ErrRefused); !says(err, there, "package my-mod-image:amd64 ") {

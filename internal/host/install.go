@@ -290,6 +290,9 @@ func (i *installation) plan(dkms *os.Root) error {
 	if err := i.takeOff(); err != nil {
 		return err
 	}
+	if err := i.unclaimed(); err != nil {
+		return err
+	}
 	if dkms != nil && i.in.Adopt {
 		return i.adopt(dkms)
 	}
@@ -446,6 +449,39 @@ func (i *installation) takeOff() error {
 		}
 	}
 	return nil
+}
+
+// unclaimed takes over originals of the modules that are in the state without a record, which was damaged and is gone.
+func (i *installation) unclaimed() error {
+	dir, err := i.r.state("originals", i.meta.Kernel.Release)
+	if err != nil {
+		return err
+	}
+	root, err := os.OpenRoot(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	return fs.WalkDir(root.FS(), ".", func(file string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		has := func(o Original) bool { return o.Path == file }
+		name, _ := moduleName(d.Name())
+		if !slices.ContainsFunc(i.modules, func(m *module) bool { return m.name == name }) || slices.ContainsFunc(i.keep, has) ||
+			slices.ContainsFunc(i.records, func(rec Record) bool { return slices.ContainsFunc(rec.Originals, has) }) {
+			return nil
+		}
+		h, info, err := digestOf(root, file)
+		if err != nil {
+			return err
+		}
+		i.keep = append(i.keep, Original{file, info.Size(), h, info.Mode().Perm(), info.ModTime()})
+		return nil
+	})
 }
 
 // takeOwn takes a file that was installed, unless it isn't any more what was.

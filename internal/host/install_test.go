@@ -298,6 +298,24 @@ func TestOriginals(t *testing.T) {
 		t.Error("the original is still kept")
 	}
 
+	// Its record is damaged, and removed as the error says: the next one has the original all the same.
+	r.install(t, Install{Artifact: img})
+	record := filepath.Join(r.Dir(), StateDir, "modules/hello/1.0", recordName(bookworm))
+	write(t, record, []byte("{"))
+	r.fails(t, Install{Artifact: img, Force: true}, ErrBroken)
+	if err := os.Remove(record); err != nil {
+		t.Fatal(err)
+	}
+	r.fails(t, Install{Artifact: img}, ErrRefused)
+	r.install(t, Install{Artifact: img, Force: true})
+	r.uninstall(t, "hello", "1.0")
+	if b, err := os.ReadFile(dummy); string(b) != "newer" {
+		t.Errorf("after its record was lost, the original is %q, %v", b, err)
+	}
+	if err := os.Remove(filepath.Join(r.lib, "updates/dkms/dummy.ko")); err != nil { // moved aside by force
+		t.Fatal(err)
+	}
+
 	// One that is damaged isn't put back.
 	copyFile(t, filepath.Join(must(image()), "kernel/drivers/net/dummy.ko"), dummy)
 	r.install(t, Install{Artifact: img})

@@ -31,7 +31,8 @@ func (a *app) autoinstallCommand() *cobra.Command {
 		Long: `Installs for a kernel the newest version of each module that is to follow the host's kernels: those whose dkms.conf says
 AUTOINSTALL=yes, and those that were added by a reference. Each is taken from the registry that it was registered with, or is
 there from an earlier build, or is built in the sandbox; modules come after those that they depend on. What is installed already
-is left alone, unless the kernel that has this release now is another one. Where there is nothing to do nothing is printed.
+is left alone, unless the kernel that has this release now is another one, or it has no signature and there is a key now. Where
+there is nothing to do nothing is printed.
 
 One module's failure stops no other, but for those that depend on it. It is kept for 'godkms-hermetic status', with the reason,
 is told to the system's journal, and is tried again the next time. A module that doesn't want this kernel (BUILD_EXCLUSIVE) is no

@@ -783,6 +783,30 @@ func TestKernelGone(t *testing.T) {
 	}
 }
 
+// A root whose /lib/modules isn't mounted has lost nothing.
+func TestModulesNotMounted(t *testing.T) {
+	t.Parallel()
+	r := newRoot(t)
+	hasOne(t, r)
+	dummy := filepath.Join(r.lib, "kernel/drivers/net/dummy.ko")
+	all := filepath.Dir(r.lib)
+	if err := os.Rename(all, all+"-away"); err != nil {
+		t.Fatal(err)
+	}
+	r.uninstall(t, "hello", "1.0")
+	if !r.warn.has("is it mounted?") {
+		t.Errorf("warnings: %q", r.warn.lines)
+	}
+	if err := os.Rename(all+"-away", all); err != nil {
+		t.Fatal(err)
+	}
+	r.install(t, Install{Artifact: set(t, "1.0"), Force: true})
+	r.uninstall(t, "hello", "1.0")
+	if b, err := os.ReadFile(dummy); !bytes.Equal(b, bytesOf(t, "kernel/drivers/net/dummy.ko")) {
+		t.Errorf("the kernel's own module has %d bytes, %v", len(b), err)
+	}
+}
+
 // Links of a root lead nowhere else on this machine.
 func TestHostileRoot(t *testing.T) {
 	t.Parallel()

@@ -750,8 +750,18 @@ func (r *Root) uninstall(ctx context.Context, module, version string, k artifact
 	return c.Records[0], nil
 }
 
-// forgetInstalled is for a module whose kernel is gone.
+// forgetInstalled is for a module whose kernel is gone. Where the folder of all kernels is, too, it may only not be mounted: what was
+// moved aside stays then, for a later install.
 func (r *Root) forgetInstalled(old, rec Record) error {
+	all, err := r.Path("/lib/modules")
+	if err != nil {
+		return err
+	}
+	if _, err := os.Lstat(all); errors.Is(err, fs.ErrNotExist) {
+		r.warnf("there is no %s: is it mounted? What was moved aside for %s/%s stays in %s", filepath.Join(r.dir, "lib/modules"), old.Module, old.Version,
+			filepath.Join(r.dir, StateDir, "originals", old.Kernel.Release))
+		old.Originals = nil
+	}
 	for _, o := range old.Originals {
 		name, err := r.state(originalPath(rec.Kernel.Release, o.Path))
 		if err != nil {

@@ -120,7 +120,7 @@ func (a *app) add(ctx context.Context, root *host.Root, o addOptions, args []str
 			return a.addReference(ctx, root, o, args[0])
 		}
 		if !moduleVersion.MatchString(args[0]) {
-			return g, &exitError{code: exitNoSource, err: fmt.Errorf("%q: there is no such file or folder", args[0])}
+			return g, &exitError{code: exitNoSource, err: fmt.Errorf("%q: there is no such file or folder; a module of %s is named as MODULE/VERSION, as in hello/1.0", args[0], sourceTree)}
 		}
 	}
 	module, version, err := o.theModule(args)

@@ -49,7 +49,7 @@ and a kernel that goes loses them, and a service that does what is left to do wh
 				if err != nil {
 					return err
 				}
-				return run(cmd.Context(), r, program, systems)
+				return hostError(r, run(cmd.Context(), r, program, systems))
 			},
 		}
 		c.Flags().StringVar(&dir, "root", "/", "`DIR` of the host: a mounted image or a chroot")

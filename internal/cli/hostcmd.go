@@ -83,8 +83,8 @@ func (a *app) openRoot(o hostOptions) (*host.Root, error) {
 	return r, nil
 }
 
-// moduleVersion is how dkms has a module and its version in one word.
-var moduleVersion = regexp.MustCompile(`^([^/]+)/([^/]+)$`)
+// moduleVersion is how dkms has a module and its version in one word. "./hello" and "../hello" are paths.
+var moduleVersion = regexp.MustCompile(`^([^/.][^/]*)/([^/]+)$`)
 
 // named gives the module and version that -m and -v, or an argument, name. Without -v and an argument version is empty, and without
 // any of them both are.
@@ -201,7 +201,7 @@ func (o hostOptions) releasesOf(a *app, r *host.Root) ([]string, error) {
 		}
 		s, err := kernels.ParseSelector(text)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("kernel %q: name a release of this root, or take --all", text)
 		}
 		h := readMachine(r.Dir(), "")
 		switch {
@@ -266,10 +266,11 @@ func hostError(r *host.Root, err error) error {
 }
 
 // isReference tells whether an argument that is neither a file nor a registered module can be a reference: "oci:DIR", or one whose
-// first part is a registry: localhost, or with a dot or a port.
+// first part is a registry: localhost, or with a dot or a port. One that begins with a dot is the path of a file that isn't there.
 func isReference(text string) bool {
 	registryPart, _, ok := strings.Cut(text, "/")
-	return strings.HasPrefix(text, registry.Layout) || ok && (registryPart == "localhost" || strings.ContainsAny(registryPart, ".:"))
+	return strings.HasPrefix(text, registry.Layout) ||
+		ok && (registryPart == "localhost" || strings.ContainsAny(registryPart, ".:") && registryPart[0] != '.')
 }
 
 // completeSources offers the registered modules, and files.

@@ -783,6 +783,28 @@ func TestKernelGone(t *testing.T) {
 	}
 }
 
+// Of a kernel that was removed with all but what others put there, nothing is made anew.
+func TestKernelLeftovers(t *testing.T) {
+	t.Parallel()
+	r := newRoot(t)
+	r.install(t, Install{Artifact: built(t, "hello", "1.0", map[string][]byte{"updates/dkms/hello.ko": bytesOf(t, own[1])})})
+	entries, err := os.ReadDir(r.lib)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if e.Name() != "updates" {
+			if err := os.RemoveAll(filepath.Join(r.lib, e.Name())); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	r.uninstall(t, "hello", "1.0")
+	if left, err := os.ReadDir(r.lib); err != nil || len(left) > 0 {
+		t.Errorf("there is %v, %v", left, err)
+	}
+}
+
 // A root whose /lib/modules isn't mounted has lost nothing.
 func TestModulesNotMounted(t *testing.T) {
 	t.Parallel()

@@ -714,6 +714,9 @@ func (r *Root) uninstall(ctx context.Context, module, version string, k artifact
 		return Record{}, err
 	}
 	defer lib.Close()
+	if _, err := lib.Lstat("modules.dep"); errors.Is(err, fs.ErrNotExist) { // of a kernel that is gone but for what is ours: as dkms
+		c.NoDepmod = true
+	}
 	for _, f := range rec.Files {
 		t, ok, err := r.takeOwn(lib, rec, f)
 		if err != nil {

@@ -269,7 +269,7 @@ func (a *app) keepFailure(ctx context.Context, root *host.Root, c obtained) erro
 	}
 	err := root.Note(ctx, host.Record{Module: c.module.Module, Version: c.module.Version, Kernel: c.kernel, State: host.Failed, Reason: reason,
 		Changed: time.Now().UTC().Truncate(time.Second)})
-	if errors.Is(err, host.ErrRefused) { // what is installed stays so
+	if errors.Is(err, host.ErrRefused) || errors.Is(err, host.ErrBroken) { // what is installed or damaged stays so
 		return nil
 	}
 	return err
@@ -278,6 +278,9 @@ func (a *app) keepFailure(ctx context.Context, root *host.Root, c obtained) erro
 // forgetFailure removes the record of an earlier failure of what doesn't want the kernel.
 func forgetFailure(ctx context.Context, root *host.Root, c obtained) error {
 	m, err := root.ModuleFor(c.module.Module, c.module.Version, c.kernel)
+	if errors.Is(err, host.ErrBroken) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}

@@ -89,9 +89,9 @@ func (a *app) matchCommand() *cobra.Command {
 		Short: "Install for a kernel what another one has",
 		Long: `Installs for kernels the versions of modules that are installed for another one, building what isn't built, as install does.
 
-` + kernelHelp + exitStatus(append([]string{
-			"  0  all are installed, or there was nothing to do",
-			"  2  the kernel is the template itself"}, installExits[1:]...)...),
+` + kernelHelp + exitStatus(slices.Concat([]string{
+			"  0  all are installed, or there was nothing to do", installExits[1],
+			"  2  the kernel is the template itself"}, installExits[3:])...),
 		Example: "  godkms-hermetic match --templatekernel 6.1.0-55-amd64 -k 6.1.0-56-amd64",
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return a.runMatch(cmd.Context(), o, template) },

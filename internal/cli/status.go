@@ -15,6 +15,7 @@ import (
 	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/host"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
+	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
 
 func (a *app) statusCommand() *cobra.Command {
@@ -61,7 +62,19 @@ func (a *app) runStatus(o hostOptions, args []string) error {
 	if err != nil {
 		return err
 	}
-	lines, err := root.Status(host.Filter{Module: module, Version: version, Kernels: o.kernels, Arch: o.arch})
+	machine := func(arch string) string { return kernels.Kernel{Arch: arch}.Machine() }
+	var releases []string
+	for _, text := range o.kernels {
+		release, arch, ok := strings.Cut(strings.TrimSpace(text), "/") // as dkms takes it, too
+		if ok && o.arch != "" && machine(arch) != machine(o.arch) {
+			return fmt.Errorf("kernel %q: the architecture is %q; show one at a time", text, o.arch)
+		}
+		if ok {
+			o.arch = arch
+		}
+		releases = append(releases, release)
+	}
+	lines, err := root.Status(host.Filter{Module: module, Version: version, Kernels: releases, Arch: o.arch})
 	if err != nil {
 		return hostError(root, err)
 	}

@@ -373,7 +373,7 @@ the output is that of status for the module as it is then.` + exitStatus(
 	o.moduleFlags(cmd)
 	o.kernelFlags(cmd)
 	if far == removing {
-		o.forceFlag(cmd.Flags(), "remove a module whose state is broken, too")
+		o.forceFlag(cmd.Flags(), "remove a module whose state is broken, too; what isn't known to be its stays in /lib/modules")
 	}
 	o.depmodFlag(cmd.Flags())
 	cmd.ValidArgsFunction = o.completeModules()
@@ -393,7 +393,13 @@ func (a *app) runWithdraw(ctx context.Context, far withdraw, o hostOptions, args
 	switch {
 	case errors.Is(broken, host.ErrBroken) && far == removing && o.force:
 		a.board.Warn(broken.Error())
-		m.Records = slices.DeleteFunc(m.Records, func(rec host.Record) bool { return rec.State == host.Broken }) // they go with the module
+		m.Records = slices.DeleteFunc(m.Records, func(rec host.Record) bool { // they go with the module
+			if rec.State == host.Broken {
+				a.board.Warn(fmt.Sprintf("%s: what was installed of it isn't known, and stays in %s", nameFor(m.Registration, rec.Kernel),
+					filepath.Join(root.Dir(), "lib/modules", rec.Kernel.Release)))
+			}
+			return rec.State == host.Broken
+		})
 		broken = nil
 	case errors.Is(broken, host.ErrBroken): // of another kernel it's in nobody's way
 		_, err = root.ModuleFor(module, version)

@@ -95,7 +95,10 @@ func (a *app) obtain(ctx context.Context, root *host.Root, modules []host.Module
 		if c.err != nil {
 			c.status, c.image, c.report.Status = ui.Failed, nil, ui.Failed
 			c.report.Reason, _, _ = strings.Cut(c.err.Error(), "\n")
-			if err := x.noteFailure(ctx, c); err != nil {
+			switch err := x.noteFailure(ctx, c); {
+			case errors.Is(err, host.ErrBroken): // no other module's or kernel's matter
+				c.err = hostError(root, err)
+			case err != nil:
 				return nil, hostError(root, err)
 			}
 		}

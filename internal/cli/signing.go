@@ -71,7 +71,7 @@ func (a *app) signerOf(root *host.Root, o signOptions) (where signOptions, s *km
 func (a *app) signFiles(root *host.Root, o signOptions) (signOptions, error) {
 	switch c := a.config.Signing; {
 	case o.key == "" && o.cert != "":
-		return o, errors.New("--sign-cert without --sign-key")
+		return o, &exitError{code: exitUsage, err: errors.New("--sign-cert without --sign-key")}
 	case o.key != "":
 		return signOptions{o.key, cmp.Or(o.cert, o.key)}, nil
 	case c.Key == "" && c.Cert != "":

@@ -15,6 +15,7 @@ import (
 	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/host"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
+	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
 
 func (a *app) statusCommand() *cobra.Command {
@@ -61,7 +62,19 @@ func (a *app) runStatus(o hostOptions, args []string) error {
 	if err != nil {
 		return err
 	}
-	lines, err := root.Status(host.Filter{Module: module, Version: version, Kernels: o.kernels, Arch: o.arch})
+	machine := func(arch string) string { return kernels.Kernel{Arch: arch}.Machine() }
+	var releases []string
+	for _, text := range o.kernels {
+		release, arch, ok := strings.Cut(strings.TrimSpace(text), "/") // as dkms takes it, too
+		if ok && o.arch != "" && machine(arch) != machine(o.arch) {
+			return fmt.Errorf("kernel %q: the architecture is %q; show one at a time", text, o.arch)
+		}
+		if ok {
+			o.arch = arch
+		}
+		releases = append(releases, release)
+	}
+	lines, err := root.Status(host.Filter{Module: module, Version: version, Kernels: releases, Arch: o.arch})
 	if err != nil {
 		return hostError(root, err)
 	}
@@ -89,9 +102,9 @@ func (a *app) matchCommand() *cobra.Command {
 		Short: "Install for a kernel what another one has",
 		Long: `Installs for kernels the versions of modules that are installed for another one, building what isn't built, as install does.
 
-` + kernelHelp + exitStatus(append([]string{
-			"  0  all are installed, or there was nothing to do",
-			"  2  the kernel is the template itself"}, installExits[1:]...)...),
+` + kernelHelp + exitStatus(slices.Concat([]string{
+			"  0  all are installed, or there was nothing to do", installExits[1],
+			"  2  the kernel is the template itself"}, installExits[3:])...),
 		Example: "  godkms-hermetic match --templatekernel 6.1.0-55-amd64 -k 6.1.0-56-amd64",
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return a.runMatch(cmd.Context(), o, template) },

@@ -519,7 +519,7 @@ func TestDepmodFails(t *testing.T) {
 		pid := filepath.Join(t.TempDir(), "pid")
 		fakeDepmod(t, `echo $$ >`+pid+`.new; mv `+pid+`.new `+pid+`; exec sleep 60`)
 		cmd := exec.Command(self, "-test.run=^TestKilledChild$")
-		cmd.Env = append(os.Environ(), fmt.Sprintf("%s=install:1000:%s", killEnv, r.Dir()))
+		cmd.Env = append(os.Environ(), fmt.Sprintf("%s=install:1000:%s", killEnv, r.Dir()), "TMPDIR="+t.TempDir()) // it is killed
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}

@@ -47,6 +47,8 @@ var diskErrors = []unix.Errno{unix.ENOSPC, unix.EDQUOT, unix.EROFS, unix.EIO}
 // failureCode is the exit code of a kernel that could not be built for.
 func failureCode(err error) int {
 	switch {
+	case errors.As(err, new(*exitError)):
+		return codeOf(err)
 	case ofDisk(err):
 		return exitUsage
 	case errors.As(err, new(*images.PackageError)):

@@ -344,7 +344,7 @@ func (x *obtaining) build(ctx context.Context, modules []host.Module, ks []artif
 	x.handOut = func(ctx context.Context, c *cell, b builder.Result) ([]ui.Module, string, error) {
 		g := host.Registration{Module: c.source.Module, Version: c.source.Version}
 		if err := x.keep(ctx, g, artifact.Kernel(c.kernel), "", &b, c.lock); err != nil {
-			return nil, "", err
+			return nil, "", hostError(x.root, err)
 		}
 		if got := x.cells[wishOf(c.unit, c.target)]; got != nil {
 			got.image = b.Image

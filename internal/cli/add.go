@@ -310,7 +310,11 @@ func (a *app) placeSource(ctx context.Context, root *host.Root, source *builder.
 		if !force {
 			return nothing, fmt.Errorf("%s has another source of %s/%s; give this one a version of its own, or replace that one with --force", to, source.Module, source.Version)
 		}
-		replaced = filepath.Join(base, ".replaced", name+time.Now().UTC().Format("-20060102T150405.000000000"))
+		old, err := root.Path(filepath.Join(sourceTree, ".replaced"))
+		if err != nil {
+			return nothing, err
+		}
+		replaced = filepath.Join(old, name+time.Now().UTC().Format("-20060102T150405.000000000"))
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return nothing, err
 	}
@@ -338,7 +342,7 @@ func (a *app) placeSource(ctx context.Context, root *host.Root, source *builder.
 		if replaced == "" {
 			return durable.RemoveAll(to)
 		}
-		return errors.Join(durable.Rename(to, filepath.Join(base, ".replaced", filepath.Base(replaced)+"-failed")), durable.Rename(replaced, to))
+		return errors.Join(durable.Rename(to, replaced+"-failed"), durable.Rename(replaced, to))
 	}, nil
 }
 

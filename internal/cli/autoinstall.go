@@ -31,7 +31,8 @@ func (a *app) autoinstallCommand() *cobra.Command {
 		Long: `Installs for a kernel the newest version of each module that is to follow the host's kernels: those whose dkms.conf says
 AUTOINSTALL=yes, and those that were added by a reference. Each is taken from the registry that it was registered with, or is
 there from an earlier build, or is built in the sandbox; modules come after those that they depend on. What is installed already
-is left alone, unless the kernel that has this release now is another one. Where there is nothing to do nothing is printed.
+is left alone, unless the kernel that has this release now is another one, or it has no signature and there is a key now. Where
+there is nothing to do nothing is printed.
 
 One module's failure stops no other, but for those that depend on it. It is kept for 'godkms-hermetic status', with the reason,
 is told to the system's journal, and is tried again the next time. A module that doesn't want this kernel (BUILD_EXCLUSIVE) is no
@@ -151,18 +152,39 @@ func following(root *host.Root, all []host.Module) ([]host.Module, error) {
 // is kept. When the limit has passed what isn't ready fails.
 func (a *app) autoinstall(ctx context.Context, root *host.Root, modules []host.Module, k artifact.Kernel, o autoinstallOptions) ([]obtained, error) {
 	var todo []host.Module
+	var out []obtained
 	for _, m := range modules {
-		m, needed, err := a.needs(ctx, root, m, k)
-		if err != nil {
-			return nil, hostError(root, err)
-		}
-		if needed {
+		switch m, needed, err := a.needs(ctx, root, m, k, o.sign); {
+		case err != nil:
+			out = append(out, failed(m, k, hostError(root, err)))
+		case needed:
 			todo = append(todo, m)
 		}
 	}
-	if len(todo) == 0 {
-		return nil, nil
+	if len(todo) > 0 {
+		got, err := a.autoinstallAll(ctx, root, todo, k, o)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, got...)
 	}
+	for _, c := range out {
+		var err error
+		switch {
+		case c.err != nil:
+			err = a.keepFailure(ctx, root, c)
+		case c.status == ui.Skipped:
+			err = forgetFailure(ctx, root, c)
+		}
+		if err != nil {
+			return nil, hostError(root, err)
+		}
+	}
+	return out, nil
+}
+
+// autoinstallAll installs modules for a kernel. What can't be had has failed; an error says that it was interrupted.
+func (a *app) autoinstallAll(ctx context.Context, root *host.Root, todo []host.Module, k artifact.Kernel, o autoinstallOptions) ([]obtained, error) {
 	a.refresh = !a.offline // a kernel that has just come is newer than an index of some hours ago
 	ks, how := []artifact.Kernel{k}, installOptions{build: defaultBuild(), sign: o.sign}
 	short, stop := limited(ctx, o.limit)
@@ -180,31 +202,24 @@ func (a *app) autoinstall(ctx context.Context, root *host.Root, modules []host.M
 			got = append(got, failed(m, k, err))
 		}
 	}
-	for _, c := range got {
-		switch {
-		case c.err != nil:
-			err = a.keepFailure(ctx, root, c)
-		case c.status == ui.Skipped:
-			err = forgetFailure(ctx, root, c)
-		}
-		if err != nil {
-			return nil, hostError(root, err)
-		}
-	}
 	return got, nil
 }
 
 // needs tells whether a module is to be installed for a kernel. One that was built for another kernel of that release is so without its
-// record, so that it's obtained anew.
-func (a *app) needs(ctx context.Context, root *host.Root, m host.Module, k artifact.Kernel) (host.Module, bool, error) {
+// record, so that it's obtained anew. One that isn't signed is, when there is a key now; what another key has signed stays, since the
+// firmware may not trust this one yet.
+func (a *app) needs(ctx context.Context, root *host.Root, m host.Module, k artifact.Kernel, sign signOptions) (host.Module, bool, error) {
 	rec, ok := m.Find(k.Release, k.Arch)
 	if !ok || rec.State != host.Installed {
 		return m, true, nil
 	}
 	err := root.Check(rec, a.symversOf(ctx, root, rec))
 	switch {
-	case err == nil:
+	case err == nil && rec.Signer != "":
 		return m, false, nil
+	case err == nil:
+		signer, _ := a.signer(root, sign) // a key that can't be used harms nothing that is installed
+		return m, signer != nil, nil
 	case errors.Is(err, host.ErrUnfit):
 		m.Records = slices.DeleteFunc(slices.Clone(m.Records), func(r host.Record) bool { return r.Kernel == rec.Kernel })
 	case !errors.Is(err, host.ErrBroken):
@@ -237,12 +252,13 @@ func (a *app) installReady(ctx context.Context, root *host.Root, modules []host.
 	var out []obtained
 	for _, m := range modules {
 		now, err := root.ModuleFor(m.Module, m.Version, ks...)
-		if err != nil {
-			return nil, hostError(root, err)
+		needed := false
+		if err == nil {
+			now, needed, err = a.needs(ctx, root, now, ks[0], o.sign)
 		}
-		now, needed, err := a.needs(ctx, root, now, ks[0])
 		if err != nil {
-			return nil, hostError(root, err)
+			out = append(out, failed(m, ks[0], hostError(root, err)))
+			continue
 		}
 		if rec, ok := now.Find(ks[0].Release, ks[0].Arch); !needed || ok && rec.State != host.Failed {
 			ready = append(ready, now)
@@ -269,7 +285,7 @@ func (a *app) keepFailure(ctx context.Context, root *host.Root, c obtained) erro
 	}
 	err := root.Note(ctx, host.Record{Module: c.module.Module, Version: c.module.Version, Kernel: c.kernel, State: host.Failed, Reason: reason,
 		Changed: time.Now().UTC().Truncate(time.Second)})
-	if errors.Is(err, host.ErrRefused) || errors.Is(err, host.ErrBroken) { // what is installed or damaged stays so
+	if errors.Is(err, host.ErrRefused) || errors.Is(err, host.ErrBroken) { // what is installed stays so, and what is damaged
 		return nil
 	}
 	return err
@@ -277,11 +293,8 @@ func (a *app) keepFailure(ctx context.Context, root *host.Root, c obtained) erro
 
 // forgetFailure removes the record of an earlier failure of what doesn't want the kernel.
 func forgetFailure(ctx context.Context, root *host.Root, c obtained) error {
-	m, err := root.ModuleFor(c.module.Module, c.module.Version, c.kernel)
-	if errors.Is(err, host.ErrBroken) {
-		return nil
-	}
-	if err != nil {
+	m, err := root.Module(c.module.Module, c.module.Version)
+	if err != nil && !errors.Is(err, host.ErrBroken) {
 		return err
 	}
 	if rec, ok := m.Find(c.kernel.Release, c.kernel.Arch); ok && rec.State == host.Failed {

@@ -49,7 +49,10 @@ and a kernel that goes loses them, and a service that does what is left to do wh
 				if err != nil {
 					return err
 				}
-				return hostError(r, run(cmd.Context(), r, program, systems))
+				if err = run(cmd.Context(), r, program, systems); !errors.Is(err, host.ErrRefused) { // for which a host's modules have a code of their own
+					err = hostError(r, err)
+				}
+				return err
 			},
 		}
 		c.Flags().StringVar(&dir, "root", "/", "`DIR` of the host: a mounted image or a chroot")

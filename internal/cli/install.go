@@ -208,7 +208,7 @@ func (a *app) install(ctx context.Context, root *host.Root, modules []host.Modul
 		var l lack
 		for _, m := range modules {
 			if rec, ok := m.Find(k.Release, k.Arch); ok && !o.force && !o.adopt && there[wish{m.Module, m.Version, rec.Kernel}] &&
-				(signer == nil || signer.Name() == rec.Signer) {
+				rec.SignedBy(signer) {
 				c := obtained{module: m.Registration, kernel: k, status: ui.Installed, from: rec.From, already: true, report: reportOf(m, k)}
 				c.report.Status, c.report.Key, c.report.Digest = ui.Installed, rec.Key.String(), rec.Artifact.String()
 				got[wish{m.Module, m.Version, k}] = c

@@ -202,6 +202,13 @@ func TestSignerFrom(t *testing.T) {
 			t.Errorf("%s: %q, %v; want %q, %q", tt.what, name, err, tt.want, tt.refuse)
 		}
 	}
+	a.config.Signing.Key, a.config.Signing.Cert = "", ""
+	for uri, warned := range map[string]bool{"pkcs11:object=x?pin-value=1234": true, "pkcs11:object=x?pin-source=file:/pin": false} {
+		_, warnings, err := signerOf(t, a, root, signOptions{uri, given.cert})
+		if err != nil || strings.Contains(warnings, "pin-source") != warned || strings.Contains(warnings, "1234") {
+			t.Errorf("%s: %v, warnings %q", uri, err, warnings)
+		}
+	}
 }
 
 func TestKeyForms(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/host"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
@@ -53,7 +54,7 @@ func (h machine) open(name string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return os.Open(path)
+	return os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // a pipe in an image is waited for by nobody
 }
 
 // isOwn tells whether a kernel can be one of this host's: where the host doesn't say what it is, it may be.

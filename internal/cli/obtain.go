@@ -479,6 +479,9 @@ func (x *obtaining) offers(asked []host.Module) ([]offer, error) {
 // noteFailure keeps a record of what couldn't be had, unless there is a better one.
 func (x *obtaining) noteFailure(ctx context.Context, c *obtained) error {
 	m, err := x.root.ModuleFor(c.module.Module, c.module.Version, c.kernel)
+	if errors.Is(err, host.ErrBroken) { // it isn't known whether there is
+		return nil
+	}
 	if err != nil {
 		return err
 	}

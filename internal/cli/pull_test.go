@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"log"
 	"net/http"
@@ -16,6 +17,7 @@ import (
 
 	v1registry "github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/registry"
@@ -164,5 +166,11 @@ func TestNoHost(t *testing.T) {
 	}
 	if _, found, err := (machine{root: dir}).symvers("6.1"); !found || err != nil {
 		t.Errorf("symvers = %v, %v", found, err)
+	}
+	if err := errors.Join(os.Mkdir("etc", 0o755), unix.Mkfifo("etc/os-release", 0o644)); err != nil { // an image's, that nobody writes to
+		t.Fatal(err)
+	}
+	if m := readMachine(dir, ""); m.distro != "" {
+		t.Errorf("a pipe says that it's %s", m.distro)
 	}
 }

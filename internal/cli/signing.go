@@ -129,6 +129,9 @@ func (a *app) readPair(o signOptions) (crypto.Signer, *x509.Certificate, error) 
 	}
 	pin := a.env(pinVariable) != ""
 	if isToken(o.key) {
+		if pinValue.MatchString(o.key) {
+			a.board.Warn("the PIN in the key's URI can be seen among this machine's processes: take pin-source, or " + pinVariable)
+		}
 		return opensslKey{cert.PublicKey, o.key, pin}, cert, nil
 	}
 	info, b, err := readSmall(o.key)
@@ -216,7 +219,7 @@ func parseKey(b []byte) (crypto.Signer, error) {
 }
 
 // opensslKey is a key that only the program openssl can use: in a token, for this program is static and loads no library of a
-// token's, or with a password. That comes from the URI or pinVariable, never from an argument.
+// token's, or with a password. That comes from pinVariable, or a token's from the URI.
 type opensslKey struct {
 	public crypto.PublicKey // of its certificate; a signature that isn't this one's is an error
 	name   string           // file or URI

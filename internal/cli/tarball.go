@@ -445,10 +445,14 @@ func readTarball(ctx context.Context, file, dir string) (has tarballContents, er
 	defer plain.Close()
 	limited := &io.LimitedReader{R: plain, N: maxTarball}
 	tr := tar.NewReader(limited)
+	size := int64(0) // a sparse file is small in the tarball
 	for n := 0; ; n++ {
 		h, err := tr.Next()
+		if err == nil {
+			size += min(h.Size, maxTarball+1)
+		}
 		switch {
-		case limited.N == 0:
+		case limited.N == 0, size > maxTarball:
 			err = fmt.Errorf("it has more than %d bytes", int64(maxTarball))
 		case err == io.EOF:
 			return has, nil

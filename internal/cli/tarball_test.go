@@ -194,6 +194,21 @@ func testHostileTarballs(t *testing.T, whole []byte) {
 	}
 }
 
+// A file of zeros takes no place in a tarball, and would take all of the disk.
+func TestSparseTarball(t *testing.T) {
+	dir := t.TempDir()
+	blob := filepath.Join(dir, "hello-1.0/modules.oci/blobs/sha256", strings.Repeat("0", 64))
+	writeFile(t, blob, "")
+	if err := os.Truncate(blob, 1<<40); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "x.tar")
+	command(t, need.Program(t, "tar"), "-C", dir, "--sparse", "--format=posix", "-cf", file, "hello-1.0")
+	if _, err := readTarball(t.Context(), file, t.TempDir()); err == nil || !strings.Contains(err.Error(), "it has more than") {
+		t.Error(err)
+	}
+}
+
 // Of a tarball that dkms itself has made the source is taken.
 func TestTarballOfDKMS(t *testing.T) {
 	t.Parallel()

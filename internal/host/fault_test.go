@@ -783,6 +783,52 @@ func TestKernelGone(t *testing.T) {
 	}
 }
 
+// Of a kernel that was removed with all but what others put there, nothing is made anew.
+func TestKernelLeftovers(t *testing.T) {
+	t.Parallel()
+	r := newRoot(t)
+	r.install(t, Install{Artifact: built(t, "hello", "1.0", map[string][]byte{"updates/dkms/hello.ko": bytesOf(t, own[1])})})
+	entries, err := os.ReadDir(r.lib)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if e.Name() != "updates" {
+			if err := os.RemoveAll(filepath.Join(r.lib, e.Name())); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	r.uninstall(t, "hello", "1.0")
+	if left, err := os.ReadDir(r.lib); err != nil || len(left) > 0 {
+		t.Errorf("there is %v, %v", left, err)
+	}
+}
+
+// A root whose /lib/modules isn't mounted has lost nothing.
+func TestModulesNotMounted(t *testing.T) {
+	t.Parallel()
+	r := newRoot(t)
+	hasOne(t, r)
+	dummy := filepath.Join(r.lib, "kernel/drivers/net/dummy.ko")
+	all := filepath.Dir(r.lib)
+	if err := os.Rename(all, all+"-away"); err != nil {
+		t.Fatal(err)
+	}
+	r.uninstall(t, "hello", "1.0")
+	if !r.warn.has("is it mounted?") {
+		t.Errorf("warnings: %q", r.warn.lines)
+	}
+	if err := os.Rename(all+"-away", all); err != nil {
+		t.Fatal(err)
+	}
+	r.install(t, Install{Artifact: set(t, "1.0"), Force: true})
+	r.uninstall(t, "hello", "1.0")
+	if b, err := os.ReadFile(dummy); !bytes.Equal(b, bytesOf(t, "kernel/drivers/net/dummy.ko")) {
+		t.Errorf("the kernel's own module has %d bytes, %v", len(b), err)
+	}
+}
+
 // Links of a root lead nowhere else on this machine.
 func TestHostileRoot(t *testing.T) {
 	t.Parallel()

@@ -69,11 +69,7 @@ func (r *Root) install(ctx context.Context, in Install) (Record, error) {
 		return Record{}, err
 	}
 	defer lib.Close()
-	signer := ""
-	if in.Signer != nil {
-		signer = in.Signer.Name()
-	}
-	if rec, ok := m.Find(meta.Kernel.Release, meta.Kernel.Arch); ok && !in.Force && rec.State == Installed && rec.Artifact == digest && rec.Signer == signer {
+	if rec, ok := m.Find(meta.Kernel.Release, meta.Kernel.Arch); ok && !in.Force && rec.State == Installed && rec.Artifact == digest && rec.SignedBy(in.Signer) {
 		if there, err := rec.there(lib); err != nil || there {
 			return rec, err
 		}
@@ -108,7 +104,7 @@ func (r *Root) install(ctx context.Context, in Install) (Record, error) {
 	if err := i.plan(dkms); err != nil {
 		return Record{}, err
 	}
-	c, err := i.change(digest, signer)
+	c, err := i.change(digest)
 	if err != nil {
 		return Record{}, err
 	}
@@ -294,6 +290,9 @@ func (i *installation) plan(dkms *os.Root) error {
 	if err := i.takeOff(); err != nil {
 		return err
 	}
+	if err := i.unclaimed(); err != nil {
+		return err
+	}
 	if dkms != nil && i.in.Adopt {
 		return i.adopt(dkms)
 	}
@@ -452,6 +451,39 @@ func (i *installation) takeOff() error {
 	return nil
 }
 
+// unclaimed takes over originals of the modules that are in the state without a record, which was damaged and is gone.
+func (i *installation) unclaimed() error {
+	dir, err := i.r.state("originals", i.meta.Kernel.Release)
+	if err != nil {
+		return err
+	}
+	root, err := os.OpenRoot(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	return fs.WalkDir(root.FS(), ".", func(file string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		has := func(o Original) bool { return o.Path == file }
+		name, _ := moduleName(d.Name())
+		if !slices.ContainsFunc(i.modules, func(m *module) bool { return m.name == name }) || slices.ContainsFunc(i.keep, has) ||
+			slices.ContainsFunc(i.records, func(rec Record) bool { return slices.ContainsFunc(rec.Originals, has) }) {
+			return nil
+		}
+		h, info, err := digestOf(root, file)
+		if err != nil {
+			return err
+		}
+		i.keep = append(i.keep, Original{file, info.Size(), h, info.Mode().Perm(), info.ModTime()})
+		return nil
+	})
+}
+
 // takeOwn takes a file that was installed, unless it isn't any more what was.
 func (r *Root) takeOwn(lib *os.Root, rec Record, f File) (_ take, ok bool, err error) {
 	h, _, err := digestOf(lib, f.Path)
@@ -470,11 +502,14 @@ func (r *Root) takeOwn(lib *os.Root, rec Record, f File) (_ take, ok bool, err e
 }
 
 // change signs and compresses, and puts the change together.
-func (i *installation) change(digest v1.Hash, signer string) (*change, error) {
+func (i *installation) change(digest v1.Hash) (*change, error) {
 	k, now := i.meta.Kernel, time.Now().UTC()
 	rec := Record{
 		Module: i.g.Module, Version: i.g.Version, Kernel: k, State: Installed, Key: i.meta.Key, Artifact: digest,
-		From: i.in.From, Signer: signer, Originals: i.keep, Changed: now,
+		From: i.in.From, Originals: i.keep, Changed: now,
+	}
+	if s := i.in.Signer; s != nil {
+		rec.Signer, rec.Signature = s.Name(), s.Fingerprint()
 	}
 	c := &change{What: fmt.Sprintf("the install of %s/%s for %s", i.g.Module, i.g.Version, k.Release), Release: k.Release,
 		Take: i.take, Keep: i.move, Adopted: i.adopted}
@@ -564,7 +599,8 @@ func (i *installation) ready(m *module) (err error) {
 
 // taken is a record when its module is no longer installed.
 func (rec Record) taken(now time.Time) Record {
-	rec.State, rec.Signer, rec.Files, rec.Originals, rec.Folders, rec.PostRemove, rec.Changed = Built, "", nil, nil, nil, "", now
+	rec.State, rec.Signer, rec.Signature, rec.PostRemove = Built, "", "", ""
+	rec.Files, rec.Originals, rec.Folders, rec.Changed = nil, nil, nil, now
 	return rec
 }
 
@@ -678,6 +714,9 @@ func (r *Root) uninstall(ctx context.Context, module, version string, k artifact
 		return Record{}, err
 	}
 	defer lib.Close()
+	if _, err := lib.Lstat("modules.dep"); errors.Is(err, fs.ErrNotExist) { // of a kernel that is gone but for what is ours: as dkms
+		c.NoDepmod = true
+	}
 	for _, f := range rec.Files {
 		t, ok, err := r.takeOwn(lib, rec, f)
 		if err != nil {
@@ -696,7 +735,7 @@ func (r *Root) uninstall(ctx context.Context, module, version string, k artifact
 		if err != nil {
 			return Record{}, err
 		}
-		content, err := readScript(name)
+		content, err := readRegular(name, maxScript)
 		if err != nil {
 			r.warnf("POST_REMOVE of %s/%s is not run: %v", module, version, err)
 		} else {
@@ -714,8 +753,18 @@ func (r *Root) uninstall(ctx context.Context, module, version string, k artifact
 	return c.Records[0], nil
 }
 
-// forgetInstalled is for a module whose kernel is gone.
+// forgetInstalled is for a module whose kernel is gone. Where the folder of all kernels is, too, it may only not be mounted: what was
+// moved aside stays then, for a later install.
 func (r *Root) forgetInstalled(old, rec Record) error {
+	all, err := r.Path("/lib/modules")
+	if err != nil {
+		return err
+	}
+	if _, err := os.Lstat(all); errors.Is(err, fs.ErrNotExist) {
+		r.warnf("there is no %s: is it mounted? What was moved aside for %s/%s stays in %s", filepath.Join(r.dir, "lib/modules"), old.Module, old.Version,
+			filepath.Join(r.dir, StateDir, "originals", old.Kernel.Release))
+		old.Originals = nil
+	}
 	for _, o := range old.Originals {
 		name, err := r.state(originalPath(rec.Kernel.Release, o.Path))
 		if err != nil {

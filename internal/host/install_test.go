@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/dkmstest"
@@ -297,6 +298,24 @@ func TestOriginals(t *testing.T) {
 		t.Error("the original is still kept")
 	}
 
+	// Its record is damaged, and removed as the error says: the next one has the original all the same.
+	r.install(t, Install{Artifact: img})
+	record := filepath.Join(r.Dir(), StateDir, "modules/hello/1.0", recordName(bookworm))
+	write(t, record, []byte("{"))
+	r.fails(t, Install{Artifact: img, Force: true}, ErrBroken)
+	if err := os.Remove(record); err != nil {
+		t.Fatal(err)
+	}
+	r.fails(t, Install{Artifact: img}, ErrRefused)
+	r.install(t, Install{Artifact: img, Force: true})
+	r.uninstall(t, "hello", "1.0")
+	if b, err := os.ReadFile(dummy); string(b) != "newer" {
+		t.Errorf("after its record was lost, the original is %q, %v", b, err)
+	}
+	if err := os.Remove(filepath.Join(r.lib, "updates/dkms/dummy.ko")); err != nil { // moved aside by force
+		t.Fatal(err)
+	}
+
 	// One that is damaged isn't put back.
 	copyFile(t, filepath.Join(must(image()), "kernel/drivers/net/dummy.ko"), dummy)
 	r.install(t, Install{Artifact: img})
@@ -499,6 +518,10 @@ func TestInTheWay(t *testing.T) {
 	write(t, filepath.Join(r.Dir(), "var/lib/rpm/rpmdb.sqlite"), nil)
 	if err := r.fails(t, Install{Artifact: img}, ErrRefused); !says(err, "rpm -qf "+there) {
 		t.Error(err)
+	}
+	if err := errors.Join(os.MkdirAll(filepath.Join(r.Dir(), "var/lib/dpkg/info"), 0o755), // no list, and not waited for
+		unix.Mkfifo(filepath.Join(r.Dir(), "var/lib/dpkg/info/a.list"), 0o644)); err != nil {
+		t.Fatal(err)
 	}
 	write(t, filepath.Join(r.Dir(), "var/lib/dpkg/info/my-mod-image:amd64.list"), []byte("/.\n/usr/lib/modules/"+bookworm.Release+"/extra/my_mod.ko.xz\n"))
 	if err := r.fails(t, Install{Artifact: img}, ErrRefused); !says(err, there, "package my-mod-image:amd64 ") {

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
 )
 
@@ -54,7 +56,7 @@ func (r *Root) dkmsOriginals(module string, k artifact.Kernel) ([]dkmsOriginal, 
 		if err != nil || !ok || !d.Type().IsRegular() {
 			return err
 		}
-		b, err := dkms.ReadFile(name)
+		b, err := readRegular(filepath.Join(dkms.Name(), name), unix.PathMax)
 		if err != nil {
 			return err
 		}
@@ -99,13 +101,16 @@ func (r *Root) removeFromDKMS(name string) error {
 	return remove(dkms, name)
 }
 
+// maxList is for a list of a package's files, in bytes. That of a kernel has 500 kB.
+const maxList = 16 << 20
+
 // packageOwner says which package a file belongs to.
 func (r *Root) packageOwner(release, path string) string {
 	info, err := r.Path("/var/lib/dpkg/info")
 	if err == nil {
 		lists, _ := filepath.Glob(filepath.Join(info, "*.list"))
 		for _, list := range lists {
-			b, err := os.ReadFile(list)
+			b, err := readRegular(list, maxList)
 			if err != nil {
 				continue
 			}

@@ -22,6 +22,9 @@ import (
 // scriptTime is how long a script of a module may take.
 const scriptTime = 10 * time.Minute
 
+// maxScript is more than a script of an artifact has, in bytes.
+const maxScript = 64 << 20
+
 // scriptOutput is how much of what a script prints is kept, in bytes.
 const scriptOutput = 8 << 10
 
@@ -52,16 +55,6 @@ func readScripts(extras []artifact.Extra) (map[string]script, error) {
 		out[e.Name] = script{e.Name, e.Command, e.Executable, b}
 	}
 	return out, nil
-}
-
-// readScript reads one that is kept in the state.
-func readScript(path string) ([]byte, error) {
-	f, _, err := openRegular(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return io.ReadAll(f)
 }
 
 // run runs a script as dkms does: in the folder of the module's source, or an empty one where there is none, without a shell. Where

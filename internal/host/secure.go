@@ -123,6 +123,16 @@ func (r *Root) kernelConfig(release string) (map[string]string, error) {
 	return nil, nil
 }
 
+// readRegular is openRegular that reads the file, or as much of it as limit says, in bytes.
+func readRegular(path string, limit int64) ([]byte, error) {
+	f, _, err := openRegular(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, limit))
+}
+
 // openRegular opens a file for reading that is no link, device or pipe, and gives its size.
 func openRegular(path string) (*os.File, int64, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)

@@ -11,6 +11,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"math/big"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -164,6 +165,18 @@ func TestInstallSigned(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	template.SerialNumber = big.NewInt(2) // a later one, of the same name
+	if der, err = x509.CreateCertificate(rand.Reader, template, template, key.Public(), key); err != nil {
+		t.Fatal(err)
+	}
+	laterCert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	later, err := kmod.NewSigner(key, laterCert)
+	if err != nil {
+		t.Fatal(err)
+	}
 	gone, err := kmod.NewSigner(broken{key}, cert)
 	if err != nil {
 		t.Fatal(err)
@@ -211,6 +224,15 @@ func TestInstallSigned(t *testing.T) {
 		out, err := exec.Command(need.Program(t, "modinfo"), filepath.Join(r.lib, name)).CombinedOutput()
 		if err != nil || !strings.Contains(string(out), "signer:         Test modules\n") || !strings.Contains(string(out), "sig_hashalgo:   sha512\n") {
 			t.Errorf("modinfo %s: %v\n%s", name, err, out)
+		}
+		// With the same key nothing is done, nor without one; another is another signature.
+		for _, same := range []*kmod.Signer{good, nil} {
+			if again := r.install(t, Install{Artifact: img, Signer: same}); !again.Changed.Equal(rec.Changed) {
+				t.Errorf("what is installed already is installed anew: %+v", again)
+			}
+		}
+		if again := r.install(t, Install{Artifact: img, Signer: later}); again.Signature != later.Fingerprint() || again.Files[0].Digest == rec.Files[0].Digest {
+			t.Errorf("with another certificate it's still %+v", again)
 		}
 		r.uninstall(t, "hello", "1.0")
 		if err := os.Rename(filepath.Join(r.lib, "kernel/drivers/net/mii.ko"+suffix), filepath.Join(r.lib, "kernel/drivers/net/mii.ko")); err != nil {

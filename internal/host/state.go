@@ -19,6 +19,7 @@ import (
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/durable"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/kmod"
 )
 
 // Registration is a version of a module that the host is to have.
@@ -53,7 +54,8 @@ type Record struct {
 	Key       v1.Hash         `json:"key,omitzero"`        // of the build
 	Artifact  v1.Hash         `json:"artifact,omitzero"`   // digest of the image
 	From      string          `json:"from,omitempty"`      // where the artifact came from: "registry.example/hello", or empty: built or cached here
-	Signer    string          `json:"signer,omitempty"`    // common name of the certificate that it was signed for; empty: not signed
+	Signer    string          `json:"signer,omitempty"`    // common name of the certificate that it was signed for; empty: not signed here
+	Signature string          `json:"signature,omitempty"` // fingerprint of that certificate, as kmod.Signer has it
 	Files     []File          `json:"files,omitempty"`     // that are installed, sorted by path
 	Originals []Original      `json:"originals,omitempty"` // modules of others that were moved aside for it, sorted by path
 	Folders   []string        `json:"folders,omitempty"`   // below /lib/modules/<release> that were made for it or another of ours: empty ones go
@@ -62,6 +64,9 @@ type Record struct {
 	PostRemove string    `json:"post_remove,omitempty"`
 	Changed    time.Time `json:"changed"`
 }
+
+// SignedBy tells whether an installed module was signed by a signer. By none, nil, is as it is.
+func (rec Record) SignedBy(s *kmod.Signer) bool { return s == nil || rec.Signature == s.Fingerprint() }
 
 // File is one that was installed.
 type File struct {

@@ -7,7 +7,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
-	_ "crypto/sha256" // registers the hashes that modules are signed with
+	"crypto/sha256" // this and the next two are the hashes that modules are signed with
 	_ "crypto/sha3"
 	_ "crypto/sha512"
 	"crypto/x509"
@@ -53,6 +53,9 @@ func NewSigner(key crypto.Signer, cert *x509.Certificate) (*Signer, error) {
 
 // Name is the common name of the certificate.
 func (s *Signer) Name() string { return s.cert.Subject.CommonName }
+
+// Fingerprint is the SHA-256 of the certificate in DER, in hexadecimal.
+func (s *Signer) Fingerprint() string { return fmt.Sprintf("%x", sha256.Sum256(s.cert.Raw)) }
 
 // A digest is a hash with its names in a signature.
 type digest struct {

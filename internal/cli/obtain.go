@@ -476,12 +476,9 @@ func (x *obtaining) offers(asked []host.Module) ([]offer, error) {
 	return out, nil
 }
 
-// noteFailure keeps a record of what couldn't be had, unless there is a better one.
+// noteFailure keeps a record of what couldn't be had, unless there is a better one. Where that isn't known the error wraps host.ErrBroken.
 func (x *obtaining) noteFailure(ctx context.Context, c *obtained) error {
 	m, err := x.root.ModuleFor(c.module.Module, c.module.Version, c.kernel)
-	if errors.Is(err, host.ErrBroken) { // it isn't known whether there is
-		return nil
-	}
 	if err != nil {
 		return err
 	}

@@ -471,7 +471,7 @@ func TestDepmodFails(t *testing.T) {
 	for name, script := range map[string]string{
 		"afterwards": `$depmod "$@"; echo no luck; exit 3`,
 		"at once":    `echo no luck >&2; exit 1`,
-		"killed":     `cd "$2/lib/modules/$3"; echo >modules.alias.new; mv modules.alias.new modules.alias; rm modules.dep; echo no luck; kill -9 $$`,
+		"killed":     `cd "$2/lib/modules/$3"; echo >modules.alias.new; mv modules.alias.new modules.alias; rm modules.dep; echo >modules.builtin.alias.bin.$$.620384.1795388825; echo no luck; kill -9 $$`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			fakeDepmod(t, script)

@@ -108,6 +108,9 @@ func (rec Record) scriptPath() string {
 // depmodFiles are what depmod writes: kmod's tools/depmod.c.
 var depmodFiles = regexp.MustCompile(`^modules\.(dep|alias|symbols|softdep|weakdep|devname|(dep|alias|symbols|builtin|builtin\.alias)\.bin)$`)
 
+// depmodTemps are what depmod leaves when it's killed: kmod's tools/depmod.c.
+var depmodTemps = regexp.MustCompile(`^modules\.[a-z.]+(\.[0-9]+){3}$`)
+
 // died is the end of a change that is to look as if the process had died.
 type died struct{ error }
 
@@ -632,6 +635,15 @@ func (t *transaction) unsave(ctx context.Context, recovering bool) error {
 	if t.NoDepmod {
 		return nil
 	}
+	temps, err := regularFiles(t.lib, depmodTemps)
+	if err != nil {
+		return err
+	}
+	for _, name := range temps {
+		if err := t.lib.Remove(name); err != nil {
+			return err
+		}
+	}
 	now, err := depmodOutput(t.lib)
 	if err != nil {
 		return err
@@ -772,14 +784,16 @@ func (r *Root) shown(release, name string) string {
 }
 
 // depmodOutput lists what depmod has written.
-func depmodOutput(lib *os.Root) ([]string, error) {
+func depmodOutput(lib *os.Root) ([]string, error) { return regularFiles(lib, depmodFiles) }
+
+func regularFiles(lib *os.Root, pattern *regexp.Regexp) ([]string, error) {
 	entries, err := fs.ReadDir(lib.FS(), ".")
 	if err != nil {
 		return nil, err
 	}
 	var names []string
 	for _, e := range entries {
-		if e.Type().IsRegular() && depmodFiles.MatchString(e.Name()) {
+		if e.Type().IsRegular() && pattern.MatchString(e.Name()) {
 			names = append(names, e.Name())
 		}
 	}

@@ -78,9 +78,17 @@ func (r *testRegistry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	rec := httptest.NewRecorder()
 	r.handler.ServeHTTP(rec, req)
 	body := rec.Body.Bytes()
+	size := len(body)
 	if cut {
-		w.Header().Set("Content-Length", fmt.Sprint(len(body)))
-		body = body[:len(body)/2]
+		body = body[:size/2]
+	}
+	from := int64(0)
+	fmt.Sscanf(wanted.Get("Range"), "bytes=%d-", &from)
+	r.mu.Lock()
+	r.served += int64(len(body)) - from // before it is sent: who asks may be gone before all is
+	r.mu.Unlock()
+	if cut {
+		w.Header().Set("Content-Length", fmt.Sprint(size))
 		w.Write(body)
 	} else if rec.Code != http.StatusOK {
 		w.WriteHeader(rec.Code)
@@ -88,11 +96,6 @@ func (r *testRegistry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		req.Header = wanted
 		http.ServeContent(w, req, "", time.Time{}, bytes.NewReader(body))
 	}
-	from := int64(0)
-	fmt.Sscanf(wanted.Get("Range"), "bytes=%d-", &from)
-	r.mu.Lock()
-	r.served += int64(len(body)) - from
-	r.mu.Unlock()
 }
 
 func (r *testRegistry) count(what string) int {

@@ -115,6 +115,10 @@ func (u *unread) Read(p []byte) (int, error) {
 
 func (s *stream) Read(p []byte) (int, error) {
 	for s.err == nil && s.n < s.d.Size && len(p) > 0 {
+		if err := s.ctx.Err(); err != nil { // what has come already doesn't keep it from ending
+			s.fail(err)
+			break
+		}
 		n, err := s.body.Read(p[:min(int64(len(p)), s.d.Size-s.n)])
 		s.sum.Write(p[:n])
 		s.n += int64(n)

@@ -63,10 +63,10 @@ func TestKernelUpgrade(t *testing.T) {
 	}
 
 	for _, name := range []string{"hello", "broken", "exclusive"} {
-		if out, err := exec.Command("cp", "-r", filepath.Join("../../testdata", name), filepath.Join(r.Dir, "root", name)).CombinedOutput(); err != nil {
+		if out, err := exec.Command("cp", "-r", filepath.Join("../../testdata", name), filepath.Join(r.Dir, "srv", name)).CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}
-		r.Must("godkms-hermetic", "add", "/root/"+name)
+		r.Must("godkms-hermetic", "add", "/srv/"+name)
 	}
 
 	// What would be lost is known before, and what won't is ready.
@@ -165,13 +165,13 @@ func TestKernelUpgrade(t *testing.T) {
 	}
 	r.Must("kernel-install", "remove", k.Release)
 	gone("kernel-install remove")
-	r.Must("sh", "-ec", `mkdir -p /root/arch/usr/lib/modules/$1 && cd /root/arch
+	r.Must("sh", "-ec", `mkdir -p /srv/arch/usr/lib/modules/$1 && cd /srv/arch
 echo kernel >usr/lib/modules/$1/vmlinuz
 printf 'pkgname = linux\npkgbase = linux\npkgver = 1-1\narch = any\nsize = 7\n' >.PKGINFO
 tar -czf ../linux.pkg.tar.gz .PKGINFO usr
 printf '[options]\nArchitecture = auto\nSigLevel = Never\n' >/etc/pacman.conf
 mkdir -p /var/lib/pacman`, "sh", k.Release)
-	r.Must("pacman", "-U", "--noconfirm", "/root/linux.pkg.tar.gz")
+	r.Must("pacman", "-U", "--noconfirm", "/srv/linux.pkg.tar.gz")
 	back("pacman -U")
 	r.Must("pacman", "-R", "--noconfirm", "linux")
 	gone("pacman -R")

@@ -107,19 +107,19 @@ func TestRecipe(t *testing.T) {
 	defer server.Close()
 	reference := strings.TrimPrefix(server.URL, "http://") + "/modules/hello"
 	shared := sharedCache(t)
-	program(t, shared, "build", filepath.Join("../../testdata/hello"), "--kernels", k.String(), "-q", "--out", t.TempDir(), "--push", "oci:"+filepath.Join(r.Dir, "root/layout"))
+	program(t, shared, "build", filepath.Join("../../testdata/hello"), "--kernels", k.String(), "-q", "--out", t.TempDir(), "--push", "oci:"+filepath.Join(r.Dir, "srv/layout"))
 	program(t, shared, "build", filepath.Join("../../testdata/hello"), "--kernels", k.String(), "-q", "--out", t.TempDir(), "--push", reference)
 	if err := os.RemoveAll(filepath.Join(r.Dir, "usr/src/hello-1.0")); err != nil {
 		t.Fatal(err)
 	}
-	empty := []string{"--cache-dir", "/root/empty", "-q"}
-	for _, ref := range []string{"oci:/root/layout", reference} {
+	empty := []string{"--cache-dir", "/srv/empty", "-q"}
+	for _, ref := range []string{"oci:/srv/layout", reference} {
 		must("hello/1.0: added", append([]string{"godkms-hermetic", "add", ref}, empty...)...)
 		must(name+"installed", append([]string{"godkms-hermetic", "install", "hello/1.0"}, empty...)...)
 		must(found, "modprobe", "--show-depends", "-S", k.Release, "hello")
 		must("hello/1.0: removed", "godkms-hermetic", "remove", "hello/1.0", "--all", "--no-depmod")
 	}
-	if _, err := os.Stat(filepath.Join(r.Dir, "root/empty/images")); err == nil {
+	if _, err := os.Stat(filepath.Join(r.Dir, "srv/empty/images")); err == nil {
 		t.Error("there is something to build with")
 	}
 
@@ -135,12 +135,12 @@ func TestRecipe(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, "dkms.conf"), text, 0o644); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(filepath.Join(dir, "ran.sh"), []byte("#!/bin/sh\npwd >/root/ran\necho $* >>/root/ran\n[ $1 != fail ]\n"), 0o755); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, "ran.sh"), []byte("#!/bin/sh\npwd >/srv/ran\necho $* >>/srv/ran\n[ $1 != fail ]\n"), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
 	must("good/1.0: added", "godkms-hermetic", "add", "good/1.0")
-	if b, err := os.ReadFile(filepath.Join(r.Dir, "root/ran")); err != nil || string(b) != "/usr/src/good-1.0\none two\n" {
+	if b, err := os.ReadFile(filepath.Join(r.Dir, "srv/ran")); err != nil || string(b) != "/usr/src/good-1.0\none two\n" {
 		t.Errorf("POST_ADD: %q, %v", b, err)
 	}
 	if out, code := r.Run("godkms-hermetic", "add", "bad/1.0"); code != exitUsage || !strings.Contains(out, "POST_ADD") {

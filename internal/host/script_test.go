@@ -55,7 +55,7 @@ func TestOwnRoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(self, "-test.run=^TestOwnRootChild$", "-test.v")
-	cmd.Env = append(os.Environ(), ownEnv+"="+r.Dir())
+	cmd.Env = append(os.Environ(), ownEnv+"="+r.Dir(), "TMPDIR="+t.TempDir()) // it can't remove that itself
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
 	out, err := cmd.CombinedOutput()
 	if errors.Is(err, unix.EPERM) || bytes.Contains(out, []byte("--- SKIP")) {
@@ -100,6 +100,7 @@ func enter(t *testing.T, dir string) {
 	if err := os.Chdir("/"); err != nil {
 		t.Fatal(err)
 	}
+	t.Setenv("TMPDIR", "/tmp")
 }
 
 func TestOwnRootChild(t *testing.T) {

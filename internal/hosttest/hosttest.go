@@ -157,7 +157,7 @@ func (r *Root) KernelPackage(k kernels.Kernel) string {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	path := "/root/" + name + ".deb"
+	path := "/srv/" + name + ".deb"
 	r.copy(file, path, 0o644)
 	return path
 }

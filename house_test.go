@@ -22,15 +22,17 @@ import (
 const module = "github.com/godkms-hermetic/godkms-hermetic"
 
 // leaves may be imported by every package, and import none of ours.
-var leaves = []string{"internal/decompress", "internal/durable", "internal/registry"}
+var leaves = []string{"internal/decompress", "internal/durable", "internal/mirror", "internal/registry"}
 
 // mayImport is the map of section 1 of the design; "*" is every package. Tests may import more.
 var mayImport = map[string][]string{
 	"cmd/godkms-hermetic":      {"internal/cli"},
 	"internal/cli":             {"*"},
 	"kernels":                  {},
-	"kernels/deb":              {"kernels"},
-	"kernels/rpm":              {"kernels"},
+	"kernels/repo":             {"kernels"},
+	"kernels/deb":              {"kernels", "kernels/repo"},
+	"kernels/rpm":              {"kernels", "kernels/repo"},
+	"kernels/pacman":           {"kernels", "kernels/repo"},
 	"images":                   {"kernels"},
 	"cache":                    {"internal/artifact"},
 	"builder":                  {"kernels", "cache", "builder/dkms", "internal/artifact", "internal/kmod"},
@@ -47,8 +49,10 @@ var mayImport = map[string][]string{
 	"internal/ui":              {},
 	"internal/decompress":      {},
 	"internal/durable":         {},
+	"internal/mirror":          {},
 	"internal/registry":        {},
 	"internal/dockertest":      {"internal/need"},
+	"internal/distrotest":      {"images", "internal/need", "kernels", "kernels/deb", "kernels/repo"},
 	"internal/dkmstest":        {"images", "internal/need", "kernels", "kernels/deb"},
 	"internal/registrytest":    {"internal/need"},
 	"internal/hosttest":        {"internal/dkmstest", "internal/need", "kernels"},

@@ -26,7 +26,7 @@ func BenchmarkRoot(b *testing.B) {
 		cache = b.TempDir()
 	}
 	ctx := context.Background()
-	p, err := deb.New(deb.Options{CacheDir: filepath.Join(cache, "deb")})
+	p, err := deb.New("debian", deb.Options{CacheDir: filepath.Join(cache, "deb")})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -67,7 +67,7 @@ func TestRealKernelsCompile(t *testing.T) {
 			}
 		}
 	}
-	p, err := deb.New(deb.Options{CacheDir: filepath.Join(cache, "deb")})
+	p, err := deb.New("debian", deb.Options{CacheDir: filepath.Join(cache, "deb")})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -30,3 +30,9 @@ func HostArch() string {
 	}
 	return runtime.GOARCH
 }
+
+// SuiteOf gives the distribution and the suite that the fields of os-release(5) name: ID, and of VERSION_CODENAME and VERSION_ID what the
+// distribution goes by. Derivatives that use another's kernels have that one's (UBUNTU_CODENAME). Either is empty where it isn't said.
+func SuiteOf(osRelease map[string]string) (distro, suite string) {
+	return osRelease["ID"], osRelease["VERSION_CODENAME"]
+}

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
@@ -25,9 +26,9 @@ var ErrUntrusted = errors.New("not to be trusted")
 // Kernel names one kernel. The release alone is not enough: two suites of one distribution can have the same release
 // with different compilers and symbol versions.
 type Kernel struct {
-	Distro  string `json:"distro"`  // "debian"
-	Suite   string `json:"suite"`   // "bookworm", the codename
-	Arch    string `json:"arch"`    // the distribution's own name of it: "amd64"
+	Distro  string `json:"distro"`  // ID of os-release(5): "debian", "rocky", "opensuse-leap"
+	Suite   string `json:"suite"`   // what SuiteOf makes of os-release(5): "bookworm", "9", "15.6", "rolling"
+	Arch    string `json:"arch"`    // in Debian's words, whatever the distribution calls it: "amd64", "arm64"
 	Release string `json:"release"` // what uname -r prints: "6.1.0-56-amd64"
 }
 
@@ -37,27 +38,33 @@ func (k Kernel) String() string { return k.Distro + "/" + k.Suite + ":" + k.Rele
 // Candidate is a kernel that a distribution offers now.
 type Candidate struct {
 	Kernel
-	PackageVersion string  `json:"package_version"` // of the header package: "6.1.192-2"
-	Compiler       string  `json:"compiler"`        // the package that provides it: "gcc-12"
-	Digest         v1.Hash `json:"digest"`          // sha256 of the header package's file
-	Latest         bool    `json:"latest"`          // the newest of the default flavour, backports aside
+	PackageVersion string    `json:"package_version"` // of the header package: "6.1.192-2"
+	Compiler       string    `json:"compiler"`        // as Lock.Compiler; empty where only the header package tells and wasn't read yet
+	Flavour        string    `json:"flavour"`         // "amd64", "cloud-amd64", "generic", "rt", "lts"; what Selector takes behind @
+	Default        bool      `json:"default"`         // of the default flavour, backports and hardware enablement aside
+	Date           time.Time `json:"date,omitzero"`   // when the package was built, where the index tells
+	Digest         v1.Hash   `json:"digest"`          // sha256 of the header package's file
+	Latest         bool      `json:"latest"`          // the newest that is Default
 }
 
-// Package pins one distribution package. URL says where it was last seen and is not part of any digest: mirrors differ.
+// Package pins one distribution package. URL and Mirrors say where it was last seen and are not part of any digest: mirrors differ.
 type Package struct {
-	Name    string  `json:"name"`
-	Version string  `json:"version"`
-	Arch    string  `json:"arch"`
-	URL     string  `json:"url"`
-	Digest  v1.Hash `json:"digest"` // sha256 of the package file
-	Size    int64   `json:"size"`   // bytes of the package file
+	Name    string   `json:"name"`
+	Version string   `json:"version"`
+	Arch    string   `json:"arch"` // in the distribution's words: "amd64", "x86_64", "noarch"
+	URL     string   `json:"url"`
+	Mirrors []string `json:"mirrors,omitempty"` // further URLs of the same file, for when that one fails
+	Digest  v1.Hash  `json:"digest"`            // sha256 of the package file
+	Size    int64    `json:"size"`              // bytes of the package file
 }
 
 // Lock pins everything that the root of a build is made of. Toolchain is the same for every kernel of a suite with that
 // compiler; Headers is what this kernel (and the extra packages that were asked for) needs beside it. Both are sorted by name.
 type Lock struct {
 	Kernel    Kernel    `json:"kernel"`
-	Compiler  string    `json:"compiler"` // "gcc-12"
+	Compiler  string    `json:"compiler"`        // family and major version: "gcc-12", "clang-17"
+	Forced    bool      `json:"forced,omitzero"` // the compiler was asked for, and need not be the kernel's
+	Build     string    `json:"build,omitempty"` // folder of the kernel's headers, below the root; empty: usr/src/linux-headers-RELEASE
 	Toolchain []Package `json:"toolchain"`
 	Headers   []Package `json:"headers"`
 }
@@ -107,6 +114,11 @@ func (e *ExtraError) Unwrap() error { return e.Err }
 type Provider interface {
 	// Suites lists the suites that are known, newest first.
 	Suites() []string
+	// Claims gives those of them whose kernels are named in the way of a release, or of a shell pattern of releases, newest first. It
+	// looks into no index: a suite that it leaves out can't have such a kernel, one that it names may.
+	Claims(release string) []string
+	// Indexes says what the answers about a suite are read from, as it is now. It fails as Kernels does.
+	Indexes(ctx context.Context, suite, arch string) ([]Index, error)
 	// Kernels lists what can be built for in a suite, newest first. An unknown suite wraps ErrNotFound, one whose
 	// index is too old ErrExpired.
 	Kernels(ctx context.Context, suite, arch string) ([]Candidate, error)
@@ -117,6 +129,14 @@ type Provider interface {
 	Payload(pkg io.Reader) (io.ReadCloser, error)
 	// Open is Payload with what the package file says that it depends on, for Extra.
 	Open(pkg io.Reader) (payload io.ReadCloser, depends []string, err error)
+}
+
+// Index is a signed list of packages, at one of its mirrors.
+type Index struct {
+	Name   string    `json:"name"`          // within the suite: "bookworm-updates", "baseos"
+	URL    string    `json:"url"`           // of the archive there, without passwords
+	Date   time.Time `json:"date,omitzero"` // that it says it has
+	Digest v1.Hash   `json:"digest"`        // sha256 of the list
 }
 
 // Finder is what a Provider can be that knows which files packages have that nobody has installed.
@@ -145,7 +165,7 @@ const (
 func withoutURLs(in []Package) []Package {
 	out := make([]Package, len(in))
 	for i, p := range in {
-		p.URL = ""
+		p.URL, p.Mirrors = "", nil
 		out[i] = p
 	}
 	return out

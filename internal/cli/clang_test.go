@@ -160,7 +160,7 @@ func checkClang(t *testing.T, file string) {
 // clangMirror is a mirror of what this machine's has, but with the headers of a kernel that clang built in bookworm-updates.
 func clangMirror(t *testing.T, shared string, k kernels.Kernel, release string) (url string, keys openpgp.EntityList) {
 	t.Helper()
-	p, err := deb.New(deb.Options{CacheDir: filepath.Join(shared, "index")})
+	p, err := deb.New("debian", deb.Options{CacheDir: filepath.Join(shared, "index")})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,15 +2,18 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -26,6 +29,9 @@ import (
 	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels/deb"
+	"github.com/godkms-hermetic/godkms-hermetic/kernels/pacman"
+	"github.com/godkms-hermetic/godkms-hermetic/kernels/repo"
+	"github.com/godkms-hermetic/godkms-hermetic/kernels/rpm"
 )
 
 // Exit codes. With several failures of a run, the lowest of theirs is the run's.
@@ -270,25 +276,59 @@ func (a *app) distros() (map[string]kernels.Provider, error) {
 	if err != nil {
 		return nil, err
 	}
-	mirrors := map[string]string{}
-	for name, url := range a.config.Mirrors {
-		mirrors[name] = url
+	mirrors := map[string][]string{}
+	for name, list := range a.config.Mirrors {
+		mirrors[name] = list
 	}
+	given := map[string][]string{}
 	for _, m := range a.mirrors {
 		name, url, ok := strings.Cut(m, "=")
 		if !ok || name == "" || url == "" {
 			return nil, fmt.Errorf("--mirror is %q: it must be DISTRO=URL, as in debian=https://mirror.example/debian", m)
 		}
-		mirrors[name] = url
+		given[name] = append(given[name], url)
 	}
-	debian, err := deb.New(deb.Options{
-		CacheDir: dir, Mirrors: mirrors, AcceptExpired: a.acceptExpired, Refresh: a.refresh, Offline: a.offline, Warn: a.board.Warn,
-		Keyring: a.keyring,
-	})
+	maps.Copy(mirrors, given)
+	out := map[string]kernels.Provider{}
+	o := repo.Options{CacheDir: dir, AcceptExpired: a.acceptExpired, Refresh: a.refresh, Offline: a.offline, Warn: a.board.Warn, Keyring: a.keyring}
+	o.Fetch = func(ctx context.Context, p kernels.Package) (io.ReadCloser, error) {
+		store, err := a.images(out, 1)
+		if err != nil {
+			return nil, err
+		}
+		return store.Package(ctx, p)
+	}
+	var known []string
+	open := func(distro string, archives []string, make func(repo.Options) (kernels.Provider, error)) error {
+		o.Mirrors = map[string][]string{}
+		for _, name := range archives {
+			known = append(known, name)
+			if urls, ok := mirrors[name]; ok {
+				o.Mirrors[name] = urls
+				delete(mirrors, name)
+			}
+		}
+		p, err := make(o)
+		out[distro] = p
+		return err
+	}
+	for name, archives := range deb.Distros() {
+		err = cmp.Or(err, open(name, archives, func(o repo.Options) (kernels.Provider, error) { return deb.New(name, o) }))
+	}
+	for name, archives := range rpm.Distros() {
+		err = cmp.Or(err, open(name, archives, func(o repo.Options) (kernels.Provider, error) { return rpm.New(name, o) }))
+	}
+	for name, archives := range pacman.Distros() {
+		err = cmp.Or(err, open(name, archives, func(o repo.Options) (kernels.Provider, error) { return pacman.New(name, o) }))
+	}
 	if err != nil {
 		return nil, err
 	}
-	return map[string]kernels.Provider{"debian": debian}, nil
+	for _, name := range slices.Sorted(maps.Keys(mirrors)) {
+		slices.Sort(known)
+		return nil, fmt.Errorf("mirror of %q: the archives are %s", name, strings.Join(known, ", "))
+	}
+	return out, nil
 }
 
 // results is the cache of built modules.

@@ -13,7 +13,7 @@ import (
 // config is what the configuration files say: /etc/godkms-hermetic/config.toml, then the user's own in $XDG_CONFIG_HOME, which
 // wins. Flags win over both.
 type config struct {
-	Mirrors map[string]string `toml:"mirrors"` // URL by archive: debian = "https://mirror.example/debian"
+	Mirrors map[string]urls `toml:"mirrors"` // by archive: debian = "https://mirror.example/debian", or a list of them
 	Signing struct {
 		Key  string `toml:"key"`  // absolute path, or pkcs11:…
 		Cert string `toml:"cert"` // absolute path; empty: it's in the key's file
@@ -55,4 +55,26 @@ func (c *config) read(name string) error {
 		return fmt.Errorf("configuration %q: there is no setting %q; there are [mirrors], and key and cert of [signing]", name, unknown[0])
 	}
 	return nil
+}
+
+// urls are one or several, in one string or a list of strings.
+type urls []string
+
+// UnmarshalTOML implements toml.Unmarshaler.
+func (u *urls) UnmarshalTOML(v any) error {
+	switch v := v.(type) {
+	case string:
+		*u = urls{v}
+		return nil
+	case []any:
+		for _, e := range v {
+			s, ok := e.(string)
+			if !ok {
+				return errors.New("a URL must be a string")
+			}
+			*u = append(*u, s)
+		}
+		return nil
+	}
+	return errors.New("it must be a URL, or a list of URLs")
 }

@@ -21,7 +21,7 @@ import (
 	"github.com/godkms-hermetic/godkms-hermetic/builder"
 	"github.com/godkms-hermetic/godkms-hermetic/builder/docker"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
-	"github.com/godkms-hermetic/godkms-hermetic/kernels/deb"
+	"github.com/godkms-hermetic/godkms-hermetic/kernels/repo"
 )
 
 const (
@@ -349,9 +349,9 @@ func (a *app) checkConfig() []ui.Check {
 
 // prober is a distribution whose archives can be asked for.
 type prober interface {
-	Mirrors() []deb.Mirror
+	Mirrors() []repo.Mirror
 	Probe(ctx context.Context, archive string) error
-	Keys() ([]deb.Key, error)
+	Keys() ([]repo.Key, error)
 }
 
 func (a *app) checkMirrors(ctx context.Context) []ui.Check {
@@ -381,10 +381,10 @@ func (a *app) checkMirrors(ctx context.Context) []ui.Check {
 	return out
 }
 
-func (a *app) checkMirror(ctx context.Context, p prober, m deb.Mirror) ui.Check {
+func (a *app) checkMirror(ctx context.Context, p prober, m repo.Mirror) ui.Check {
 	name := "mirror " + m.Archive
-	from := map[string]string{deb.FromApt: "from this machine's apt configuration", deb.BuiltIn: "built in"}[m.From]
-	if m.From == deb.Given {
+	from := map[string]string{repo.FromHost: "from this machine's apt configuration", repo.BuiltIn: "built in"}[m.From]
+	if m.From == repo.Given {
 		from = a.given(m.Archive, p.Mirrors()[0].Archive)
 	}
 	what := fmt.Sprintf("%s (%s)", redacted(m.URL), from)
@@ -414,7 +414,7 @@ func (a *app) given(archive, main string) string {
 				return beside + "from --mirror"
 			}
 		}
-		if a.config.Mirrors[name] != "" {
+		if len(a.config.Mirrors[name]) > 0 {
 			return beside + "from the configuration"
 		}
 	}
@@ -428,9 +428,9 @@ func checkKeys(distro string, p prober, now time.Time) ui.Check {
 		c.Detail = err.Error()
 		return c
 	}
-	slices.SortStableFunc(keys, func(a, b deb.Key) int { return a.Expires.Compare(b.Expires) })
+	slices.SortStableFunc(keys, func(a, b repo.Key) int { return a.Expires.Compare(b.Expires) })
 	expired := 0
-	var next *deb.Key
+	var next *repo.Key
 	for i, k := range keys {
 		switch {
 		case k.Expires.IsZero():

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
-	"github.com/godkms-hermetic/godkms-hermetic/kernels/deb"
+	"github.com/godkms-hermetic/godkms-hermetic/kernels/repo"
 )
 
 // doctor runs the program and gives its findings by name.
@@ -148,26 +148,26 @@ func TestCheckKernel(t *testing.T) {
 
 // keyring is a distribution with these keys.
 type keyring struct {
-	keys []deb.Key
+	keys []repo.Key
 	err  error
 }
 
-func (k keyring) Keys() ([]deb.Key, error)          { return k.keys, k.err }
-func (keyring) Mirrors() []deb.Mirror               { return nil }
+func (k keyring) Keys() ([]repo.Key, error)         { return k.keys, k.err }
+func (keyring) Mirrors() []repo.Mirror              { return nil }
 func (keyring) Probe(context.Context, string) error { return nil }
 
 func TestCheckKeys(t *testing.T) {
 	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
-	never, past, soon, later := deb.Key{Name: "never"}, deb.Key{Name: "past", Expires: now}, deb.Key{Name: "soon", Expires: now.AddDate(1, 0, 0)}, deb.Key{Name: "later", Expires: now.AddDate(2, 0, 0)}
+	never, past, soon, later := repo.Key{Name: "never"}, repo.Key{Name: "past", Expires: now}, repo.Key{Name: "soon", Expires: now.AddDate(1, 0, 0)}, repo.Key{Name: "later", Expires: now.AddDate(2, 0, 0)}
 	for name, c := range map[string]struct {
 		keyring
 		status, detail string
 	}{
-		"all valid":      {keyring{keys: []deb.Key{later, never, soon}}, "ok", "3 keys are built in; the next expires on 2031-01-01: soon"},
-		"one expired":    {keyring{keys: []deb.Key{later, past}}, "ok", "2 keys are built in, 1 of them expired; the next expires on 2032-01-01: later"},
-		"all expired":    {keyring{keys: []deb.Key{past, past}}, "fail", "2 keys are built in, 2 of them expired"},
+		"all valid":      {keyring{keys: []repo.Key{later, never, soon}}, "ok", "3 keys are built in; the next expires on 2031-01-01: soon"},
+		"one expired":    {keyring{keys: []repo.Key{later, past}}, "ok", "2 keys are built in, 1 of them expired; the next expires on 2032-01-01: later"},
+		"all expired":    {keyring{keys: []repo.Key{past, past}}, "fail", "2 keys are built in, 2 of them expired"},
 		"none":           {keyring{}, "fail", "0 keys are built in"},
-		"without end":    {keyring{keys: []deb.Key{never, past}}, "ok", "2 keys are built in, 1 of them expired"},
+		"without end":    {keyring{keys: []repo.Key{never, past}}, "ok", "2 keys are built in, 1 of them expired"},
 		"not to be read": {keyring{err: errors.New("damaged")}, "fail", "damaged"},
 	} {
 		if got := checkKeys("x", c.keyring, now); got.Status != c.status || got.Detail != c.detail || (got.Hint == "") != (c.status == "ok") {

@@ -232,7 +232,7 @@ func (i headerImage) packed(cache string) (names []string, err error) {
 
 // plainImage reads the record of a kernel's header image without extra packages.
 func plainImage(cache string, k kernels.Kernel) (i headerImage, err error) {
-	p, err := deb.New(deb.Options{CacheDir: filepath.Join(cache, "index")})
+	p, err := deb.New("debian", deb.Options{CacheDir: filepath.Join(cache, "index")})
 	if err != nil {
 		return i, err
 	}
@@ -347,7 +347,7 @@ func program(t *testing.T, cache string, args ...string) []byte {
 
 // lock finds a package, and what else it needs, through the signed index.
 func lock(cache string, packages ...string) (kernels.Lock, error) {
-	p, err := deb.New(deb.Options{CacheDir: filepath.Join(cache, "index")})
+	p, err := deb.New("debian", deb.Options{CacheDir: filepath.Join(cache, "index")})
 	if err != nil {
 		return kernels.Lock{}, err
 	}

@@ -65,7 +65,7 @@ type DKMS struct {
 
 // Open opens dkms in a folder that is, or may become, the tool's --cache-dir: indexes, packages and header images are shared.
 func Open(cache string) (*DKMS, error) {
-	index, err := deb.New(deb.Options{CacheDir: filepath.Join(cache, "index")})
+	index, err := deb.New("debian", deb.Options{CacheDir: filepath.Join(cache, "index")})
 	if err != nil {
 		return nil, err
 	}
@@ -132,7 +132,7 @@ func (d *DKMS) Packages(ctx context.Context, suite, component string, wanted fun
 	index := d.index
 	if component != "main" {
 		var err error
-		index, err = deb.New(deb.Options{CacheDir: filepath.Join(filepath.Dir(d.dir), "index-"+component), Component: component})
+		index, err = deb.New("debian", deb.Options{CacheDir: filepath.Join(filepath.Dir(d.dir), "index-"+component), Component: component})
 		if err != nil {
 			return nil, err
 		}

@@ -56,7 +56,7 @@ func download() (root, release string, err error) {
 		return "", "", err
 	}
 	base := filepath.Join(cache, "godkms-hermetic-test")
-	p, err := deb.New(deb.Options{CacheDir: filepath.Join(base, "index")})
+	p, err := deb.New("debian", deb.Options{CacheDir: filepath.Join(base, "index")})
 	if err != nil {
 		return "", "", err
 	}

@@ -9,11 +9,17 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/godkms-hermetic/godkms-hermetic/kernels/repo"
 )
 
 // mirrors settles each archive's URL, in the archives' order: given, else the sibling of a given main archive, else from the apt
 // configuration, else the sibling of the main archive found there, else the default.
-func (d *distro) mirrors(given map[string]string, aptDir string) ([]Mirror, error) {
+func (d *distro) mirrors(all map[string][]string, aptDir string) ([]repo.Mirror, error) {
+	given := map[string]string{}
+	for name, list := range all {
+		given[name] = list[0]
+	}
 	known := make([]string, len(d.archives))
 	for i, a := range d.archives {
 		known[i] = a.name
@@ -32,11 +38,14 @@ func (d *distro) mirrors(given map[string]string, aptDir string) ([]Mirror, erro
 	}
 	main := d.archives[0]
 	apt := d.aptMirrors(aptDir)
-	var out []Mirror
+	var out []repo.Mirror
 	for _, a := range d.archives {
-		for _, m := range []Mirror{
-			{a.name, given[a.name], Given}, {a.name, sibling(given[main.name], main.name, a.name), Given},
-			{a.name, apt[a.name], FromApt}, {a.name, sibling(apt[main.name], main.name, a.name), FromApt}, {a.name, a.url, BuiltIn},
+		for _, m := range []repo.Mirror{
+			{Archive: a.name, URL: given[a.name], From: repo.Given},
+			{Archive: a.name, URL: sibling(given[main.name], main.name, a.name), From: repo.Given},
+			{Archive: a.name, URL: apt[a.name], From: repo.FromHost},
+			{Archive: a.name, URL: sibling(apt[main.name], main.name, a.name), From: repo.FromHost},
+			{Archive: a.name, URL: a.url, From: repo.BuiltIn},
 		} {
 			if m.URL = strings.TrimRight(m.URL, "/"); m.URL != "" {
 				out = append(out, m)

@@ -15,17 +15,17 @@ func TestMirrors(t *testing.T) {
 	)
 	for _, c := range []struct {
 		name           string
-		given          map[string]string
+		given          map[string][]string
 		files          map[string]string
 		main, security string
 	}{
 		{"nothing", nil, nil, main, security},
-		{"given", map[string]string{"debian": "https://m.example/x/debian/"}, map[string]string{"sources.list": "deb http://apt.example/debian bookworm main\n"},
+		{"given", map[string][]string{"debian": {"https://m.example/x/debian/"}}, map[string]string{"sources.list": "deb http://apt.example/debian bookworm main\n"},
 			"https://m.example/x/debian", "https://m.example/x/debian-security"},
-		{"given, no sibling", map[string]string{"debian": "https://m.example/x/"}, nil, "https://m.example/x", security},
-		{"both given", map[string]string{"debian": "https://m.example/debian", "debian-security": "https://s.example/y"}, nil,
+		{"given, no sibling", map[string][]string{"debian": {"https://m.example/x/"}}, nil, "https://m.example/x", security},
+		{"both given", map[string][]string{"debian": {"https://m.example/debian"}, "debian-security": {"https://s.example/y"}}, nil,
 			"https://m.example/debian", "https://s.example/y"},
-		{"security given", map[string]string{"debian-security": "https://s.example/y"}, nil, main, "https://s.example/y"},
+		{"security given", map[string][]string{"debian-security": {"https://s.example/y"}}, nil, main, "https://s.example/y"},
 		{"one line", nil, map[string]string{"sources.list": `
 # deb http://comment.example/debian bookworm main
 deb-src http://source.example/debian bookworm main
@@ -99,11 +99,11 @@ Components: main
 		})
 	}
 	for given, want := range map[string]string{"ftp://x/debian": "http or https", "/srv": "http or https", "http://x/?a": "of a folder", "http://%": "invalid"} {
-		if _, err := debian().mirrors(map[string]string{"debian": given}, t.TempDir()); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := debian().mirrors(map[string][]string{"debian": {given}}, t.TempDir()); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("mirror %q: error is %v; want %q", given, err, want)
 		}
 	}
-	if _, err := debian().mirrors(map[string]string{"ubuntu": main}, t.TempDir()); err == nil || !strings.Contains(err.Error(), "debian, debian-security") {
+	if _, err := debian().mirrors(map[string][]string{"ubuntu": {main}}, t.TempDir()); err == nil || !strings.Contains(err.Error(), "debian, debian-security") {
 		t.Errorf("unknown archive: error is %v", err)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/decompress"
+	"github.com/godkms-hermetic/godkms-hermetic/kernels/repo"
 )
 
 // Payload streams the data.tar of a .deb file (deb(5), format 2.x; uncompressed, gzip, xz or zstd). Before it reports io.EOF it has
@@ -55,7 +56,7 @@ func readControl(member io.Reader) ([]string, error) {
 		return nil, noEOF(err)
 	}
 	defer z.Close()
-	in := tar.NewReader(&capped{z, maxControlTar})
+	in := tar.NewReader(&repo.Capped{R: z, N: maxControlTar})
 	for {
 		h, err := in.Next()
 		if err == io.EOF {

@@ -183,20 +183,20 @@ func TestPayloadOfRealPackages(t *testing.T) {
 	need.Program(t, "dpkg-deb")
 	l := newestLock(t, p, "bookworm", "amd64", "")
 	for _, k := range append(l.Headers, l.Toolchain[:3]...) {
-		got, err := p.net.fetch(t.Context(), k.URL, nil, k.Size)
+		got, err := p.net.Fetch(t.Context(), k.URL, nil, k.Size)
 		if err != nil {
 			t.Fatalf("%s: %v", k.URL, err)
 		}
-		if sum := fmt.Sprintf("%x", sha256.Sum256(got.body)); sum != k.Digest.Hex || int64(len(got.body)) != k.Size {
-			t.Errorf("%s has sha256 %s and %d bytes; want %s and %d", k.URL, sum, len(got.body), k.Digest.Hex, k.Size)
+		if sum := fmt.Sprintf("%x", sha256.Sum256(got.Body)); sum != k.Digest.Hex || int64(len(got.Body)) != k.Size {
+			t.Errorf("%s has sha256 %s and %d bytes; want %s and %d", k.URL, sum, len(got.Body), k.Digest.Hex, k.Size)
 		}
 		cmd := exec.Command("dpkg-deb", "--fsys-tarfile", "/dev/stdin")
-		cmd.Stdin = bytes.NewReader(got.body)
+		cmd.Stdin = bytes.NewReader(got.Body)
 		want, err := cmd.Output()
 		if err != nil {
 			t.Fatal(err)
 		}
-		r, err := p.Payload(bytes.NewReader(got.body))
+		r, err := p.Payload(bytes.NewReader(got.Body))
 		if err != nil {
 			t.Fatal(err)
 		}

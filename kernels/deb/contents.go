@@ -17,7 +17,9 @@ import (
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/decompress"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/durable"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/mirror"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
+	"github.com/godkms-hermetic/godkms-hermetic/kernels/repo"
 )
 
 // A Contents index lists every file of every package: 670 MB of text for Debian 12. Nineteen of twenty lines are of files that no build
@@ -120,7 +122,7 @@ func (s *progressSum) part(size int64) func(done int64) {
 // searchFiles searches the list of files of one architecture, which it fetches if need be.
 func (p *Provider) searchFiles(ctx context.Context, v *view, arch string, wanted []kernels.Wanted, progress func(done int64)) ([][]holder, error) {
 	pk, base, ref := v.pockets[0], v.bases[0], v.states[0].Contents[arch]
-	path := p.dir(pk.name, arch+"-"+ref.SHA256[:32]+".files")
+	path := p.keep.Path(pk.name, arch+"-"+ref.SHA256[:32]+".files")
 	found, err := searchFile(ctx, path, wanted)
 	if err == nil || ctx.Err() != nil {
 		return found, err
@@ -128,7 +130,7 @@ func (p *Provider) searchFiles(ctx context.Context, v *view, arch string, wanted
 	if p.opts.Offline {
 		return nil, fmt.Errorf("no usable list of files of %q for %s in the cache (%w): run once without --offline", pk.name, arch, err)
 	}
-	lock, err := durable.Lock(ctx, p.dir(pk.name, ".lock-files-"+arch), false)
+	lock, err := durable.Lock(ctx, p.keep.Path(pk.name, ".lock-files-"+arch), false)
 	if err != nil {
 		return nil, err
 	}
@@ -137,7 +139,7 @@ func (p *Provider) searchFiles(ctx context.Context, v *view, arch string, wanted
 		return found, err
 	}
 	err = p.fetchIndex(ctx, "files of "+pk.name+" "+arch, pk, base, ref, progress, func(url string, text io.Reader) error {
-		return p.write(path, func(w io.Writer) error {
+		return p.keep.Write(path, func(w io.Writer) error {
 			if err := buildFiles(ctx, w, text); err != nil {
 				return fmt.Errorf("read %s: %w", url, err)
 			}
@@ -147,7 +149,7 @@ func (p *Provider) searchFiles(ctx context.Context, v *view, arch string, wanted
 	if err != nil {
 		return nil, err
 	}
-	p.prune(path, arch, ".files")
+	p.keep.Prune(path, arch+"-", ".files")
 	return searchFile(ctx, path, wanted)
 }
 
@@ -179,7 +181,7 @@ func buildFiles(ctx context.Context, w io.Writer, text io.Reader) error {
 		}
 		out[len(out)-1] = '\n'
 		if left -= len(out); left < 0 {
-			return errTooLarge
+			return mirror.ErrTooLarge
 		}
 		_, err := z.Write(out)
 		return err
@@ -366,7 +368,7 @@ func searchFiles(ctx context.Context, packed io.Reader, wanted []kernels.Wanted)
 	for i, w := range wanted {
 		tails[i] = ends(w)
 	}
-	err = readContents(ctx, &capped{z, maxFiles + maxLine}, func(path, packages []byte) error {
+	err = readContents(ctx, &repo.Capped{R: z, N: maxFiles + maxLine}, func(path, packages []byte) error {
 		for i, w := range wanted {
 			if !slices.ContainsFunc(tails[i], func(end []byte) bool { return bytes.HasSuffix(path, end) }) {
 				continue

@@ -147,8 +147,8 @@ func TestHolders(t *testing.T) {
 func TestHoldersRefused(t *testing.T) {
 	flex := []kernels.Wanted{{Kind: kernels.Program, Name: "flex"}}
 	list := func(b *bench, arch string) string {
-		b.repo.mu.Lock()
-		defer b.repo.mu.Unlock()
+		b.mu.Lock()
+		defer b.mu.Unlock()
 		for path, data := range b.files {
 			if strings.Contains(path, "/main/by-hash/") && bytes.Equal(data, b.files["/debian/dists/bookworm/main/Contents-"+arch+".gz"]) {
 				return path
@@ -224,10 +224,10 @@ func TestFilesAreMadeAnew(t *testing.T) {
 			}
 		}
 	}
-	path := b.client(Options{}).dir("bookworm", "state")
-	s := readState(path)
+	path := b.client(Options{}).keep.Path("bookworm", "state")
+	s := b.client(Options{}).readState(path)
 	s.Contents = nil
-	if err := b.client(Options{}).writeJSON(path, s); err != nil {
+	if err := b.client(Options{}).keep.WriteJSON(path, s); err != nil {
 		t.Fatal(err)
 	}
 	asked := b.count("bookworm/InRelease")

@@ -7,52 +7,25 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net/http"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/ProtonMail/go-crypto/openpgp"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"github.com/godkms-hermetic/godkms-hermetic/internal/mirror"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
+	"github.com/godkms-hermetic/godkms-hermetic/kernels/repo"
 )
 
 // recipe counts the ways in which answers are computed from indexes. It changes with anything that changes an answer: a lock, or which
 // kernel is the latest.
 const recipe = 3
 
-// Options says where indexes come from and how they are kept.
-type Options struct {
-	// CacheDir keeps indexes between runs. Any number of processes may share it. Required.
-	CacheDir string
-	// Mirrors gives URLs by archive: "debian", "debian-security". When only "debian" is given and its path ends in /debian,
-	// its sibling /debian-security is used with it. An archive that is not given is taken from AptDir, else it is Debian's own.
-	Mirrors map[string]string
-	// Component is the part of the archive that is read. Another than main has packages, but neither kernels nor what they need; it
-	// wants a CacheDir of its own. Default: main.
-	Component string
-	// AptDir is the apt configuration to find mirrors in. Default: /etc/apt.
-	AptDir string
-	// AcceptExpired uses indexes past their Valid-Until. Their signature is still checked.
-	AcceptExpired bool
-	// Refresh asks the mirror whether indexes have changed, however recently that was done.
-	Refresh bool
-	// Offline never asks the mirror. Indexes that were fetched before are used at any age, but within their Valid-Until unless
-	// AcceptExpired is set.
-	Offline bool
-	// Keyring replaces the distribution's embedded keys.
-	Keyring openpgp.EntityList
-	// Client sends the requests. Default: one with time-outs that honours the environment's proxies.
-	Client *http.Client
-	// Now is the clock. Default: time.Now.
-	Now func() time.Time
-	// Warn is told what deserves attention but stops nothing. It may be called from several goroutines. Default: nothing.
-	Warn func(string)
-	// Progress is told how many bytes of an index were downloaded. It may be called from several goroutines. Default: nothing.
-	Progress func(what string, done, total int64)
-}
+// Options are those of every reader of repositories.
+type Options = repo.Options
 
 // Provider is a kernels.Provider for one distribution.
 //
@@ -61,15 +34,16 @@ type Options struct {
 type Provider struct {
 	distro *distro
 	opts   Options
-	from   []Mirror
+	from   []repo.Mirror
 	bases  map[string]string // URL by archive, without a slash at its end
-	net    fetcher
+	net    mirror.Fetcher
 	keys   func() (openpgp.EntityList, error)
 
 	mu    sync.Mutex
-	views map[string]*slot[*view]  // by suite
-	pools map[string]*slot[*pool]  // by view key and architecture
-	index map[string]*slot[*index] // by path
+	keep  repo.Keep
+	views repo.Slots[*view]  // by suite
+	pools repo.Slots[*pool]  // by view key and architecture
+	index repo.Slots[*index] // by path
 
 	warned map[string]bool // what warnOnce has said
 }
@@ -79,28 +53,37 @@ var (
 	_ kernels.Finder   = (*Provider)(nil)
 )
 
-// New makes the provider of Debian, "debian". It touches no network.
-func New(o Options) (*Provider, error) { return newProvider(debian(), o) }
+// distros are those that New takes.
+func distros() []*distro { return []*distro{debian()} }
+
+// Distros lists what New takes, each with the archives that Options.Mirrors may name, the main one first.
+func Distros() map[string][]string {
+	out := map[string][]string{}
+	for _, d := range distros() {
+		for _, a := range d.archives {
+			out[d.name] = append(out[d.name], a.name)
+		}
+	}
+	return out
+}
+
+// New makes the provider of a distribution. It touches no network.
+func New(distro string, o Options) (*Provider, error) {
+	for _, d := range distros() {
+		if d.name == distro {
+			return newProvider(d, o)
+		}
+	}
+	return nil, fmt.Errorf("deb: no distribution %q", distro)
+}
 
 func newProvider(d *distro, o Options) (*Provider, error) {
-	if o.CacheDir == "" {
-		return nil, errors.New("deb: no cache folder given")
+	o, err := o.Defaults()
+	if err != nil {
+		return nil, fmt.Errorf("deb: %w", err)
 	}
-	o.AptDir = cmp.Or(o.AptDir, "/etc/apt")
 	o.Component = cmp.Or(o.Component, "main")
-	if o.Client == nil {
-		o.Client = newClient()
-	}
-	if o.Now == nil {
-		o.Now = time.Now
-	}
-	if o.Warn == nil {
-		o.Warn = func(string) {}
-	}
-	if o.Progress == nil {
-		o.Progress = func(string, int64, int64) {}
-	}
-	from, err := d.mirrors(o.Mirrors, o.AptDir)
+	from, err := d.mirrors(o.Mirrors, filepath.Join(o.Etc, "apt"))
 	if err != nil {
 		return nil, err
 	}
@@ -108,8 +91,8 @@ func newProvider(d *distro, o Options) (*Provider, error) {
 	for _, m := range from {
 		bases[m.Archive] = m.URL
 	}
-	p := &Provider{distro: d, opts: o, from: from, bases: bases, net: fetcher{o.Client, firstWait, stallTime},
-		views: map[string]*slot[*view]{}, pools: map[string]*slot[*pool]{}, index: map[string]*slot[*index]{}, warned: map[string]bool{}}
+	p := &Provider{distro: d, opts: o, from: from, bases: bases, net: mirror.NewFetcher(o.Client),
+		keep: repo.Keep{Dir: filepath.Join(o.CacheDir, d.name)}, warned: map[string]bool{}}
 	p.keys = sync.OnceValues(func() (openpgp.EntityList, error) {
 		if o.Keyring != nil {
 			return o.Keyring, nil
@@ -121,6 +104,14 @@ func newProvider(d *distro, o Options) (*Provider, error) {
 
 // Suites implements kernels.Provider.
 func (p *Provider) Suites() []string { return p.distro.suiteNames() }
+
+// Claims implements kernels.Provider.
+func (p *Provider) Claims(release string) []string { return p.Suites() }
+
+// Indexes implements kernels.Provider.
+func (p *Provider) Indexes(ctx context.Context, suite, arch string) ([]kernels.Index, error) {
+	return nil, errors.ErrUnsupported
+}
 
 // Kernels implements kernels.Provider. A kernel is listed when the suite has its headers.
 func (p *Provider) Kernels(ctx context.Context, suite, arch string) ([]kernels.Candidate, error) {
@@ -139,7 +130,7 @@ func (p *Provider) kernels(ctx context.Context, suite, arch string) ([]kernels.C
 	if err := v.offers(arch); err != nil {
 		return nil, err
 	}
-	return memo(p, v.key("kernels", arch), func() ([]kernels.Candidate, error) {
+	return repo.Memo(p.keep, v.key("kernels", arch), p.opts.Warn, func() ([]kernels.Candidate, error) {
 		pool, err := p.pool(ctx, v, arch)
 		if err != nil {
 			return nil, err
@@ -185,7 +176,7 @@ func (p *Provider) lock(ctx context.Context, k kernels.Kernel, extra kernels.Ext
 	if err := v.offers(k.Arch); err != nil {
 		return kernels.Lock{}, err
 	}
-	l, err := memo(p, v.key("lock", k.Arch, k.Release, asField(packages), asField(depends)), func() (locked, error) {
+	l, err := repo.Memo(p.keep, v.key("lock", k.Arch, k.Release, asField(packages), asField(depends)), p.opts.Warn, func() (locked, error) {
 		pool, err := p.pool(ctx, v, k.Arch)
 		if err != nil {
 			return locked{}, err
@@ -346,7 +337,7 @@ func (p *pool) kernels(distro, suite string) ([]kernels.Candidate, error) {
 		latest = latest || first
 		out = append(out, kernels.Candidate{
 			Kernel:         kernels.Kernel{Distro: distro, Suite: suite, Arch: p.arch, Release: strings.TrimPrefix(k.name, headersPrefix)},
-			PackageVersion: k.version, Compiler: gcc, Digest: k.digest(), Latest: first,
+			PackageVersion: k.version, Compiler: gcc, Flavour: flavour, Default: flavour == p.arch && !k.backports, Digest: k.digest(), Latest: first,
 		})
 	}
 	return out, nil

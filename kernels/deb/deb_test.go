@@ -206,8 +206,8 @@ func TestLockedPackage(t *testing.T) {
 	}
 	text := fmt.Sprintf("%+v", l)
 	for _, want := range []string{
-		"{Name:bc Version:1.1 Arch:amd64 URL:" + b.url + "/debian-security/pool/main/bc_1%253a1.1.deb Digest:sha256:",
-		"{Name:linux-headers-6.1.0-1-common Version:6.1.1-1 Arch:all URL:" + b.url + "/debian/pool/main/linux-headers-6.1.0-1-common_6.1.1-1.deb Digest:sha256:",
+		"{Name:bc Version:1.1 Arch:amd64 URL:" + b.url + "/debian-security/pool/main/bc_1%253a1.1.deb Mirrors:[] Digest:sha256:",
+		"{Name:linux-headers-6.1.0-1-common Version:6.1.1-1 Arch:all URL:" + b.url + "/debian/pool/main/linux-headers-6.1.0-1-common_6.1.1-1.deb Mirrors:[] Digest:sha256:",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("%s\nhas no %s", text, want)
@@ -247,7 +247,7 @@ func TestLocksOfOneCache(t *testing.T) {
 	}
 	// Another mirror means other URLs.
 	b.publish(published{archive: "copy/debian", pocket: "bookworm", packages: stanzas(basePackages)})
-	l, err := b.client(Options{Mirrors: map[string]string{"debian": b.url + "/copy/debian"}}).Lock(t.Context(), kernel("6.1.0-1-amd64"), kernels.Extra{})
+	l, err := b.client(Options{Mirrors: map[string][]string{"debian": {b.url + "/copy/debian"}}}).Lock(t.Context(), kernel("6.1.0-1-amd64"), kernels.Extra{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -338,7 +338,7 @@ linux-headers-amd64 6.12.1-1~bpo12+1; Depends: linux-headers-6.12.1+deb12-amd64 
 }
 
 func TestSuites(t *testing.T) {
-	p, err := New(Options{CacheDir: t.TempDir()})
+	p, err := New("debian", Options{CacheDir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -40,7 +40,7 @@ func mirrorProvider(t testing.TB, o Options) *Provider {
 	}
 	o.CacheDir = dir
 	o.Warn = func(s string) { t.Log("warning: " + s) }
-	p, err := New(o)
+	p, err := New("debian", o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -334,7 +334,7 @@ func BenchmarkMirror(b *testing.B) {
 		for b.Loop() {
 			b.StopTimer()
 			p := mirrorProvider(b, Options{})
-			os.RemoveAll(p.dir("memo"))
+			os.RemoveAll(p.keep.Path("memo"))
 			b.StartTimer()
 			if _, err := p.Lock(b.Context(), l.Kernel, kernels.Extra{}); err != nil {
 				b.Fatal(err)

@@ -38,7 +38,7 @@ func newKey(name string) *openpgp.Entity {
 }
 
 // A repo is an archive on the loopback interface. Its fields may be changed between requests, under mu.
-type repo struct {
+type archiveRepo struct {
 	t   *testing.T
 	url string // of the server; the archives are below it, /debian and /debian-security
 
@@ -49,8 +49,8 @@ type repo struct {
 	answer func(w http.ResponseWriter, r *http.Request) bool
 }
 
-func newRepo(t *testing.T) *repo {
-	r := &repo{t: t, files: map[string][]byte{}, dates: map[string]time.Time{}, hits: map[string]int{}}
+func newRepo(t *testing.T) *archiveRepo {
+	r := &archiveRepo{t: t, files: map[string][]byte{}, dates: map[string]time.Time{}, hits: map[string]int{}}
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
@@ -78,7 +78,7 @@ func newRepo(t *testing.T) *repo {
 	return r
 }
 
-func (r *repo) count(suffix string) int {
+func (r *archiveRepo) count(suffix string) int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	n := 0
@@ -101,7 +101,7 @@ type published struct {
 	contents                            map[string]string // lists of files by architecture
 }
 
-func (r *repo) publish(p published) {
+func (r *archiveRepo) publish(p published) {
 	r.t.Helper()
 	if p.archive == "" {
 		p.archive = "debian"
@@ -244,7 +244,7 @@ func (c *clock) add(d time.Duration) {
 
 // bench is a repository with clients that share a cache folder and a clock.
 type bench struct {
-	*repo
+	*archiveRepo
 	clock    *clock
 	cache    string
 	mu       sync.Mutex
@@ -252,30 +252,30 @@ type bench struct {
 }
 
 func newBench(t *testing.T) *bench {
-	return &bench{repo: newRepo(t), clock: &clock{t: epoch}, cache: t.TempDir()}
+	return &bench{archiveRepo: newRepo(t), clock: &clock{t: epoch}, cache: t.TempDir()}
 }
 
 // client stands for a process of its own.
 func (b *bench) client(o Options) *Provider {
 	b.t.Helper()
 	o.CacheDir, o.Now = b.cache, b.clock.now
-	o.AptDir = b.t.TempDir()
+	o.Etc = b.t.TempDir()
 	if o.Keyring == nil {
 		o.Keyring = openpgp.EntityList{signer()}
 	}
 	if o.Mirrors == nil {
-		o.Mirrors = map[string]string{"debian": b.url + "/debian/"}
+		o.Mirrors = map[string][]string{"debian": {b.url + "/debian/"}}
 	}
 	o.Warn = func(s string) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		b.warnings = append(b.warnings, s)
 	}
-	p, err := New(o)
+	p, err := New("debian", o)
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	p.net.wait = time.Millisecond
+	p.net.Wait = time.Millisecond
 	return p
 }
 

@@ -1,7 +1,6 @@
 package deb
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -20,7 +19,9 @@ import (
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/decompress"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/durable"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/mirror"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
+	"github.com/godkms-hermetic/godkms-hermetic/kernels/repo"
 )
 
 // The cache folder of a distribution:
@@ -42,22 +43,6 @@ const (
 	maxPacked  = 256 << 20 // bytes of a compressed index
 	maxText    = 2 << 30   // bytes of an index's text
 )
-
-// A slot holds a value that is made once. Failures are not kept.
-type slot[T any] struct {
-	mu    sync.Mutex
-	value T
-	ok    bool
-}
-
-func slotIn[T any](p *Provider, m map[string]*slot[T], key string) *slot[T] {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if m[key] == nil {
-		m[key] = &slot[T]{}
-	}
-	return m[key]
-}
 
 // state is what is kept of a pocket's InRelease.
 type state struct {
@@ -89,12 +74,12 @@ func (p *Provider) view(ctx context.Context, name string) (*view, error) {
 	if !ok {
 		return nil, fmt.Errorf("no suite %q; known are %s: %w", name, strings.Join(p.Suites(), ", "), kernels.ErrNotFound)
 	}
-	slot := slotIn(p, p.views, name)
-	slot.mu.Lock()
-	defer slot.mu.Unlock()
+	slot := p.views.At(name)
+	slot.Lock()
+	defer slot.Unlock()
 	now := p.opts.Now()
-	if slot.ok && now.Before(slot.value.until) {
-		return slot.value, nil
+	if slot.OK && now.Before(slot.Value.until) {
+		return slot.Value, nil
 	}
 	v := &view{distro: p.distro, suite: name, until: now.Add(maxAge)}
 	states, errs := make([]*state, len(s.pockets)), make([]error, len(s.pockets))
@@ -117,7 +102,7 @@ func (p *Provider) view(ctx context.Context, name string) (*view, error) {
 			v.until = t
 		}
 	}
-	slot.value, slot.ok = v, true
+	slot.Value, slot.OK = v, true
 	return v, nil
 }
 
@@ -141,79 +126,11 @@ func (v *view) key(what, arch string, more ...string) string {
 	return hex.EncodeToString(h.Sum(nil)[:20])
 }
 
-func (p *Provider) dir(parts ...string) string {
-	return filepath.Join(append([]string{p.opts.CacheDir, p.distro.name}, parts...)...)
-}
-
-// write puts a whole file in place. It gives an error of fill as it is.
-func (p *Provider) write(path string, fill func(io.Writer) error) error {
-	err := os.MkdirAll(p.dir("tmp"), 0o755)
-	if err == nil {
-		err = durable.Sweep(p.dir("tmp"))
-	}
-	if err != nil {
-		return fmt.Errorf("write to the cache: %w", err)
-	}
-	var filled error
-	err = durable.WriteFile(p.dir("tmp"), path, 0o644, func(w io.Writer) error {
-		filled = fill(w)
-		return filled
-	})
-	if filled != nil {
-		return filled
-	}
-	if err != nil {
-		return fmt.Errorf("write to the cache: %w", err)
-	}
-	return nil
-}
-
-// writeJSON and readJSON keep a value behind a line with its SHA-256.
-func (p *Provider) writeJSON(path string, v any) error {
-	data, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	sum := sha256.Sum256(data)
-	return p.write(path, func(w io.Writer) error {
-		_, err := fmt.Fprintf(w, "%x\n%s", sum, data)
-		return err
-	})
-}
-
-// readJSON tells whether there was an undamaged file.
-func readJSON(path string, v any) bool {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return false
-	}
-	line, data, ok := bytes.Cut(data, []byte("\n"))
-	sum := sha256.Sum256(data)
-	return ok && string(line) == hex.EncodeToString(sum[:]) && json.Unmarshal(data, v) == nil
-}
-
-// memo gives the answer from the cache, or makes it and keeps it.
-func memo[T any](p *Provider, key string, compute func() (T, error)) (T, error) {
-	path := p.dir("memo", key)
-	var v T
-	if readJSON(path, &v) {
-		return v, nil
-	}
-	v, err := compute()
-	if err != nil {
-		return v, err
-	}
-	if err := p.writeJSON(path, v); err != nil {
-		p.opts.Warn(err.Error()) // the answer is no worse for it
-	}
-	return v, nil
-}
-
 // pocket gives a pocket's state, asking the mirror if it is time to.
 func (p *Provider) pocket(ctx context.Context, pk pocket, main bool) (*state, error) {
-	path, base, start := p.dir(pk.name, "state"), p.bases[pk.archive], p.opts.Now()
+	path, base, start := p.keep.Path(pk.name, "state"), p.bases[pk.archive], p.opts.Now()
 	url := base + "/dists/" + pk.name + "/InRelease"
-	held := readState(path)
+	held := p.readState(path)
 	if p.opts.Offline {
 		if held == nil {
 			return nil, fmt.Errorf("no index of %q in the cache: run once without --offline", pk.name)
@@ -227,12 +144,12 @@ func (p *Provider) pocket(ctx context.Context, pk pocket, main bool) (*state, er
 	if held != nil && !p.opts.Refresh && fresh() {
 		return held, p.valid(held, pk, url)
 	}
-	lock, err := durable.Lock(ctx, p.dir(pk.name, ".lock"), false)
+	lock, err := durable.Lock(ctx, p.keep.Path(pk.name, ".lock"), false)
 	if err != nil {
 		return nil, err
 	}
 	defer lock.Close()
-	if again := readState(path); again != nil { // another process may have asked while this one waited
+	if again := p.readState(path); again != nil { // another process may have asked while this one waited
 		asked := held == nil || again.Checked.After(held.Checked)
 		if held = again; asked && fresh() && (!p.opts.Refresh || !held.Checked.Before(start)) {
 			return held, p.valid(held, pk, url)
@@ -241,7 +158,7 @@ func (p *Provider) pocket(ctx context.Context, pk pocket, main bool) (*state, er
 	next, err := p.ask(ctx, pk, held, base, url)
 	if err == nil {
 		next.Expired = next.expired(start) // so that it is not fetched again only to be refused again
-		if err := p.writeJSON(path, next); err != nil {
+		if err := p.keep.WriteJSON(path, next); err != nil {
 			return nil, err
 		}
 		return next, p.valid(next, pk, url)
@@ -249,12 +166,12 @@ func (p *Provider) pocket(ctx context.Context, pk pocket, main bool) (*state, er
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
-	if isMissing(err) && !main && (held == nil || held.Missing || !p.usable(held)) {
+	if mirror.IsMissing(err) && !main && (held == nil || held.Missing || !p.usable(held)) {
 		next = &state{Base: base, Checked: start, Missing: true}
 		if held != nil {
 			next.Date = held.Date // what comes back may not be older
 		}
-		if err := p.writeJSON(path, next); err != nil {
+		if err := p.keep.WriteJSON(path, next); err != nil {
 			return nil, err
 		}
 		return next, p.valid(next, pk, url)
@@ -266,9 +183,9 @@ func (p *Provider) pocket(ctx context.Context, pk pocket, main bool) (*state, er
 	return nil, err
 }
 
-func readState(path string) *state {
+func (p *Provider) readState(path string) *state {
 	s := &state{}
-	if !readJSON(path, s) {
+	if !p.keep.ReadJSON(path, s) {
 		return nil
 	}
 	return s
@@ -301,10 +218,10 @@ func advice(err error) string {
 	if _, local := errors.AsType[*os.PathError](err); local {
 		return "make room for the cache, or use another folder (--cache-dir)"
 	}
-	if isMissing(err) {
+	if mirror.IsMissing(err) {
 		return "use a mirror that has it (--mirror)"
 	}
-	if errors.Is(err, errTooLarge) {
+	if errors.Is(err, mirror.ErrTooLarge) {
 		return "try again (the mirror may be updating), or use another mirror (--mirror)"
 	}
 	return "check the network and the mirror (--mirror)"
@@ -334,11 +251,11 @@ func (p *Provider) ask(ctx context.Context, pk pocket, held *state, base, url st
 		}
 	}
 	now := p.opts.Now()
-	got, err := p.net.fetch(ctx, url, header, maxRelease)
+	got, err := p.net.Fetch(ctx, url, header, maxRelease)
 	if err != nil {
 		return nil, fmt.Errorf("fetch %s: %w: %s", url, err, advice(err))
 	}
-	if got.notModified {
+	if got.NotModified {
 		if held == nil || len(header) == 1 {
 			return nil, fmt.Errorf("fetch %s: the mirror answers 304 to an unconditional request: use another mirror", url)
 		}
@@ -350,30 +267,30 @@ func (p *Provider) ask(ctx context.Context, pk pocket, held *state, base, url st
 	if err != nil {
 		return nil, fmt.Errorf("read the keys of %s: %w", p.distro.name, err)
 	}
-	r, err := readRelease(got.body, p.opts.Component, keys, p.opts.Now)
+	r, err := readRelease(got.Body, p.opts.Component, keys, p.opts.Now)
 	if err != nil {
-		return nil, refusal{fmt.Errorf("refused %s: %w: use another mirror", url, err)}
+		return nil, repo.Refuse(fmt.Errorf("refused %s: %w: use another mirror", url, err))
 	}
 	switch {
 	case r.codename != pk.name:
-		return nil, refusal{fmt.Errorf("refused %s: it is the index of %q: use another mirror", url, r.codename)}
+		return nil, repo.Refuse(fmt.Errorf("refused %s: it is the index of %q: use another mirror", url, r.codename))
 	case r.date.After(now.Add(maxSkew)):
 		return nil, fmt.Errorf("refused %s: it is dated %s, in the future: check this machine's clock", url, day(r.date))
 	case held != nil && r.date.Before(held.Date):
-		return nil, refusal{fmt.Errorf("refused %s: it is of %s, older than the one of %s that was seen before: use another mirror",
-			url, day(r.date), day(held.Date))}
+		return nil, repo.Refuse(fmt.Errorf("refused %s: it is of %s, older than the one of %s that was seen before: use another mirror",
+			url, day(r.date), day(held.Date)))
 	}
-	return &state{Base: base, Checked: now, ETag: got.header.Get("ETag"), LastModified: got.header.Get("Last-Modified"),
+	return &state{Base: base, Checked: now, ETag: got.Header.Get("ETag"), LastModified: got.Header.Get("Last-Modified"),
 		Date: r.date, ValidUntil: r.validUntil, Indexes: r.indexes, Contents: r.contents}, nil
 }
 
 // pool opens the indexes of a view for one architecture.
 func (p *Provider) pool(ctx context.Context, v *view, arch string) (*pool, error) {
-	slot := slotIn(p, p.pools, v.key("pool", arch))
-	slot.mu.Lock()
-	defer slot.mu.Unlock()
-	if slot.ok {
-		return slot.value, nil
+	slot := p.pools.At(v.key("pool", arch))
+	slot.Lock()
+	defer slot.Unlock()
+	if slot.OK {
+		return slot.Value, nil
 	}
 	sources, errs := make([]source, len(v.pockets)), make([]error, len(v.pockets))
 	var wg sync.WaitGroup
@@ -395,28 +312,28 @@ func (p *Provider) pool(ctx context.Context, v *view, arch string) (*pool, error
 		}
 	}
 	sources = slices.DeleteFunc(sources, func(s source) bool { return s.index == nil })
-	slot.value, slot.ok = newPool(arch, sources), true
-	return slot.value, nil
+	slot.Value, slot.OK = newPool(arch, sources), true
+	return slot.Value, nil
 }
 
 // openIndex opens the compact form of an index, which it makes if need be.
 func (p *Provider) openIndex(ctx context.Context, pk pocket, base, arch string, ref indexRef) (*index, error) {
-	path := p.dir(pk.name, arch+"-"+ref.SHA256[:32]+".idx")
-	slot := slotIn(p, p.index, path)
-	slot.mu.Lock()
-	defer slot.mu.Unlock()
-	if slot.ok {
-		return slot.value, nil
+	path := p.keep.Path(pk.name, arch+"-"+ref.SHA256[:32]+".idx")
+	slot := p.index.At(path)
+	slot.Lock()
+	defer slot.Unlock()
+	if slot.OK {
+		return slot.Value, nil
 	}
 	x, err := readIndex(path)
 	if err == nil {
-		slot.value, slot.ok = x, true
+		slot.Value, slot.OK = x, true
 		return x, nil
 	}
 	if p.opts.Offline {
 		return nil, fmt.Errorf("no usable index of %q for %s in the cache (%w): run once without --offline", pk.name, arch, err)
 	}
-	lock, err := durable.Lock(ctx, p.dir(pk.name, ".lock"), false)
+	lock, err := durable.Lock(ctx, p.keep.Path(pk.name, ".lock"), false)
 	if err != nil {
 		return nil, err
 	}
@@ -428,9 +345,9 @@ func (p *Provider) openIndex(ctx context.Context, pk pocket, base, arch string, 
 		if x, err = readIndex(path); err != nil {
 			return nil, err
 		}
-		p.prune(path, arch, ".idx")
+		p.keep.Prune(path, arch+"-", ".idx")
 	}
-	slot.value, slot.ok = x, true
+	slot.Value, slot.OK = x, true
 	return x, nil
 }
 
@@ -453,32 +370,11 @@ func readIndex(path string) (*index, error) {
 	return x, nil
 }
 
-// prune removes what newer indexes have replaced a day ago, and old answers.
-func (p *Provider) prune(keep, arch, suffix string) {
-	old := func(dir, prefix, suffix string, age time.Duration) {
-		entries, err := os.ReadDir(dir)
-		if err != nil {
-			return
-		}
-		for _, e := range entries {
-			path := filepath.Join(dir, e.Name())
-			if path == keep || !strings.HasPrefix(e.Name(), prefix) || !strings.HasSuffix(e.Name(), suffix) {
-				continue
-			}
-			if i, err := e.Info(); err == nil && time.Since(i.ModTime()) > age {
-				os.Remove(path)
-			}
-		}
-	}
-	old(filepath.Dir(keep), arch+"-", suffix, 24*time.Hour)
-	old(p.dir("memo"), "", "", maxMemoAge)
-}
-
 // download fetches an index and keeps its compact form at path.
 func (p *Provider) download(ctx context.Context, path string, pk pocket, base, arch string, ref indexRef) error {
 	what := pk.name + " " + arch
 	return p.fetchIndex(ctx, what, pk, base, ref, func(done int64) { p.opts.Progress(what, done, ref.Size) }, func(url string, text io.Reader) error {
-		return p.write(path, func(w io.Writer) error {
+		return p.keep.Write(path, func(w io.Writer) error {
 			if err := buildIndex(w, text, arch); err != nil {
 				return fmt.Errorf("make the compact index of %s: %w", url, err)
 			}
@@ -498,9 +394,9 @@ func (p *Provider) fetchIndex(ctx context.Context, what string, pk pocket, base 
 	if ref.ByHash {
 		urls = []string{root + ref.Path[:strings.LastIndexByte(ref.Path, '/')+1] + "by-hash/SHA256/" + ref.SHA256, root + ref.Path}
 	}
-	tmp, err := durable.NewTemp(p.dir("tmp"))
+	tmp, err := p.keep.Temp()
 	if err != nil {
-		return fmt.Errorf("write to the cache: %w", err)
+		return err
 	}
 	defer tmp.Close()
 	packed, err := os.Create(filepath.Join(tmp.Dir, "packed"))
@@ -518,8 +414,8 @@ func (p *Provider) fetchIndex(ctx context.Context, what string, pk pocket, base 
 	}
 	var url string
 	for _, url = range urls {
-		_, err = p.net.fetchTo(ctx, start, url, nil, ref.Size, progress)
-		if err == nil || !isMissing(err) {
+		_, err = p.net.FetchTo(ctx, start, url, nil, ref.Size, progress)
+		if err == nil || !mirror.IsMissing(err) {
 			break
 		}
 	}
@@ -534,32 +430,13 @@ func (p *Provider) fetchIndex(ctx context.Context, what string, pk pocket, base 
 		return fmt.Errorf("refused %s: it ends after %d of %d bytes: try again, or use another mirror", url, n, ref.Size)
 	}
 	if got := hex.EncodeToString(sum.Sum(nil)); got != ref.SHA256 {
-		return refusal{fmt.Errorf("refused %s: its sha256 is %s, signed is %s: try again (the mirror may be updating), or use another mirror",
-			url, got, ref.SHA256)}
+		return repo.Refuse(fmt.Errorf("refused %s: its sha256 is %s, signed is %s: try again (the mirror may be updating), or use another mirror",
+			url, got, ref.SHA256))
 	}
 	text, err := decompress.NewReader(io.NewSectionReader(packed, 0, ref.Size))
 	if err != nil {
 		return fmt.Errorf("read %s: %w", url, err)
 	}
 	defer text.Close()
-	return use(url, &capped{text, maxText})
+	return use(url, &repo.Capped{R: text, N: maxText})
 }
-
-// capped fails, rather than ends, after n bytes.
-type capped struct {
-	r io.Reader
-	n int64
-}
-
-func (c *capped) Read(b []byte) (int, error) {
-	n, err := c.r.Read(b)
-	if c.n -= int64(n); c.n < 0 {
-		return 0, errTooLarge
-	}
-	return n, err
-}
-
-// refusal wraps kernels.ErrUntrusted, which its text doesn't name.
-type refusal struct{ error }
-
-func (r refusal) Unwrap() []error { return []error{r.error, kernels.ErrUntrusted} }

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/godkms-hermetic/godkms-hermetic/internal/mirror"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
 
@@ -156,14 +157,14 @@ func TestAsksAgainAfterSixHours(t *testing.T) {
 		if n := b.count("amd64/Packages.gz"); n != 0 {
 			t.Errorf("%s: the plain path was asked for %d times; want 0", what, n)
 		}
-		b.repo.mu.Lock()
+		b.mu.Lock()
 		n := 0
 		for path, hits := range b.hits {
 			if strings.Contains(path, "/by-hash/") {
 				n += hits
 			}
 		}
-		b.repo.mu.Unlock()
+		b.mu.Unlock()
 		if n != wantIndexes {
 			t.Errorf("%s: indexes were asked for %d times; want %d", what, n, wantIndexes)
 		}
@@ -456,12 +457,12 @@ func TestStalledMirrorIsGivenUp(t *testing.T) {
 		return true
 	}
 	p := b.client(Options{})
-	p.net.stall = 20 * time.Millisecond
+	p.net.Stall = 20 * time.Millisecond
 	done := make(chan error, 1)
 	go func() { done <- use(p) }()
 	select {
 	case err := <-done:
-		if !errors.Is(err, errStalled) {
+		if !errors.Is(err, mirror.ErrStalled) {
 			t.Errorf("error is %v", err)
 		}
 	case <-time.After(20 * time.Second):
@@ -470,12 +471,12 @@ func TestStalledMirrorIsGivenUp(t *testing.T) {
 }
 
 func TestClientUsesTheEnvironmentsProxy(t *testing.T) {
-	p, err := New(Options{CacheDir: t.TempDir(), AptDir: t.TempDir()})
+	p, err := New("debian", Options{CacheDir: t.TempDir(), Etc: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if tr, ok := p.net.client.Transport.(*http.Transport); !ok || tr.Proxy == nil {
-		t.Errorf("no proxy function in %v", p.net.client.Transport)
+	if tr, ok := p.net.Client.Transport.(*http.Transport); !ok || tr.Proxy == nil {
+		t.Errorf("no proxy function in %v", p.net.Client.Transport)
 	}
 }
 

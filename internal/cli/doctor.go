@@ -350,7 +350,7 @@ func (a *app) checkConfig() []ui.Check {
 // prober is a distribution whose archives can be asked for.
 type prober interface {
 	Mirrors() []repo.Mirror
-	Probe(ctx context.Context, archive string) error
+	Probe(ctx context.Context, m repo.Mirror) error
 	Keys() ([]repo.Key, error)
 }
 
@@ -391,7 +391,7 @@ func (a *app) checkMirror(ctx context.Context, p prober, m repo.Mirror) ui.Check
 	if a.offline {
 		return ok(name, "%s: not asked, because of --offline", what)
 	}
-	err := p.Probe(ctx, m.Archive)
+	err := p.Probe(ctx, m)
 	if err == nil {
 		return ok(name, "%s: answers, with a signature of the distribution's", what)
 	}

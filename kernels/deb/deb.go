@@ -15,7 +15,6 @@ import (
 	"github.com/ProtonMail/go-crypto/openpgp"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
-	"github.com/godkms-hermetic/godkms-hermetic/internal/mirror"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels/repo"
 )
@@ -29,14 +28,15 @@ type Options = repo.Options
 
 // Provider is a kernels.Provider for one distribution.
 //
-// Indexes are asked for again when the last time is 6 hours ago, expired ones included. When the mirror cannot be reached, or offers an index that is
-// older or damaged, the one from before is used with a warning: until its Valid-Until, or for 7 days if it has none.
+// Of several mirrors each is asked, and what any of them has can be used: of a package that several have, with the same digest, all URLs
+// are locked; where one version has several digests, it's the first mirror's. A mirror that can't be looked into is told of by a warning,
+// and by the error of what isn't found. Else it is as repo.Asker says.
 type Provider struct {
 	distro *distro
 	opts   Options
 	from   []repo.Mirror
-	bases  map[string]string // URL by archive, without a slash at its end
-	net    mirror.Fetcher
+	bases  map[string][]string // URLs by archive, without slashes at their ends
+	asker  *repo.Asker
 	keys   func() (openpgp.EntityList, error)
 
 	mu    sync.Mutex
@@ -51,6 +51,7 @@ type Provider struct {
 var (
 	_ kernels.Provider = (*Provider)(nil)
 	_ kernels.Finder   = (*Provider)(nil)
+	_ kernels.Partial  = (*Provider)(nil)
 )
 
 // distros are those that New takes.
@@ -87,12 +88,12 @@ func newProvider(d *distro, o Options) (*Provider, error) {
 	if err != nil {
 		return nil, err
 	}
-	bases := map[string]string{}
+	bases := map[string][]string{}
 	for _, m := range from {
-		bases[m.Archive] = m.URL
+		bases[m.Archive] = append(bases[m.Archive], m.URL)
 	}
-	p := &Provider{distro: d, opts: o, from: from, bases: bases, net: mirror.NewFetcher(o.Client),
-		keep: repo.Keep{Dir: filepath.Join(o.CacheDir, d.name)}, warned: map[string]bool{}}
+	keep := repo.Keep{Dir: filepath.Join(o.CacheDir, d.name)}
+	p := &Provider{distro: d, opts: o, from: from, bases: bases, asker: repo.NewAsker(o, keep), keep: keep, warned: map[string]bool{}}
 	p.keys = sync.OnceValues(func() (openpgp.EntityList, error) {
 		if o.Keyring != nil {
 			return o.Keyring, nil
@@ -108,11 +109,6 @@ func (p *Provider) Suites() []string { return p.distro.suiteNames() }
 // Claims implements kernels.Provider.
 func (p *Provider) Claims(release string) []string { return p.Suites() }
 
-// Indexes implements kernels.Provider.
-func (p *Provider) Indexes(ctx context.Context, suite, arch string) ([]kernels.Index, error) {
-	return nil, errors.ErrUnsupported
-}
-
 // Kernels implements kernels.Provider. A kernel is listed when the suite has its headers.
 func (p *Provider) Kernels(ctx context.Context, suite, arch string) ([]kernels.Candidate, error) {
 	out, err := p.kernels(ctx, suite, arch)
@@ -123,22 +119,8 @@ func (p *Provider) Kernels(ctx context.Context, suite, arch string) ([]kernels.C
 }
 
 func (p *Provider) kernels(ctx context.Context, suite, arch string) ([]kernels.Candidate, error) {
-	v, err := p.view(ctx, suite)
-	if err != nil {
-		return nil, err
-	}
-	if err := v.offers(arch); err != nil {
-		return nil, err
-	}
-	return repo.Memo(p.keep, v.key("kernels", arch), p.opts.Warn, func() ([]kernels.Candidate, error) {
-		pool, err := p.pool(ctx, v, arch)
-		if err != nil {
-			return nil, err
-		}
-		pool.Lock()
-		defer pool.Unlock()
-		return pool.kernels(p.distro.name, suite)
-	})
+	return answer(ctx, p, suite, arch, func(v *view) string { return v.key("kernels", arch) },
+		func(pool *pool) ([]kernels.Candidate, error) { return pool.kernels(p.distro.name, suite) })
 }
 
 // Lock implements kernels.Provider. Toolchain is the closure of the suite's essential packages, the tools that kbuild and dkms run,
@@ -169,22 +151,9 @@ func (p *Provider) lock(ctx context.Context, k kernels.Kernel, extra kernels.Ext
 	if err != nil {
 		return kernels.Lock{}, err
 	}
-	v, err := p.view(ctx, k.Suite)
-	if err != nil {
-		return kernels.Lock{}, err
-	}
-	if err := v.offers(k.Arch); err != nil {
-		return kernels.Lock{}, err
-	}
-	l, err := repo.Memo(p.keep, v.key("lock", k.Arch, k.Release, asField(packages), asField(depends)), p.opts.Warn, func() (locked, error) {
-		pool, err := p.pool(ctx, v, k.Arch)
-		if err != nil {
-			return locked{}, err
-		}
-		pool.Lock()
-		defer pool.Unlock()
-		return pool.lock(k, p.distro, packages, depends)
-	})
+	l, err := answer(ctx, p, k.Suite, k.Arch,
+		func(v *view) string { return v.key("lock", k.Arch, k.Release, asField(packages), asField(depends)) },
+		func(pool *pool) (locked, error) { return pool.lock(k, p.distro, packages, depends) })
 	if err != nil {
 		return kernels.Lock{}, err
 	}
@@ -480,7 +449,7 @@ func pin(chosen []*candidate, arch string) []kernels.Package {
 	out := make([]kernels.Package, len(chosen))
 	for i, k := range chosen {
 		out[i] = kernels.Package{Name: k.name, Version: k.version, Arch: arch, Digest: k.digest(), Size: k.size,
-			URL: k.base + "/" + strings.ReplaceAll(k.filename, "%", "%25")}
+			URL: k.urls[0], Mirrors: append([]string(nil), k.urls[1:]...)}
 		if k.all {
 			out[i].Arch = "all"
 		}

@@ -3,8 +3,11 @@ package images
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	_ "embed"
+	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"slices"
 	"strconv"
@@ -96,11 +99,12 @@ func glueTar(lock kernels.Lock) ([]byte, error) {
 	// Where Makefiles and dkms.confs look for the kernel's configuration.
 	link("boot/config-"+k.Release, "/lib/modules/"+k.Release+"/build/.config")
 	link("usr/lib/modules/"+k.Release+"/config", "build/.config")
-	switch k.Distro {
-	case "debian", "ubuntu":
-		link("usr/lib/modules/"+k.Release+"/build", "/usr/src/linux-headers-"+k.Release)
-	default: // RPM distributions; there the link is the kernel package's
-		link("usr/lib/modules/"+k.Release+"/build", "/usr/src/kernels/"+k.Release)
+	build := cmp.Or(lock.Build, "usr/src/linux-headers-"+k.Release)
+	if !fs.ValidPath(build) {
+		return nil, fmt.Errorf("lock of %s: %q is no folder of a root", k, build)
+	}
+	if of := "usr/lib/modules/" + k.Release + "/build"; of != build {
+		link(of, "/"+build)
 	}
 
 	version := "#1 SMP"

@@ -55,7 +55,7 @@ type ExtraLock struct {
 
 // String is the kernel, and the extra packages if there are any.
 func (l ExtraLock) String() string {
-	e := l.Extra.canonical()
+	e := l.Extra.Canonical()
 	if all := slices.Concat(e.Packages, e.Depends); len(all) > 0 {
 		return l.Lock.Kernel.String() + " with " + strings.Join(all, ", ")
 	}
@@ -68,8 +68,8 @@ const (
 	unknown         = "-" // stands for what an index doesn't say
 )
 
-// canonical is one form for what asks for the same: sorted, each entry once, with single spaces.
-func (e Extra) canonical() Extra {
+// Canonical is one form for what asks for the same: sorted, each entry once, with single spaces.
+func (e Extra) Canonical() Extra {
 	tidy := func(list []string) []string {
 		var out []string
 		for _, entry := range list {
@@ -92,7 +92,7 @@ func (l ExtraLock) compare(o ExtraLock) int {
 	if c != 0 {
 		return c
 	}
-	e, f := l.Extra.canonical(), o.Extra.canonical()
+	e, f := l.Extra.Canonical(), o.Extra.Canonical()
 	return cmp.Or(slices.Compare(e.Packages, f.Packages), slices.Compare(e.Depends, f.Depends))
 }
 
@@ -143,7 +143,7 @@ func (f *LockFile) text() []byte {
 		if l.Lock.Build != "" {
 			fmt.Fprintln(&b, "  build", l.Lock.Build)
 		}
-		e := l.Extra.canonical()
+		e := l.Extra.Canonical()
 		for _, entry := range e.Packages {
 			fmt.Fprintln(&b, "  with", entry)
 		}

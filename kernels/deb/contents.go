@@ -38,7 +38,7 @@ var errDamagedFiles = errors.New("list of files is damaged")
 
 // Holders implements kernels.Finder, by the component main of the suite's first pocket.
 func (p *Provider) Holders(ctx context.Context, suite, arch string, wanted []kernels.Wanted, progress func(done, total int64)) ([][]string, error) {
-	out, err := p.holders(ctx, suite, arch, wanted, progress)
+	out, err := p.of(arch).holders(ctx, suite, arch, wanted, progress)
 	if err != nil {
 		return nil, fmt.Errorf("files of %s/%s %s: %w", p.distro.name, suite, arch, err)
 	}
@@ -46,38 +46,37 @@ func (p *Provider) Holders(ctx context.Context, suite, arch string, wanted []ker
 }
 
 func (p *Provider) holders(ctx context.Context, suite, arch string, wanted []kernels.Wanted, progress func(done, total int64)) ([][]string, error) {
-	v, err := p.view(ctx, suite)
-	if err != nil {
-		return nil, err
-	}
-	if err := v.offers(arch); err != nil {
-		return nil, err
-	}
-	var lists []listed
-	var archs []string
-	for _, a := range []string{arch, "all"} { // a suite may list the latter with each of the others
-		l := listedIndexes(v.main(), func(t part) (indexRef, bool) { ref, ok := t.Contents[a]; return ref, ok })
-		if len(l) > 0 { // of several mirrors the first one's will do
-			lists, archs = append(lists, l[0]), append(archs, a)
+	return answer(ctx, p, suite, arch, func(v *view) ([][]string, error) {
+		var lists []listed
+		var archs []string
+		for _, a := range []string{arch, "all"} { // a suite may list the latter with each of the others
+			l := indexesOf(v.main(), func(t part) (indexRef, bool) { ref, ok := t.Contents[a]; return ref, ok })
+			if len(l) > 0 { // of several mirrors the first one's will do
+				lists, archs = append(lists, l[0]), append(archs, a)
+			}
 		}
-	}
-	if len(lists) == 0 {
-		return nil, fmt.Errorf("there is no list of files: %w", kernels.ErrNotFound)
-	}
-	sum := &progressSum{report: progress}
-	found, errs := make([][][]holder, len(lists)), make([]error, len(lists))
-	var wg sync.WaitGroup
-	for i, l := range lists {
-		part := sum.part(l.ref.Size)
-		wg.Go(func() { found[i], errs[i] = p.searchFiles(ctx, l, archs[i], wanted, part) })
-	}
-	wg.Wait()
-	for _, err := range errs {
+		if len(lists) == 0 {
+			return nil, fmt.Errorf("there is no list of files: %w", kernels.ErrNotFound)
+		}
+		sum := &progressSum{report: progress}
+		found, errs := make([][][]holder, len(lists)), make([]error, len(lists))
+		var wg sync.WaitGroup
+		for i, l := range lists {
+			part := sum.part(l.ref.Size)
+			wg.Go(func() { found[i], errs[i] = p.searchFiles(ctx, l, archs[i], wanted, part) })
+		}
+		wg.Wait()
+		for _, err := range errs {
+			if err != nil {
+				return nil, err
+			}
+		}
+		pool, err := p.pool(ctx, v, arch, false)
 		if err != nil {
 			return nil, err
 		}
-	}
-	return answer(ctx, p, suite, arch, nil, func(pool *pool) ([][]string, error) {
+		pool.Lock()
+		defer pool.Unlock()
 		out := make([][]string, len(wanted))
 		for i, w := range wanted {
 			var all []holder

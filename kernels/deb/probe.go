@@ -10,11 +10,19 @@ import (
 )
 
 // Mirrors are those of all archives, the main one first.
-func (p *Provider) Mirrors() []repo.Mirror { return slices.Clone(p.from) }
+func (p *Provider) Mirrors() []repo.Mirror {
+	if p.ports != nil {
+		return slices.Concat(p.from, p.ports.from)
+	}
+	return slices.Clone(p.from)
+}
 
 // Probe asks a mirror for an index of its archive, and verifies its signature; it keeps nothing. A mirror need have
 // one suite only. The error doesn't name the mirror, whose URL may have a password.
 func (p *Provider) Probe(ctx context.Context, m repo.Mirror) error {
+	if p.ports != nil && !slices.ContainsFunc(p.distro.archives, func(a archive) bool { return a.name == m.Archive }) {
+		return p.ports.Probe(ctx, m)
+	}
 	keys, err := p.keys()
 	if err != nil {
 		return fmt.Errorf("read the keys of %s: %w", p.distro.name, err)
@@ -28,7 +36,7 @@ func (p *Provider) Probe(ctx context.Context, m repo.Mirror) error {
 			file := pk.release()
 			var got *mirror.Reply
 			if got, err = p.asker.Net.Fetch(ctx, m.URL+"/"+file, nil, maxRelease); err == nil {
-				_, err = readRelease(got.Body, p.opts.Component, keys, p.opts.Now)
+				_, err = readRelease(got.Body, p.distro.components, keys, p.opts.Now)
 			}
 			if err == nil {
 				return nil

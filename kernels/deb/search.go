@@ -10,7 +10,7 @@ import (
 
 // Packages finds the packages of a suite by name, sorted by it: of each the version that apt would install, backports aside.
 func (p *Provider) Packages(ctx context.Context, suite, arch string, wanted func(name string) bool) ([]kernels.Package, error) {
-	out, err := p.packages(ctx, suite, arch, wanted)
+	out, err := p.of(arch).packages(ctx, suite, arch, wanted)
 	if err != nil {
 		return nil, fmt.Errorf("packages of %s/%s %s: %w", p.distro.name, suite, arch, err)
 	}
@@ -18,7 +18,13 @@ func (p *Provider) Packages(ctx context.Context, suite, arch string, wanted func
 }
 
 func (p *Provider) packages(ctx context.Context, suite, arch string, wanted func(name string) bool) ([]kernels.Package, error) {
-	return answer(ctx, p, suite, arch, nil, func(pool *pool) ([]kernels.Package, error) {
+	return answer(ctx, p, suite, arch, func(v *view) ([]kernels.Package, error) {
+		pool, err := p.pool(ctx, v, arch, false)
+		if err != nil {
+			return nil, err
+		}
+		pool.Lock()
+		defer pool.Unlock()
 		var names []string
 		for _, s := range pool.sources {
 			for _, name := range s.names() {
@@ -38,6 +44,6 @@ func (p *Provider) packages(ctx context.Context, suite, arch string, wanted func
 				found = append(found, c)
 			}
 		}
-		return pin(found, arch), nil
+		return pin(found), nil
 	})
 }

@@ -13,12 +13,13 @@ import (
 type source struct {
 	*index
 	bases     []string // the archive's URLs at the mirrors that have this index, without slashes at their ends
-	backports bool     // lower priority: used only for what the other pockets cannot satisfy
+	backports bool     // lower priority: used only for what the other pockets cannot satisfy; also a component other than the first
 }
 
 // candidate is a package that can be chosen. It is compared by pointer: a pool gives the same one each time.
 type candidate struct {
 	*pkg
+	arch      string   // of the pool
 	urls      []string // of its file, at all mirrors that have it
 	backports bool
 }
@@ -56,7 +57,7 @@ func (p *pool) named(name string) ([]*candidate, error) {
 			i := slices.IndexFunc(out, func(c *candidate) bool { return c.version == k.version && c.all == k.all })
 			if i < 0 {
 				i = len(out)
-				out = append(out, &candidate{pkg: k, backports: s.backports})
+				out = append(out, &candidate{pkg: k, arch: p.arch, backports: s.backports})
 			}
 			if c := out[i]; c.sha256 == k.sha256 && c.size == k.size {
 				c.addURLs(s.bases, k.filename)

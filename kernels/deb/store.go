@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -26,6 +27,7 @@ import (
 //
 //	POCKET/HASH.state       what is known of a pocket's InRelease at one mirror, as JSON after a line with its SHA-256
 //	POCKET/ARCH-HASH.idx    the compact form of the index with that SHA-256
+//	POCKET/COMPONENT-ARCH-HASH.idx  the same of a component other than the first
 //	POCKET/ARCH-HASH.files  what is of use of the list of all packages' files with that SHA-256
 //	memo/HASH               answers, by everything that they were computed from; same form as state
 //	tmp/                    what is being written; who writes next removes what dead processes left there
@@ -36,8 +38,8 @@ const maxRelease = 10 << 20 // bytes of an InRelease file
 
 // signed is what is kept of a pocket's InRelease.
 type signed struct {
-	Indexes  map[string]indexRef `json:"indexes"`  // by architecture
-	Contents map[string]indexRef `json:"contents"` // the same of the lists of files
+	Indexes  map[string]indexRef `json:"indexes"`  // by indexKey
+	Contents map[string]indexRef `json:"contents"` // the lists of files by architecture
 }
 
 // A part is what one mirror has of a pocket.
@@ -84,7 +86,7 @@ func (p *Provider) view(ctx context.Context, name string) (*view, error) {
 		for _, a := range answers[i].Have {
 			v.parts = append(v.parts, part{pk, a.Mirror, a.Date, a.Value})
 		}
-		if len(answers[i].Have) == 0 && strings.HasSuffix(pk.archive, "-security") {
+		if len(answers[i].Have) == 0 && strings.HasSuffix(pk.name, "-security") {
 			p.opts.Warn(fmt.Sprintf("%s does not exist: security updates of it are left out",
 				mirror.Public(p.bases[pk.archive][0])+"/"+pk.release()))
 		}
@@ -107,12 +109,12 @@ func (p *Provider) question(pk pocket, optional bool) repo.Question[signed] {
 			if err != nil {
 				return repo.Reading[signed]{}, fmt.Errorf("read the keys of %s: %w", p.distro.name, err)
 			}
-			r, err := readRelease(file, p.opts.Component, keys, p.opts.Now)
+			r, err := readRelease(file, p.distro.components, keys, p.opts.Now)
 			if err != nil {
 				return repo.Reading[signed]{}, err
 			}
-			if r.codename != pk.name {
-				return repo.Reading[signed]{}, fmt.Errorf("it is the index of %q", r.codename)
+			if !r.isOf(pk) {
+				return repo.Reading[signed]{}, fmt.Errorf("it is the index of %q, suite %q", r.codename, r.suite)
 			}
 			return repo.Reading[signed]{Value: signed{r.indexes, r.contents}, Date: r.date, ValidUntil: r.validUntil}, nil
 		}}
@@ -127,8 +129,10 @@ func (v *view) main() []part {
 func (v *view) offers(arch string) error {
 	var have []string
 	for _, t := range v.main() {
-		for a := range t.Indexes {
-			have = append(have, a)
+		for key := range t.Indexes {
+			if !strings.Contains(key, "/") {
+				have = append(have, key)
+			}
 		}
 	}
 	if slices.Contains(have, arch) {
@@ -144,7 +148,9 @@ func (v *view) key(what, arch string, more ...string) string {
 	e := json.NewEncoder(h)
 	e.Encode([]any{recipe, indexMagic, v.distro.name, v.distro.tools, v.distro.prefer, v.distro.moot, v.suite, what, arch, more})
 	for _, t := range v.parts {
-		e.Encode([]string{t.name, t.base, t.Indexes[arch].SHA256})
+		for n := range v.distro.components {
+			e.Encode([]string{t.name, t.base, t.Indexes[indexKey(n, v.distro.components, arch)].SHA256})
+		}
 	}
 	return hex.EncodeToString(h.Sum(nil)[:20])
 }
@@ -164,18 +170,21 @@ func (v *view) note(err error) error {
 
 // Unread implements kernels.Partial.
 func (p *Provider) Unread(suite string) []error {
-	slot := p.views.At(suite)
-	slot.Lock()
-	defer slot.Unlock()
-	if !slot.OK {
-		return nil
+	var out []error
+	for q := p; q != nil; q = q.ports {
+		slot := q.views.At(suite)
+		slot.Lock()
+		if slot.OK {
+			out = append(out, slot.Value.unread...)
+		}
+		slot.Unlock()
 	}
-	return slot.Value.unread
+	return out
 }
 
-// answer gives what is computed from the indexes of a suite: from the memo if it has a key, or by compute, while it holds the pool's lock.
-// An index that can't be had goes without, with a warning, where another mirror has one of the same pocket.
-func answer[T any](ctx context.Context, p *Provider, suite, arch string, key func(*view) string, compute func(*pool) (T, error)) (T, error) {
+// answer gives what compute makes of a suite as it is now. An index that can't be had goes without, with a warning, where another mirror
+// has one of the same pocket.
+func answer[T any](ctx context.Context, p *Provider, suite, arch string, compute func(*view) (T, error)) (T, error) {
 	var none T
 	v, err := p.view(ctx, suite)
 	if err != nil {
@@ -185,21 +194,7 @@ func answer[T any](ctx context.Context, p *Provider, suite, arch string, key fun
 		if err := v.offers(arch); err != nil {
 			return none, v.note(err)
 		}
-		make := func() (T, error) {
-			pool, err := p.pool(ctx, v, arch)
-			if err != nil {
-				return none, err
-			}
-			pool.Lock()
-			defer pool.Unlock()
-			return compute(pool)
-		}
-		var out T
-		if key == nil {
-			out, err = make()
-		} else {
-			out, err = repo.Memo(p.keep, key(v), p.opts.Warn, make)
-		}
+		out, err := compute(v)
 		lost, ok := errors.AsType[*lostError](err)
 		if !ok {
 			return out, v.note(err)
@@ -249,8 +244,8 @@ func (l listed) bases() []string {
 	return out
 }
 
-// listed gives each different index once, in the order of the parts. of tells a part's.
-func listedIndexes(parts []part, of func(part) (indexRef, bool)) []listed {
+// indexesOf gives each different index of parts once, in their order. of tells a part's.
+func indexesOf(parts []part, of func(part) (indexRef, bool)) []listed {
 	var out []listed
 	for _, t := range parts {
 		ref, ok := of(t)
@@ -267,40 +262,50 @@ func listedIndexes(parts []part, of func(part) (indexRef, bool)) []listed {
 	return out
 }
 
-// pool opens the indexes of a view for one architecture. Where some can't be had that aren't the only ones of their pockets, it fails
-// with a *lostError.
-func (p *Provider) pool(ctx context.Context, v *view, arch string) (*pool, error) {
-	slot := p.pools.At(v.key("pool", arch))
+// pool opens the indexes of a view for one architecture: of the first component, or wide of all. Where some can't be had beside which
+// other mirrors have some, it fails with a *lostError.
+func (p *Provider) pool(ctx context.Context, v *view, arch string, wide bool) (*pool, error) {
+	slot := p.pools.At(v.key("pool", arch, strconv.FormatBool(wide)))
 	slot.Lock()
 	defer slot.Unlock()
 	if slot.OK {
 		return slot.Value, nil
 	}
-	all := listedIndexes(v.parts, func(t part) (indexRef, bool) { ref, ok := t.Indexes[arch]; return ref, ok })
-	sources, errs := make([]source, len(all)), make([]error, len(all))
+	type opened struct {
+		listed
+		component int
+		key       string
+		index     *index
+		err       error
+	}
+	var all []*opened
+	for n := range v.distro.components {
+		if n > 0 && !wide {
+			break
+		}
+		key := indexKey(n, v.distro.components, arch)
+		for _, l := range indexesOf(v.parts, func(t part) (indexRef, bool) { ref, ok := t.Indexes[key]; return ref, ok }) {
+			all = append(all, &opened{listed: l, component: n, key: key})
+		}
+	}
 	var wg sync.WaitGroup
-	for i, l := range all {
-		wg.Go(func() {
-			var x *index
-			x, errs[i] = p.openIndex(ctx, l, arch)
-			sources[i] = source{x, l.bases(), l.parts[0].backports}
-		})
+	for _, o := range all {
+		wg.Go(func() { o.index, o.err = p.openIndex(ctx, o.listed, o.key, arch) })
 	}
 	wg.Wait()
+	var sources []source
 	lost := &lostError{}
-	for i, err := range errs {
-		if err == nil {
+	for _, o := range all {
+		if o.err == nil {
+			sources = append(sources, source{o.index, o.bases(), o.parts[0].backports || o.component > 0})
 			continue
 		}
-		_, local := errors.AsType[*os.PathError](err)
-		beside := false
-		for j := range all {
-			beside = beside || errs[j] == nil && all[j].parts[0].pocket == all[i].parts[0].pocket
+		_, local := errors.AsType[*os.PathError](o.err)
+		beside := slices.ContainsFunc(all, func(b *opened) bool { return b.err == nil && b.key == o.key && b.parts[0].pocket == o.parts[0].pocket })
+		if local || !beside || ctx.Err() != nil {
+			return nil, o.err
 		}
-		if !beside || local || ctx.Err() != nil {
-			return nil, err
-		}
-		lost.parts, lost.errs = append(lost.parts, all[i].parts...), append(lost.errs, err)
+		lost.parts, lost.errs = append(lost.parts, o.parts...), append(lost.errs, o.err)
 	}
 	if len(lost.errs) > 0 {
 		return nil, lost
@@ -310,9 +315,10 @@ func (p *Provider) pool(ctx context.Context, v *view, arch string) (*pool, error
 }
 
 // openIndex opens the compact form of an index, which it makes if need be.
-func (p *Provider) openIndex(ctx context.Context, l listed, arch string) (*index, error) {
+func (p *Provider) openIndex(ctx context.Context, l listed, key, arch string) (*index, error) {
 	pk := l.parts[0].pocket
-	path := p.keep.Path(pk.name, arch+"-"+l.ref.SHA256[:32]+".idx")
+	prefix := strings.ReplaceAll(key, "/", "-") + "-" // no component begins with an architecture
+	path := p.keep.Path(pk.name, prefix+l.ref.SHA256[:32]+".idx")
 	slot := p.index.At(path)
 	slot.Lock()
 	defer slot.Unlock()
@@ -325,21 +331,21 @@ func (p *Provider) openIndex(ctx context.Context, l listed, arch string) (*index
 		return x, nil
 	}
 	if p.opts.Offline {
-		return nil, fmt.Errorf("no usable index of %q for %s in the cache (%w): run once without --offline", pk.name, arch, err)
+		return nil, fmt.Errorf("no usable index of %q for %s in the cache (%w): run once without --offline", pk.name, key, err)
 	}
-	lock, err := durable.Lock(ctx, p.keep.Path(pk.name, ".lock-"+arch+"-"+l.ref.SHA256[:32]), false)
+	lock, err := durable.Lock(ctx, p.keep.Path(pk.name, ".lock-"+prefix+l.ref.SHA256[:32]), false)
 	if err != nil {
 		return nil, err
 	}
 	defer lock.Close()
 	if x, err = readIndex(path); err != nil {
-		if err := p.download(ctx, path, l, arch); err != nil {
+		if err := p.download(ctx, path, l, key, arch); err != nil {
 			return nil, err
 		}
 		if x, err = readIndex(path); err != nil {
 			return nil, err
 		}
-		p.keep.Prune(path, arch+"-", ".idx")
+		p.keep.Prune(path, prefix, ".idx")
 	}
 	slot.Value, slot.OK = x, true
 	return x, nil
@@ -365,8 +371,8 @@ func readIndex(path string) (*index, error) {
 }
 
 // download fetches an index and keeps its compact form at path.
-func (p *Provider) download(ctx context.Context, path string, l listed, arch string) error {
-	what := l.parts[0].name + " " + arch
+func (p *Provider) download(ctx context.Context, path string, l listed, key, arch string) error {
+	what := l.parts[0].name + " " + key
 	return p.fetchIndex(ctx, what, l, func(done int64) { p.opts.Progress(what, done, l.ref.Size) }, func(url string, text io.Reader) error {
 		return p.keep.Write(path, func(w io.Writer) error {
 			if err := buildIndex(w, text, arch); err != nil {
@@ -388,20 +394,19 @@ func (p *Provider) fetchIndex(ctx context.Context, what string, l listed, progre
 		l.bases(), progress, use)
 }
 
-// Indexes implements kernels.Provider.
+// Indexes implements kernels.Provider. It names what is read of the first component.
 func (p *Provider) Indexes(ctx context.Context, suite, arch string) ([]kernels.Index, error) {
-	v, err := p.view(ctx, suite)
-	if err == nil {
-		err = v.offers(arch)
-	}
+	out, err := answer(ctx, p.of(arch), suite, arch, func(v *view) ([]kernels.Index, error) {
+		var out []kernels.Index
+		for _, t := range v.parts {
+			if ref, ok := t.Indexes[arch]; ok {
+				out = append(out, kernels.Index{Name: t.name, URL: mirror.Public(t.base), Date: t.date, Digest: v1.Hash{Algorithm: "sha256", Hex: ref.SHA256}})
+			}
+		}
+		return out, nil
+	})
 	if err != nil {
 		return nil, fmt.Errorf("indexes of %s/%s %s: %w", p.distro.name, suite, arch, err)
-	}
-	var out []kernels.Index
-	for _, t := range v.parts {
-		if ref, ok := t.Indexes[arch]; ok {
-			out = append(out, kernels.Index{Name: t.name, URL: mirror.Public(t.base), Date: t.date, Digest: v1.Hash{Algorithm: "sha256", Hex: ref.SHA256}})
-		}
 	}
 	return out, nil
 }

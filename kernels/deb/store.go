@@ -400,7 +400,8 @@ func (p *Provider) Indexes(ctx context.Context, suite, arch string) ([]kernels.I
 		var out []kernels.Index
 		for _, t := range v.parts {
 			if ref, ok := t.Indexes[arch]; ok {
-				out = append(out, kernels.Index{Name: t.name, URL: mirror.Public(t.base), Date: t.date, Digest: v1.Hash{Algorithm: "sha256", Hex: ref.SHA256}})
+				out = append(out, kernels.Index{Archive: t.archive, Name: t.name, URL: mirror.Public(t.base), Date: t.date,
+					Digest: v1.Hash{Algorithm: "sha256", Hex: ref.SHA256}})
 			}
 		}
 		return out, nil

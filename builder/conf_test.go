@@ -285,21 +285,30 @@ func buildWithDKMS(t *testing.T, dkms string, files map[string]string) (code int
 func TestCompilers(t *testing.T) {
 	clang := map[string]string{"CONFIG_CC_IS_CLANG": "y", "CONFIG_LD_IS_LLD": "y"}
 	for _, test := range []struct {
-		text, lock string
+		text, lock string // behind an exclamation mark: forced
 		config     map[string]string
 		want       string // the environment, or what the error says
 	}{
+		{"gcc (Ubuntu 9.4.0-1ubuntu1~20.04.2) 9.4.0", "gcc-9", nil, "CC=gcc KERNEL_CC=gcc"},
+		{"gcc (GCC) 11.4.1 20231218 (Red Hat 11.4.1-3)", "gcc-11", nil, "CC=gcc KERNEL_CC=gcc"},
+		{"gcc (SUSE Linux) 7.5.0", "gcc-13", nil, `was built by "gcc (SUSE Linux) 7.5.0", but the lock of`},
+		{"gcc (SUSE Linux) 7.5.0", "!gcc-13", nil, "CC=gcc-13 KERNEL_CC=gcc-13"},
+		{"icc 19", "gcc-13", nil, "--compiler gcc-13"},
+		{"icc 19", "!gcc-13", nil, "CC=gcc-13 KERNEL_CC=gcc-13"},
+		{"Debian clang version 14.0.6", "!clang-15", clang, "CC=clang-15 KERNEL_CC=clang-15 LD=ld.lld KERNEL_LD=ld.lld"},
+		{"Debian clang version 14.0.6", "!gcc-12", clang, "gcc-12 can't stand in"},
 		{"gcc-12 (Debian 12.2.0-14) 12.2.0", "gcc-12", nil, "CC=gcc-12 KERNEL_CC=gcc-12"},
 		{"x86_64-linux-gnu-gcc-14 (Debian 14.2.0-19) 14.2.0", "gcc-14", nil, "CC=x86_64-linux-gnu-gcc-14 KERNEL_CC=x86_64-linux-gnu-gcc-14"},
 		{"gcc-12 (Debian 12.2.0-14) 12.2.0", "gcc-13", nil, `was built by "gcc-12 (Debian 12.2.0-14) 12.2.0", but the lock of`},
 		{"Debian clang version 14.0.6", "clang-14", clang, "CC=clang KERNEL_CC=clang LD=ld.lld KERNEL_LD=ld.lld"},
-		{"clang version 19.1.7 (/home/x 123)", "clang", map[string]string{"CONFIG_CC_IS_CLANG": "y"}, "CC=clang KERNEL_CC=clang"},
+		{"clang version 19.1.7 (/home/x 123)", "clang-19", map[string]string{"CONFIG_CC_IS_CLANG": "y"}, "CC=clang KERNEL_CC=clang"},
 		{"Ubuntu clang version 18.1.3 (1ubuntu1)", "clang-18", clang, "CC=clang KERNEL_CC=clang LD=ld.lld KERNEL_LD=ld.lld"},
 		{"Debian clang version 14.0.6", "clang-15", clang, `was built by "Debian clang version 14.0.6", but the lock of`},
 		{"Debian clang version 14.0.6", "gcc-12", clang, "but the lock of"},
 		{"gcc-12 (Debian 12.2.0-14) 12.2.0", "gcc-12", map[string]string{"CONFIG_LD_IS_LLD": "y"}, "CC=gcc-12 KERNEL_CC=gcc-12 LD=ld.lld KERNEL_LD=ld.lld"},
 	} {
-		env, err := builder.Compilers(dkms.Target{Config: test.config}, test.text, kernels.Lock{Compiler: test.lock})
+		lock, forced := strings.CutPrefix(test.lock, "!")
+		env, err := builder.Compilers(dkms.Target{Config: test.config}, test.text, kernels.Lock{Compiler: lock, Forced: forced})
 		if got := strings.Join(env, " "); err != nil && !strings.Contains(err.Error(), test.want) || err == nil && got != test.want {
 			t.Errorf("%s, locked %s: %q, %v; want %q", test.text, test.lock, got, err, test.want)
 		}

@@ -356,7 +356,7 @@ func (p *Provider) Payload(pkg io.Reader) (io.ReadCloser, error) {
 
 // Open implements kernels.Provider. The package file is anyone's: nobody need have signed it.
 func (p *Provider) Open(pkg io.Reader) (payload io.ReadCloser, depends []string, err error) {
-	f, err := openPackage(pkg, nil)
+	f, err := openPackage(pkg, trust{})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -365,11 +365,11 @@ func (p *Provider) Open(pkg io.Reader) (payload io.ReadCloser, depends []string,
 
 func (p *Provider) openPackage(pkg io.Reader) (*file, error) {
 	if !p.distro.signedPackages {
-		return openPackage(pkg, nil)
+		return openPackage(pkg, trust{})
 	}
 	keys, err := p.keys()
 	if err != nil {
 		return nil, err
 	}
-	return openPackage(pkg, keys)
+	return openPackage(pkg, trust{keys, p.asker.Now})
 }

@@ -1,6 +1,7 @@
 package repo
 
 import (
+	"bufio"
 	"bytes"
 	"cmp"
 	"encoding/binary"
@@ -49,7 +50,7 @@ var ErrDamagedIndex = errors.New("compact index is damaged")
 
 // An IndexWriter writes the compact form of a list of packages. Of each it holds some 100 bytes in memory, and 12 of each offer.
 type IndexWriter struct {
-	w       io.Writer
+	w       *bufio.Writer
 	form    string
 	compare func(a, b string) int
 	at      uint32 // bytes written
@@ -76,7 +77,7 @@ type offerEntry struct{ hash, pkg, at uint32 } // pkg counts in the order of add
 
 // NewIndexWriter begins an index. Form, of 8 bytes, says what the records are. Compare orders versions, negative when a is older.
 func NewIndexWriter(w io.Writer, form string, compare func(a, b string) int) *IndexWriter {
-	return &IndexWriter{w: w, form: form, compare: compare}
+	return &IndexWriter{w: bufio.NewWriterSize(w, 64<<10), form: form, compare: compare}
 }
 
 // Offer says that the package that is added next has another name, too, and as which version. Neither slice is kept.
@@ -197,8 +198,10 @@ func (x *IndexWriter) Close() error {
 	if err != nil {
 		return err
 	}
-	_, err = x.w.Write(append(le.AppendUint32(nil, x.sum), x.form...))
-	return err
+	if _, err := x.w.Write(append(le.AppendUint32(nil, x.sum), x.form...)); err != nil {
+		return err
+	}
+	return x.w.Flush()
 }
 
 // hashName is 32-bit FNV-1a.

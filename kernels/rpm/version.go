@@ -38,15 +38,12 @@ func (v evr) String() string {
 	return s
 }
 
-// compareVersions orders two versions, [EPOCH:]VERSION[-RELEASE], as rpm does: negative when a is older. Where only one of them has a
-// release they are equal.
+// compareVersions orders two versions, [EPOCH:]VERSION[-RELEASE], as rpm does: negative when a is older. What has no release is older
+// than what has one.
 func compareVersions(a, b string) int { return splitEVR(a).compare(splitEVR(b)) }
 
 func (v evr) compare(w evr) int {
-	if c := v.compareVersion(w); c != 0 || v.release == "" || w.release == "" {
-		return c
-	}
-	return compareSegments(v.release, w.release)
+	return cmp.Or(v.compareVersion(w), compareBool(v.release != "", w.release != ""), compareSegments(v.release, w.release))
 }
 
 // compareVersion leaves the releases aside.
@@ -151,7 +148,7 @@ func (s sense) String() string {
 }
 
 // overlap tells whether some version is meant by both of two dependencies on one name, as rpm decides it: what has no version fits any,
-// and a release that one of them doesn't say doesn't count, if equal versions are meant there.
+// and a release that only one of them says doesn't count, if the other means equal versions.
 func overlap(v evr, f sense, w evr, g sense) bool {
 	if f == 0 || g == 0 {
 		return true
@@ -160,7 +157,7 @@ func overlap(v evr, f sense, w evr, g sense) bool {
 	if c == 0 {
 		if v.release != "" && w.release != "" {
 			c = compareSegments(v.release, w.release)
-		} else if v.release == "" && f&equal != 0 || w.release == "" && g&equal != 0 {
+		} else if v.release != "" && g&equal != 0 || w.release != "" && f&equal != 0 {
 			return true
 		}
 	}

@@ -233,15 +233,19 @@ func (s *scanner) instruction() error {
 func (s *scanner) start() error {
 	n, from := 0, 1
 	for {
-		var err error
-		if n, err = s.find(">", from); err != nil {
-			return err
+		if i := bytes.IndexByte(s.buf[s.pos+from:], '>'); i >= 0 {
+			if n = from + i; n > maxTag {
+				return fmt.Errorf("a tag is longer than %d bytes", maxTag)
+			}
+			if s.tag = s.buf[s.pos+1 : s.pos+n]; balanced(s.tag) {
+				break
+			}
+			from = n + 1
+			continue
 		}
-		if s.tag = s.buf[s.pos+1 : s.pos+n]; balanced(s.tag) {
-			break
-		}
-		if from = n + 1; from > maxTag {
-			return fmt.Errorf("%w: a tag is longer than %d bytes", errXML, maxTag)
+		from = len(s.buf) - s.pos
+		if err := s.fill(); err != nil {
+			return noEOF(err)
 		}
 	}
 	s.pos += n + 1
@@ -270,18 +274,7 @@ func (s *scanner) start() error {
 
 // balanced tells whether a piece of a tag has both of each of its quotes.
 func balanced(b []byte) bool {
-	for {
-		i := bytes.IndexByte(b, '"')
-		if j := bytes.IndexByte(b[:max(i, 0)], '\''); i < 0 || j >= 0 {
-			break
-		}
-		b = b[i+1:]
-		if i = bytes.IndexByte(b, '"'); i < 0 {
-			return false
-		}
-		b = b[i+1:]
-	}
-	var quote byte // the rare case of single quotes
+	var quote byte
 	for _, c := range b {
 		switch {
 		case quote == 0 && (c == '"' || c == '\''):

@@ -136,10 +136,11 @@ type Provider interface {
 
 // Index is a signed list of packages, at one of its mirrors.
 type Index struct {
-	Name   string    `json:"name"`          // within the suite: "bookworm-updates", "baseos"
-	URL    string    `json:"url"`           // of the archive there, without passwords
-	Date   time.Time `json:"date,omitzero"` // that it says it has
-	Digest v1.Hash   `json:"digest"`        // sha256 of the list
+	Archive string    `json:"archive"`       // as --mirror names it: "debian-security"
+	Name    string    `json:"name"`          // within the suite: "bookworm-updates", "baseos"
+	URL     string    `json:"url"`           // of the archive there, without passwords
+	Date    time.Time `json:"date,omitzero"` // that it says it has
+	Digest  v1.Hash   `json:"digest"`        // sha256 of the list
 }
 
 // Finder is what a Provider can be that knows which files packages have that nobody has installed.

@@ -39,7 +39,7 @@ type Answer struct {
 //
 // An error is of a request that has nothing but excludes, or nothing left beside them, or of ctx.
 func (r Resolver) Resolve(ctx context.Context, request []Selector) ([]Answer, error) {
-	look := &lookup{Resolver: r, request: request, lists: map[string]*listing{}, told: map[string]bool{}}
+	look := &lookup{Resolver: r, request: request, lists: map[suite]*listing{}, told: map[string]bool{}}
 	var (
 		out     []Answer
 		seen    = map[Kernel]bool{}
@@ -78,21 +78,24 @@ var (
 	errAllExcluded  = errors.New("the request excludes all kernels that it names")
 )
 
+// A suite is one of a distribution.
+type suite struct{ distro, name string }
+
+func (s suite) String() string { return s.distro + "/" + s.name }
+
 // A listing is what a suite offers.
 type listing struct {
-	distro, suite string
-	kernels       []Candidate
-	err           error
+	suite
+	kernels []Candidate
+	err     error
 }
-
-func (l *listing) name() string { return l.distro + "/" + l.suite }
 
 // lookup keeps listings for the time of one Resolve.
 type lookup struct {
 	Resolver
 	request []Selector
-	lists   map[string]*listing // by distro/suite
-	told    map[string]bool     // warnings that were given
+	lists   map[suite]*listing
+	told    map[string]bool // warnings that were given
 }
 
 func (l *lookup) resolve(ctx context.Context, s Selector) ([]Candidate, error) {
@@ -135,7 +138,7 @@ func (l *lookup) resolve(ctx context.Context, s Selector) ([]Candidate, error) {
 			return true
 		})
 		if !dated {
-			undated = append(undated, list.name())
+			undated = append(undated, list.String())
 		}
 		if len(matching) > 0 {
 			suites++
@@ -276,8 +279,8 @@ func (l *lookup) nothing(asked, s Selector, have []string, unread []error) error
 func (l *lookup) elsewhere(s Selector) []string {
 	var out []string
 	for _, c := range l.claiming(s) {
-		if (c.distro != s.Distro || c.suite != s.Suite) && len(out) < 3 {
-			out = append(out, c.name()+":"+s.Release)
+		if (c.distro != s.Distro || c.name != s.Suite) && len(out) < 3 {
+			out = append(out, c.String()+":"+s.Release)
 		}
 	}
 	if len(out) == 0 {
@@ -287,49 +290,58 @@ func (l *lookup) elsewhere(s Selector) []string {
 }
 
 // all are the suites of all distributions, in the order of the distributions' names, newest first.
-func (l *lookup) all() []listing {
-	var out []listing
+func (l *lookup) all() []suite {
+	var out []suite
 	for _, distro := range slices.Sorted(maps.Keys(l.Providers)) {
-		for _, suite := range l.Providers[distro].Suites() {
-			out = append(out, listing{distro: distro, suite: suite})
+		for _, name := range l.Providers[distro].Suites() {
+			out = append(out, suite{distro, name})
 		}
 	}
 	return out
 }
 
 // claiming are those of all whose kernels are named like the selector's release.
-func (l *lookup) claiming(s Selector) []listing {
+func (l *lookup) claiming(s Selector) []suite {
+	release := s.Release
+	if s.isWord() {
+		release = "*"
+	}
 	claims := map[string][]string{}
 	for distro, p := range l.Providers {
-		claims[distro] = p.Claims(s.Release)
+		claims[distro] = p.Claims(release)
 	}
-	return slices.DeleteFunc(l.all(), func(li listing) bool { return !slices.Contains(claims[li.distro], li.suite) })
+	return slices.DeleteFunc(l.all(), func(at suite) bool { return !slices.Contains(claims[at.distro], at.name) })
 }
 
-// suites are those that a selector is about.
-func (l *lookup) suites(s Selector) ([]listing, error) {
+// suites are those that a selector is about: of a pattern's, those that name their kernels like that, if any does.
+func (l *lookup) suites(s Selector) ([]suite, error) {
+	claiming := l.claiming(s)
 	if s.Distro == "" {
-		list := l.claiming(s)
-		if len(list) == 0 {
+		if len(claiming) == 0 {
 			return nil, unclaimed(s, l.Providers)
 		}
-		return list, nil
+		return claiming, nil
 	}
-	var distros []string
-	var out []listing
-	for _, li := range l.all() {
-		if match(s.Distro, li.distro) {
-			distros = append(distros, li.suite)
-			if match(s.Suite, li.suite) {
-				out = append(out, li)
+	var known []string
+	var out []suite
+	for _, at := range l.all() {
+		if match(s.Distro, at.distro) {
+			known = append(known, at.name)
+			if match(s.Suite, at.name) {
+				out = append(out, at)
 			}
+		}
+	}
+	if s.ofSuites() {
+		if some := slices.DeleteFunc(slices.Clone(out), func(at suite) bool { return !slices.Contains(claiming, at) }); len(some) > 0 {
+			return some, nil
 		}
 	}
 	switch {
 	case len(out) > 0:
 		return out, nil
-	case l.Providers[s.Distro] != nil || len(distros) > 0:
-		return nil, fmt.Errorf("%s has no suite %q; known are %s: %w", s.Distro, s.Suite, strings.Join(slices.Compact(distros), ", "), ErrNotFound)
+	case l.Providers[s.Distro] != nil || len(known) > 0:
+		return nil, fmt.Errorf("%s has no suite %q; known are %s: %w", s.Distro, s.Suite, strings.Join(slices.Compact(known), ", "), ErrNotFound)
 	}
 	return nil, fmt.Errorf("no distribution %q; known are %s: %w", s.Distro, strings.Join(slices.Sorted(maps.Keys(l.Providers)), ", "), ErrNotFound)
 }
@@ -344,17 +356,16 @@ func (l *lookup) listings(ctx context.Context, s Selector) ([]*listing, error) {
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, 2) // an index that must be read in full takes some 30 MB
 	lists := make([]*listing, len(suites))
-	for i, li := range suites {
-		if lists[i] = l.lists[li.name()]; lists[i] != nil {
+	for i, at := range suites {
+		if lists[i] = l.lists[at]; lists[i] != nil {
 			continue
 		}
-		lists[i] = &li
-		l.lists[li.name()] = lists[i]
+		lists[i] = &listing{suite: at}
+		l.lists[at] = lists[i]
 		wg.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			li := lists[i]
-			li.kernels, li.err = l.Providers[li.distro].Kernels(ctx, li.suite, l.Arch)
+			lists[i].kernels, lists[i].err = l.Providers[at.distro].Kernels(ctx, at.name, l.Arch)
 		})
 	}
 	wg.Wait()

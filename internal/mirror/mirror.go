@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"strings"
 	"time"
 )
 
@@ -32,17 +33,20 @@ func NewClient() *http.Client {
 		ResponseHeaderTimeout: StallTime,
 		IdleConnTimeout:       30 * time.Second,
 		ForceAttemptHTTP2:     true,
-		MaxIdleConnsPerHost:   4,
-		DisableCompression:    true, // indexes are compressed files; what is hashed is what is sent
+		MaxIdleConnsPerHost:   16,
+		DisableCompression:    true, // what is hashed is what is sent, and ranges count its bytes
 	}}
 }
 
 // A StatusError is an answer other than 200 or 304.
 type StatusError struct{ Code int }
 
-func (e *StatusError) Error() string {
-	return fmt.Sprintf("the mirror answers %d %s", e.Code, http.StatusText(e.Code))
+// Status is the answer in words: "404 Not Found".
+func (e *StatusError) Status() string {
+	return strings.TrimSpace(fmt.Sprint(e.Code, " ", http.StatusText(e.Code)))
 }
+
+func (e *StatusError) Error() string { return "the mirror answers " + e.Status() }
 
 // IsMissing tells whether an error is the answer that there is no such file.
 func IsMissing(err error) bool {

@@ -2,6 +2,7 @@ package repo
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
@@ -16,6 +17,9 @@ const factsRecipe = "1"
 func Facts(ctx context.Context, k Keep, o Options, payload func(io.Reader) (io.ReadCloser, error), p kernels.Package) (kernels.Facts, error) {
 	return Memo(k, factsKey(p), o.Warn, func() (kernels.Facts, error) {
 		f, err := readFacts(ctx, o, payload, p)
+		if errors.Is(err, kernels.ErrNotFound) {
+			err = fmt.Errorf("%w; say it with --compiler", err)
+		}
 		if err != nil {
 			return f, fmt.Errorf("which compiler built the kernel of package %q %s: %w", p.Name, p.Version, err)
 		}

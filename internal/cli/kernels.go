@@ -145,7 +145,8 @@ func (a *app) suites() []string {
 	return out
 }
 
-// completeKernels completes the last selector of a list: suites first, then what the indexes that were fetched before offer.
+// completeKernels completes the last selector of a list: suites first, then what the indexes that were fetched before offer; or what the
+// lock file has that is named before.
 func (a *app) completeKernels(cmd *cobra.Command, _ []string, typed string) ([]string, cobra.ShellCompDirective) {
 	done, last := "", typed
 	if i := strings.LastIndex(typed, ","); i >= 0 {
@@ -154,6 +155,16 @@ func (a *app) completeKernels(cmd *cobra.Command, _ []string, typed string) ([]s
 	where, _, qualified := strings.Cut(last, ":")
 	distro, suite, _ := strings.Cut(where, "/")
 	var out []string
+	if f := cmd.Flags().Lookup("lock"); f != nil && f.Changed {
+		file, err := readLockFile(f.Value.String())
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		for _, k := range file.Kernels() {
+			out = append(out, done+k.String())
+		}
+		return out, cobra.ShellCompDirectiveNoFileComp
+	}
 	if !qualified {
 		for _, s := range a.suites() {
 			out = append(out, done+s+":")

@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"maps"
-	"net/url"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -20,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/godkms-hermetic/godkms-hermetic/builder"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/mirror"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels/repo"
@@ -274,9 +274,10 @@ func (a *app) lockAll(ctx context.Context, distros map[string]kernels.Provider, 
 			failed = append(failed, j.err)
 			continue
 		}
-		for _, list := range [][]kernels.Package{j.lock.Toolchain, j.lock.Headers} {
-			for i := range list {
-				hidden = hideUser(&list[i]) || hidden
+		for _, list := range []*[]kernels.Package{&j.lock.Toolchain, &j.lock.Headers} {
+			*list = slices.Clone(*list)
+			for i := range *list {
+				hidden = hideUser(&(*list)[i]) || hidden
 			}
 		}
 		f.Locks = append(f.Locks, kernels.ExtraLock{Extra: j.extra, Lock: j.lock})
@@ -312,22 +313,15 @@ func (a *app) lockAll(ctx context.Context, distros map[string]kernels.Provider, 
 
 // hideUser takes user and password out of a package's URLs.
 func hideUser(p *kernels.Package) (had bool) {
-	hide := func(text string) string {
-		u, err := url.Parse(text)
-		if err != nil || u.User == nil {
-			return text
-		}
-		had = true
-		u.User = nil
-		return u.String()
+	hide := func(from string) string {
+		to := mirror.Public(from)
+		had = had || to != from
+		return to
 	}
 	p.URL = hide(p.URL)
-	mirrors := make([]string, 0, len(p.Mirrors))
-	for _, m := range p.Mirrors {
-		mirrors = append(mirrors, hide(m))
-	}
-	if p.Mirrors = mirrors; len(mirrors) == 0 {
-		p.Mirrors = nil
+	p.Mirrors = slices.Clone(p.Mirrors)
+	for i, m := range p.Mirrors {
+		p.Mirrors[i] = hide(m)
 	}
 	return had
 }

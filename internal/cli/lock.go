@@ -512,5 +512,8 @@ func lockedTargets(name string, f *kernels.LockFile, list []string) ([]target, e
 				err: fmt.Errorf("lock file %q has no kernel %s: %w; 'godkms-hermetic lock --update' adds it", name, s, kernels.ErrNotFound)})
 		}
 	}
+	if len(out) == 0 {
+		return nil, fmt.Errorf("lock file %q: --kernels leaves nothing of it", name)
+	}
 	return out, nil
 }

@@ -95,7 +95,15 @@ first, and with their passwords; then those that the file names.` + exitStatus(
 }
 
 func (a *app) runLock(ctx context.Context, o lockOptions, args []string) error {
-	if old, new := a.lockFiles(o, args); new != nil {
+	if o.diff && len(args) == 2 && isLockFile(args[0]) && isLockFile(args[1]) {
+		old, err := readLockFile(args[0])
+		if err != nil {
+			return err
+		}
+		new, err := readLockFile(args[1])
+		if err != nil {
+			return err
+		}
 		return a.printChanges(old.Diff(new))
 	}
 	sources := args
@@ -108,17 +116,16 @@ func (a *app) runLock(ctx context.Context, o lockOptions, args []string) error {
 		sources = []string{"."}
 	}
 	old := &kernels.LockFile{}
-	switch text, err := readAtMost(o.out, maxLockFile); {
+	_, err := os.Lstat(o.out)
+	switch {
 	case o.update || o.diff:
 		if old, err = readLockFile(o.out); errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("%w; make it first, without --update and --diff", err)
 		} else if err != nil {
 			return err
 		}
-	case err == nil && !kernels.IsLockFile(text):
+	case !errors.Is(err, fs.ErrNotExist) && !isLockFile(o.out):
 		return fmt.Errorf("%q is there and is no lock file: remove it, or name another file with --out", o.out)
-	case err != nil && !errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("--out: %w", err)
 	case !slices.ContainsFunc(o.kernels, func(s string) bool { return strings.TrimSpace(s) != "" }):
 		return errors.New("no kernel given; use --kernels, as in --kernels debian/trixie:latest ('godkms-hermetic kernels debian/trixie' lists them)")
 	}
@@ -185,19 +192,9 @@ func (a *app) runLock(ctx context.Context, o lockOptions, args []string) error {
 	return a.printLocks(o.out, locked)
 }
 
-// lockFiles gives the two lock files that are to be compared, if that's what the arguments are.
-func (a *app) lockFiles(o lockOptions, args []string) (old, new *kernels.LockFile) {
-	if !o.diff || len(args) != 2 {
-		return nil, nil
-	}
-	old, err := readLockFile(args[0])
-	if err == nil {
-		new, err = readLockFile(args[1])
-	}
-	if err != nil {
-		return nil, nil
-	}
-	return old, new
+func isLockFile(name string) bool {
+	text, err := readAtMost(name, 100)
+	return err == nil && kernels.IsLockFile(text)
 }
 
 // readLockFile reads a whole lock file. One that isn't there wraps fs.ErrNotExist.
@@ -233,6 +230,9 @@ func (a *app) lockAll(ctx context.Context, distros map[string]kernels.Provider, 
 			if c := e.Canonical(); !slices.ContainsFunc(extras, func(o kernels.Extra) bool { return reflect.DeepEqual(o, c) }) {
 				extras = append(extras, c)
 				jobs = append(jobs, &job{unit: u, target: t, extra: e})
+			}
+			if t.err != nil { // for all units the same
+				break
 			}
 		}
 	}

@@ -104,7 +104,7 @@ func (r Resolver) Resolve(ctx context.Context, selectors []Selector) ([]Kernel, 
 	var (
 		out  []Kernel
 		seen = map[Kernel]bool{}
-		look = &lookup{Resolver: r, lists: map[string][]listing{}, told: map[string]bool{}}
+		look = &lookup{Resolver: r, lists: map[string]listing{}, told: map[string]bool{}}
 	)
 	for _, s := range selectors {
 		found, err := look.resolve(ctx, s)
@@ -128,10 +128,10 @@ type listing struct {
 	err           error
 }
 
-// lookup keeps listings for the time of one Resolve. The key is "distro/suite", or empty for all.
+// lookup keeps listings for the time of one Resolve. The key is "distro/suite".
 type lookup struct {
 	Resolver
-	lists map[string][]listing
+	lists map[string]listing
 	told  map[string]bool // warnings that were given
 }
 
@@ -236,10 +236,8 @@ func (e *missingError) Unwrap() []error { return e.errs }
 
 // listings reads the suites that a selector is about, the newest first. Of several, some may fail.
 func (l *lookup) listings(ctx context.Context, s Selector) ([]listing, error) {
-	key := ""
 	var lists []listing
 	if s.Distro != "" {
-		key = s.Distro + "/" + s.Suite
 		p, ok := l.Providers[s.Distro]
 		if !ok {
 			return nil, fmt.Errorf("no distribution %q; known are %s: %w", s.Distro,
@@ -251,13 +249,10 @@ func (l *lookup) listings(ctx context.Context, s Selector) ([]listing, error) {
 		lists = []listing{{distro: s.Distro, suite: s.Suite}}
 	} else {
 		for _, distro := range slices.Sorted(maps.Keys(l.Providers)) {
-			for _, suite := range l.Providers[distro].Suites() {
+			for _, suite := range l.Providers[distro].Claims(s.Release) {
 				lists = append(lists, listing{distro: distro, suite: suite})
 			}
 		}
-	}
-	if have, ok := l.lists[key]; ok {
-		return have, nil
 	}
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, 2) // an index that must be read in full takes some 30 MB
@@ -266,6 +261,10 @@ func (l *lookup) listings(ctx context.Context, s Selector) ([]listing, error) {
 			slots <- struct{}{}
 			defer func() { <-slots }()
 			li := &lists[i]
+			if have, ok := l.lists[li.distro+"/"+li.suite]; ok {
+				*li = have
+				return
+			}
 			li.kernels, li.err = l.Providers[li.distro].Kernels(ctx, li.suite, l.Arch)
 		})
 	}
@@ -280,7 +279,7 @@ func (l *lookup) listings(ctx context.Context, s Selector) ([]listing, error) {
 		if errors.Is(li.err, ErrNotFound) { // a suite without that architecture
 			lists[i].err = nil
 		}
+		l.lists[li.distro+"/"+li.suite] = lists[i]
 	}
-	l.lists[key] = lists
 	return lists, nil
 }

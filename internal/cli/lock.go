@@ -82,6 +82,7 @@ first, and with their passwords; then those that the file names.` + exitStatus(
 	f.BoolVar(&o.diff, "diff", false, "show what --update would change, and write nothing")
 	f.StringSliceVar(&o.with, "with", nil, "extra `PACKAGES` for the build root, of the kernel's distribution")
 	o.input.flags(f)
+	a.compilerFlag(f)
 	f.StringArrayVar(&o.depends, "depends", nil, "`DIR` with the sources of modules that BUILD_DEPENDS names; can be repeated")
 	cmd.MarkFlagsMutuallyExclusive("update", "diff")
 	cmd.RegisterFlagCompletionFunc("kernels", a.completeKernels)

@@ -442,7 +442,7 @@ func writeWhole(ctx context.Context, name string, write func(io.Writer) error) e
 		return err
 	}
 	defer lock.Close()
-	partial := filepath.Join(dir, "."+filepath.Base(name)+".partial")
+	partial := partialOf(name)
 	if err := os.RemoveAll(partial); err != nil {
 		return err
 	}
@@ -451,6 +451,11 @@ func writeWhole(ctx context.Context, name string, write func(io.Writer) error) e
 	}
 	defer os.RemoveAll(partial)
 	return durable.WriteFile(partial, name, 0o644, write)
+}
+
+// partialOf is the folder that has a file of writeWhole until it is whole.
+func partialOf(name string) string {
+	return filepath.Join(filepath.Dir(name), "."+filepath.Base(name)+".partial")
 }
 
 // withImage assembles a kernel's header image, and hands it to use while it can be read.

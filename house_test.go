@@ -52,7 +52,7 @@ var mayImport = map[string][]string{
 	"internal/mirror":          {},
 	"internal/registry":        {},
 	"internal/dockertest":      {"internal/need"},
-	"internal/distrotest":      {"images", "internal/need", "kernels", "kernels/deb", "kernels/repo"},
+	"internal/distrotest":      {"images", "internal/dkmstest", "internal/need", "kernels", "kernels/deb", "kernels/repo"},
 	"internal/dkmstest":        {"images", "internal/need", "kernels", "kernels/deb"},
 	"internal/registrytest":    {"internal/need"},
 	"internal/hosttest":        {"internal/dkmstest", "internal/need", "kernels"},

@@ -38,6 +38,10 @@ const (
 	maxSourceNames = 32 << 20 // bytes of all names and targets of links, which are held in memory
 )
 
+// lockFile has what a build takes (kernels.LockFile). It is kept beside the dkms.conf and is no part of the source: else all would have to
+// be built again when one kernel is added to it.
+const lockFile = "godkms.lock"
+
 // vcsFolders are left out of a source tree, at any depth.
 var vcsFolders = []string{".git", ".hg", ".svn", ".bzr", "CVS", "_darcs"}
 
@@ -407,6 +411,9 @@ func (t *tree) canonical(ctx context.Context, temp string) (_ *Source, err error
 				return nil, err
 			}
 		}
+	}
+	if e := t.entries[lockFile]; e != nil && e.mode.IsRegular() {
+		delete(t.entries, lockFile)
 	}
 	confName := t.follow("dkms.conf")
 	if e := t.entries[confName]; e != nil && e.size > dkms.MaxConf {

@@ -82,6 +82,7 @@ func TestSourceDigest(t *testing.T) {
 		{"times", func() { os.Chtimes(filepath.Join(dir, "Makefile"), time.Time{}, time.Unix(1, 0)) }, dir},
 		{"modes", func() { os.Chmod(filepath.Join(dir, "Makefile"), 0o600) }, dir},
 		{"git", func() { os.MkdirAll(filepath.Join(dir, ".git/objects"), 0o755) }, dir},
+		{"lock file", func() { os.WriteFile(filepath.Join(dir, "godkms.lock"), []byte("godkms.lock 1\n"), 0o644) }, dir},
 		{"output", func() { os.MkdirAll(filepath.Join(out, "debian-bookworm"), 0o755) }, dir},
 		{"output in folders made for it", func() { os.MkdirAll(filepath.Join(dir, "made/for/it/deep"), 0o755) }, dir},
 		{"output, by way of a link", func() { os.Symlink(dir, dir+"-link") }, dir + "-link"},
@@ -98,6 +99,7 @@ func TestSourceDigest(t *testing.T) {
 	}{
 		{"content", func() { os.WriteFile(filepath.Join(dir, "src/m.c"), []byte("int y;\n"), 0o644) }},
 		{"mode", func() { os.Chmod(filepath.Join(dir, "run.sh"), 0o644) }},
+		{"lock file elsewhere", func() { os.Rename(filepath.Join(dir, "godkms.lock"), filepath.Join(dir, "src/godkms.lock")) }},
 		{"name", func() { os.Rename(filepath.Join(dir, "run.sh"), filepath.Join(dir, "runs.sh")) }},
 		{"link", func() { os.Remove(filepath.Join(dir, "link")); os.Symlink("Makefile", filepath.Join(dir, "link")) }},
 	} {

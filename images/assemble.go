@@ -93,7 +93,7 @@ func (s *Store) assembleOnce(ctx context.Context, lock kernels.Lock, specs []lay
 }
 
 func (t *tree) glue(ctx context.Context, l layerSpec) error {
-	if err := t.extract(ctx, 0, bytes.NewReader(l.tar), policy{asNamed, true}); err != nil {
+	if err := t.extract(ctx, 0, bytes.NewReader(l.tar), policy{place: asNamed, sticky: true}); err != nil {
 		return fmt.Errorf("make glue: %w", err)
 	}
 	return nil
@@ -251,7 +251,13 @@ func (s *Store) unpack(ctx context.Context, distro string, t task, progress func
 		if err != nil {
 			return err
 		}
-		err = t.tree.extract(ctx, t.owner, payload, policy{place: placePackage})
+		p := policy{place: placePackage}
+		switch distro {
+		case "debian", "ubuntu":
+		default:
+			p.drop = isMerged
+		}
+		err = t.tree.extract(ctx, t.owner, payload, p)
 		if cerr := payload.Close(); err == nil {
 			err = cerr
 		}
@@ -315,4 +321,18 @@ func placePackage(name string) (string, bool) {
 		}
 	}
 	return name, true
+}
+
+// isMerged tells whether a symbolic link is one that the merged /usr makes pointless: one that would link to itself, as bin/cat does that
+// packages from before link to usr/bin/cat, or one of the folders that the glue has (see unified).
+func isMerged(name, to string) bool {
+	if name == "usr/sbin" || name == "usr/lib64" {
+		return true
+	}
+	if !path.IsAbs(to) {
+		to = path.Join("/", path.Dir(name), to)
+	}
+	at, _ := placePackage(name)
+	target, _ := placePackage(strings.TrimPrefix(path.Clean(to), "/"))
+	return at == target
 }

@@ -9,17 +9,13 @@ import (
 	"hash"
 	"io"
 	"io/fs"
-	"math/rand/v2"
-	"net"
-	"net/http"
 	"os"
 	"strconv"
-	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/durable"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/mirror"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
 
@@ -47,25 +43,6 @@ func (e *PackageError) Error() string {
 
 func (e *PackageError) Unwrap() error { return e.Err }
 
-const (
-	attempts     = 4                      // in a row that bring nothing new
-	firstBackoff = 200 * time.Millisecond // doubles with each
-	stall        = 30 * time.Second       // without a byte ends an attempt
-)
-
-func newClient() *http.Client {
-	return &http.Client{Transport: &http.Transport{
-		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           (&net.Dialer{Timeout: 15 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
-		TLSHandshakeTimeout:   15 * time.Second,
-		ResponseHeaderTimeout: stall,
-		ForceAttemptHTTP2:     true,
-		MaxIdleConnsPerHost:   16,
-		IdleConnTimeout:       30 * time.Second,
-		DisableCompression:    true, // ranges count the bytes of the file
-	}}
-}
-
 func (s *Store) packageFile(p kernels.Package) string {
 	return s.path("packages", "sha256", p.Digest.Hex)
 }
@@ -76,9 +53,10 @@ func (s *Store) have(p kernels.Package) bool {
 	return err == nil && st.Size() == p.Size
 }
 
-// fetch makes sure that a package file is in the cache. Of several processes that want it one downloads. What was downloaded
-// before a process died is kept and goes on from there; if the whole then has the wrong hash, it is fetched once more from the
-// start. Files are not fsynced: each reader checks the hash. progress is told of bytes, negative ones when they start again.
+// fetch makes sure that a package file is in the cache, from whichever of its mirrors. Of several processes that want it one downloads.
+// What was downloaded before a process died is kept and goes on from there; if the whole then has the wrong hash, it is fetched once
+// more from the start. Files are not fsynced: each reader checks the hash. progress is told of bytes, negative ones when they start
+// again.
 func (s *Store) fetch(ctx context.Context, p kernels.Package, progress func(int64)) error {
 	if !s.have(p) && s.offline {
 		return &PackageError{p, ErrOffline, "run once without --offline"}
@@ -95,13 +73,9 @@ func (s *Store) fetch(ctx context.Context, p kernels.Package, progress func(int6
 		return nil
 	}
 	defer f.Close()
-	d := &download{store: s, pkg: p, file: f, sum: sha256.New(), progress: progress}
-	err = d.run(ctx)
-	if errors.Is(err, ErrMismatch) && d.resumed {
-		if err = d.restart(); err == nil {
-			d.resumed = false
-			err = d.run(ctx)
-		}
+	err = s.net.Download(ctx, mirror.File{URLs: append([]string{p.URL}, p.Mirrors...), Digest: p.Digest, Size: p.Size}, f, progress)
+	if all, ok := errors.AsType[mirror.Failures](err); ok {
+		err = packageFailure(p, all)
 	}
 	if errors.Is(err, ErrMismatch) {
 		os.Remove(f.Name())
@@ -110,6 +84,44 @@ func (s *Store) fetch(ctx context.Context, p kernels.Package, progress func(int6
 		return err
 	}
 	return os.Rename(f.Name(), s.packageFile(p))
+}
+
+// packageFailure says why none of a package's URLs gave it, and what to do about the first of them.
+func packageFailure(p kernels.Package, all mirror.Failures) *PackageError {
+	var out *PackageError
+	for _, f := range all {
+		why, hint := explain(p, f)
+		if out == nil {
+			out = &PackageError{p, why, hint}
+		} else {
+			out.Err = fmt.Errorf("%w; %w", out.Err, why)
+		}
+	}
+	return out
+}
+
+func explain(p kernels.Package, f *mirror.Failure) (why error, hint string) {
+	if other, ok := errors.AsType[*mirror.Another](f.Err); ok {
+		got, want := fmt.Sprintf("%d bytes", other.Size), strconv.FormatInt(p.Size, 10)
+		switch {
+		case other.Digest.Hex != "":
+			got, want = "hash "+other.Digest.String(), p.Digest.String()
+		case other.Size < 0:
+			got = "more bytes"
+		}
+		return fmt.Errorf("%w: %q has %s; want %s", ErrMismatch, f.URL, got, want),
+			"the mirror may be in the middle of an update or altered: try --refresh or another --mirror"
+	}
+	if status, ok := errors.AsType[*mirror.StatusError](f.Err); ok && mirror.IsMissing(status) {
+		return fmt.Errorf("%w: %q: %s", ErrGone, f.URL, status.Status()), "try --refresh or another --mirror"
+	}
+	if errors.Is(f.Err, mirror.ErrAddress) {
+		return fmt.Errorf("download %q: %w", f.URL, f.Err), "give a --mirror with an http or https address"
+	}
+	if f.Tries == 0 {
+		return fmt.Errorf("download %q: %w", f.URL, f.Err), "try another --mirror"
+	}
+	return fmt.Errorf("download %q, tried %d times: %w", f.URL, f.Tries, f.Err), "check the network, or try another --mirror"
 }
 
 // partial opens and locks the unfinished file of a package; nil means that the finished one is there.
@@ -138,166 +150,6 @@ func (s *Store) partial(ctx context.Context, p kernels.Package) (*os.File, error
 		return f, nil
 	}
 	return nil, nil
-}
-
-type download struct {
-	store    *Store
-	pkg      kernels.Package
-	file     *os.File
-	sum      hash.Hash // of the file's first n bytes
-	n        int64
-	resumed  bool // not all bytes are from one response
-	progress func(int64)
-}
-
-func (d *download) restart() error {
-	d.progress(-d.n)
-	d.n = 0
-	d.sum.Reset()
-	if err := d.file.Truncate(0); err != nil {
-		return err
-	}
-	_, err := d.file.Seek(0, io.SeekStart)
-	return err
-}
-
-// run completes the file and checks its hash.
-func (d *download) run(ctx context.Context) error {
-	d.sum.Reset()
-	d.n = 0
-	if _, err := d.file.Seek(0, io.SeekStart); err != nil {
-		return err
-	}
-	n, err := io.Copy(d.sum, d.file)
-	if err != nil {
-		return err
-	}
-	d.n, d.resumed = n, d.resumed || n > 0
-	d.progress(n)
-	if n > d.pkg.Size {
-		if err := d.restart(); err != nil {
-			return err
-		}
-	}
-	wait, best := firstBackoff, d.n // best: as far as any attempt got
-	for try := 1; d.n < d.pkg.Size; try++ {
-		err := d.attempt(ctx)
-		if err == nil {
-			continue
-		}
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		var again *retryError
-		if !errors.As(err, &again) {
-			return err
-		}
-		if d.n > best {
-			try, wait, best = 1, firstBackoff, d.n
-		}
-		if try >= attempts {
-			return &PackageError{d.pkg, fmt.Errorf("download %q, tried %d times: %w", d.pkg.URL, try, again.error),
-				"check the network, or try another --mirror"}
-		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(wait + rand.N(wait/2)):
-		}
-		wait *= 2
-	}
-	if got := hex.EncodeToString(d.sum.Sum(nil)); got != d.pkg.Digest.Hex {
-		return d.mismatch("hash sha256:"+got, d.pkg.Digest.String())
-	}
-	return nil
-}
-
-func (d *download) mismatch(got, want string) error {
-	return &PackageError{d.pkg, fmt.Errorf("%w: %q has %s; want %s", ErrMismatch, d.pkg.URL, got, want),
-		"the mirror may be in the middle of an update or altered: try --refresh or another --mirror"}
-}
-
-// retryError is one that another attempt may not meet.
-type retryError struct{ error }
-
-// attempt makes one request for what is missing.
-func (d *download) attempt(ctx context.Context) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, d.pkg.URL, nil)
-	if err != nil {
-		return &PackageError{d.pkg, err, "give a --mirror with an http or https address"}
-	}
-	req.Header.Set("Accept-Encoding", "identity")
-	req.Header.Set("User-Agent", "godkms-hermetic")
-	if d.n > 0 {
-		d.resumed = true
-		req.Header.Set("Range", "bytes="+strconv.FormatInt(d.n, 10)+"-")
-	}
-	stalled := fmt.Errorf("no byte for %v", d.store.stall)
-	timer := time.AfterFunc(d.store.stall, func() { cancel(stalled) })
-	defer timer.Stop()
-	resp, err := d.store.client.Do(req)
-	if err != nil {
-		if context.Cause(ctx) == stalled {
-			err = stalled
-		}
-		if strings.Contains(err.Error(), "unsupported protocol scheme") {
-			return &PackageError{d.pkg, err, "give a --mirror with an http or https address"}
-		}
-		return &retryError{err}
-	}
-	defer resp.Body.Close()
-	switch code := resp.StatusCode; {
-	case code == http.StatusOK:
-		if d.n > 0 { // the server ignores ranges
-			if err := d.restart(); err != nil {
-				return err
-			}
-		}
-	case code == http.StatusPartialContent && strings.HasPrefix(resp.Header.Get("Content-Range"), fmt.Sprintf("bytes %d-", d.n)):
-	case code == http.StatusPartialContent, code == http.StatusRequestedRangeNotSatisfiable:
-		if d.n == 0 {
-			return &retryError{fmt.Errorf("the server answers %s", resp.Status)}
-		}
-		return d.restart() // the server's file is another one
-	case code == http.StatusNotFound, code == http.StatusGone:
-		return &PackageError{d.pkg, fmt.Errorf("%w: %q: %s", ErrGone, d.pkg.URL, resp.Status),
-			"try --refresh or another --mirror"}
-	case code >= 500, code == http.StatusTooManyRequests, code == http.StatusRequestTimeout:
-		return &retryError{errors.New("the server answers " + resp.Status)}
-	default:
-		return &PackageError{d.pkg, fmt.Errorf("download %q: %s", d.pkg.URL, resp.Status), "try another --mirror"}
-	}
-	if resp.ContentLength >= 0 && d.n+resp.ContentLength != d.pkg.Size {
-		return d.mismatch(fmt.Sprintf("%d bytes", d.n+resp.ContentLength), strconv.FormatInt(d.pkg.Size, 10))
-	}
-	buf := make([]byte, 64<<10)
-	for {
-		k, rerr := resp.Body.Read(buf)
-		timer.Reset(d.store.stall)
-		if d.n+int64(k) > d.pkg.Size {
-			return d.mismatch("more bytes", strconv.FormatInt(d.pkg.Size, 10))
-		}
-		if _, err := d.file.Write(buf[:k]); err != nil {
-			return err
-		}
-		d.sum.Write(buf[:k])
-		d.n += int64(k)
-		d.progress(int64(k))
-		if rerr == io.EOF && d.n == d.pkg.Size {
-			return nil
-		}
-		if rerr != nil {
-			if rerr == io.EOF {
-				rerr = io.ErrUnexpectedEOF
-			}
-			if context.Cause(ctx) == stalled {
-				rerr = stalled
-			}
-			return &retryError{rerr}
-		}
-	}
 }
 
 // openPackage gives a package file as a stream that fails, when it ends, if its hash is not the package's.

@@ -248,7 +248,7 @@ func TestFetchLeavesStalledServers(t *testing.T) {
 				return true
 			}
 			s := openStore(t, t.TempDir())
-			s.stall = 300 * time.Millisecond
+			s.net.Stall = 300 * time.Millisecond
 			err := s.fetch(context.Background(), m.add("a", randomBytes(100000)), func(int64) {})
 			if c.stalls == 1 && err != nil || c.stalls > 1 && (err == nil || !strings.Contains(err.Error(), "no byte for 300ms; check the network")) {
 				t.Errorf("fetch = %v", err)

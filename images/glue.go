@@ -3,8 +3,11 @@ package images
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	_ "embed"
+	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"slices"
 	"strconv"
@@ -62,6 +65,9 @@ func glueTar(lock kernels.Lock) ([]byte, error) {
 		dir("usr/" + d)
 		link(d, "usr/"+d)
 	}
+	for name, to := range unified(k) {
+		link(name, to)
+	}
 	link("var/run", "/run")
 	link("var/lock", "/run/lock")
 	link("etc/os-release", "../usr/lib/os-release")
@@ -91,16 +97,25 @@ func glueTar(lock kernels.Lock) ([]byte, error) {
 	if p, ok := packages["debianutils"]; ok && major(p.Version) >= 5 { // older ones hold which itself
 		link("usr/bin/which", "which.debianutils")
 	}
+	switch k.Distro {
+	case "debian", "ubuntu", "arch":
+	default: // the alternatives of RPM distributions
+		if has("binutils") {
+			link("usr/bin/ld", "ld.bfd")
+		}
+	}
 	compilerLinks(lock.Compiler, triplet(k.Arch), has, link)
+	versionedCompilerLinks(k.Distro, lock.Compiler, has, link)
 
 	// Where Makefiles and dkms.confs look for the kernel's configuration.
 	link("boot/config-"+k.Release, "/lib/modules/"+k.Release+"/build/.config")
 	link("usr/lib/modules/"+k.Release+"/config", "build/.config")
-	switch k.Distro {
-	case "debian", "ubuntu":
-		link("usr/lib/modules/"+k.Release+"/build", "/usr/src/linux-headers-"+k.Release)
-	default: // RPM distributions; there the link is the kernel package's
-		link("usr/lib/modules/"+k.Release+"/build", "/usr/src/kernels/"+k.Release)
+	build := cmp.Or(lock.Build, "usr/src/linux-headers-"+k.Release)
+	if !fs.ValidPath(build) {
+		return nil, fmt.Errorf("lock of %s: %q is no folder of a root", k, build)
+	}
+	if of := "usr/lib/modules/" + k.Release + "/build"; of != build {
+		link(of, "/"+build)
 	}
 
 	version := "#1 SMP"
@@ -149,6 +164,46 @@ func compilerLinks(compiler, triplet string, has func(string) bool, link func(na
 	if has("g++-" + version) {
 		link("usr/bin/c++", "g++")
 	}
+}
+
+// versionedCompilerLinks does the same for RPM distributions whose default compiler is another than the lock's: SUSE's gcc13, Amazon Linux's
+// gcc14, and the toolsets of Enterprise Linux, which have a folder and binutils of their own.
+func versionedCompilerLinks(distro, compiler string, has func(string) bool, link func(name, to string)) {
+	family, version, ok := strings.Cut(compiler, "-")
+	if !ok || family != "gcc" {
+		return
+	}
+	toolset, dir := "gcc-toolset-"+version, "/opt/rh/gcc-toolset-"+version+"/root/usr/bin/"
+	names := func(pkg string, to func(program string) string, programs ...string) {
+		for _, p := range programs {
+			if has(pkg) {
+				link("usr/bin/"+p, to(p))
+			}
+		}
+	}
+	inDir := func(p string) string { return dir + p }
+	behind := func(p string) string { return p + "-" + version } // SUSE
+	if distro == "amzn" {
+		behind = func(p string) string { return "gcc" + version + "-" + p }
+	}
+	names("gcc"+version, behind, "gcc", "gcc-ar", "gcc-nm", "gcc-ranlib", "gcov")
+	names("gcc"+version+"-c++", behind, "g++")
+	names("cpp"+version, behind, "cpp")
+	names(toolset+"-gcc", inDir, "gcc", "gcc-ar", "gcc-nm", "gcc-ranlib", "gcov", "cpp")
+	names(toolset+"-gcc-c++", inDir, "g++")
+	names(toolset+"-binutils", inDir, "ar", "as", "nm", "objcopy", "objdump", "ranlib", "readelf", "strip")
+	names(toolset+"-binutils", func(string) string { return dir + "ld.bfd" }, "ld")
+}
+
+// unified are the folders that a distribution has as links to others, beside those of merged.
+func unified(k kernels.Kernel) map[string]string {
+	switch version, _ := strconv.Atoi(k.Suite); {
+	case k.Distro == "fedora" && version >= 42: // the change "Unify bin and sbin"
+		return map[string]string{"usr/sbin": "bin"}
+	case k.Distro == "arch":
+		return map[string]string{"usr/sbin": "bin", "usr/lib64": "lib"}
+	}
+	return nil
 }
 
 func packGlue(files map[string]glueFile) ([]byte, error) {

@@ -90,8 +90,8 @@ func zst(t testing.TB, b []byte) []byte {
 	return w.EncodeAll(b, nil)
 }
 
-// mirror serves packages, and does to them what a test asks for.
-type mirror struct {
+// packageServer serves packages, and does to them what a test asks for.
+type packageServer struct {
 	*httptest.Server
 	mu       sync.Mutex
 	files    map[string][]byte
@@ -99,14 +99,14 @@ type mirror struct {
 	hook     func(w http.ResponseWriter, r *http.Request, name string, body []byte) bool
 }
 
-func newMirror(t testing.TB) *mirror {
-	m := &mirror{files: map[string][]byte{}}
+func newMirror(t testing.TB) *packageServer {
+	m := &packageServer{files: map[string][]byte{}}
 	m.Server = httptest.NewServer(m)
 	t.Cleanup(m.Close)
 	return m
 }
 
-func (m *mirror) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (m *packageServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	name := strings.TrimPrefix(r.URL.Path, "/")
 	m.mu.Lock()
 	m.requests = append(m.requests, strings.TrimSpace(name+" "+r.Header.Get("Range")))
@@ -123,13 +123,13 @@ func (m *mirror) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(body))
 }
 
-func (m *mirror) seen() []string {
+func (m *packageServer) seen() []string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return slices.Clone(m.requests)
 }
 
-func (m *mirror) add(name string, body []byte) kernels.Package {
+func (m *packageServer) add(name string, body []byte) kernels.Package {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.files[name] = body
@@ -139,12 +139,12 @@ func (m *mirror) add(name string, body []byte) kernels.Package {
 }
 
 // tinyLock is a lock of small packages that have a bit of everything: shared paths, hard links, all compressions, documents.
-func tinyLock(t testing.TB, m *mirror) kernels.Lock { return tinyLockIn(t, m, gz, zst) }
+func tinyLock(t testing.TB, m *packageServer) kernels.Lock { return tinyLockIn(t, m, gz, zst) }
 
 // plain is for golden digests: compressors may change.
 func plain(_ testing.TB, b []byte) []byte { return b }
 
-func tinyLockIn(t testing.TB, m *mirror, gz, zst func(testing.TB, []byte) []byte) kernels.Lock {
+func tinyLockIn(t testing.TB, m *packageServer, gz, zst func(testing.TB, []byte) []byte) kernels.Lock {
 	t.Helper()
 	lock := kernels.Lock{Kernel: kernels.Kernel{Distro: "debian", Suite: "bookworm", Arch: "amd64", Release: "6.1.0-9-amd64"}, Compiler: "gcc-12"}
 	setuid := e("./bin/su", "su")

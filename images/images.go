@@ -37,6 +37,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/durable"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/mirror"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
 
@@ -50,8 +51,10 @@ type Options struct {
 	Dir string
 	// Payload turns a package file of a distribution into the tar stream of the files that it installs.
 	Payload func(distro string, pkg io.Reader) (io.ReadCloser, error)
-	// Client downloads packages. Default: one with this package's own timeouts, and the proxy of the environment.
+	// Client downloads packages. Default: one with time-outs that honours the environment's proxies.
 	Client *http.Client
+	// Health is what this process knows of the mirrors. Default: nothing yet.
+	Health *mirror.Health
 	// Offline makes a package that is not in the cache an error that wraps ErrOffline.
 	Offline bool
 	// Jobs is how many packages are unpacked at a time, over all roots that are being assembled; at most 6, for each takes some
@@ -79,13 +82,12 @@ type Options struct {
 type Store struct {
 	dir       string
 	payload   func(string, io.Reader) (io.ReadCloser, error)
-	client    *http.Client
+	net       mirror.Fetcher
 	offline   bool
 	jobs      int
 	boot      string        // names this start of the machine; empty when unknown
 	decoders  chan struct{} // a slot for each package that is being unpacked
 	downloads chan struct{}
-	stall     time.Duration // without a byte, an attempt to download is given up
 	limits    limits
 	remote    Remote
 	warn      func(string)
@@ -118,17 +120,21 @@ func Open(o Options) (*Store, error) {
 	}
 	o.Jobs = min(o.Jobs, maxJobs)
 	if o.Client == nil {
-		o.Client = newClient()
+		o.Client = mirror.NewClient()
 	}
 	if o.Warn == nil {
 		o.Warn = func(string) {}
 	}
+	net := mirror.NewFetcher(o.Client)
+	if o.Health != nil {
+		net.Health = o.Health
+	}
 	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	return &Store{
-		dir: dir, payload: o.Payload, client: o.Client, offline: o.Offline, jobs: o.Jobs,
+		dir: dir, payload: o.Payload, net: net, offline: o.Offline, jobs: o.Jobs,
 		boot:     strings.TrimSpace(string(boot)),
 		decoders: make(chan struct{}, o.Jobs), downloads: make(chan struct{}, max(o.Jobs, minDownloads)),
-		stall: stall, limits: defaultLimits, remote: o.Remote, warn: o.Warn,
+		limits: defaultLimits, remote: o.Remote, warn: o.Warn,
 	}, nil
 }
 

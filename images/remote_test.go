@@ -169,7 +169,7 @@ func mustPush(t testing.TB, r *Root, to Remote, extra kernels.Extra) v1.Hash {
 }
 
 // bigLock is the tiny one with n bytes more, which don't compress, in its toolchain.
-func bigLock(t testing.TB, m *mirror, n int) kernels.Lock {
+func bigLock(t testing.TB, m *packageServer, n int) kernels.Lock {
 	t.Helper()
 	lock := tinyLock(t, m)
 	lock.Toolchain = append(slices.Clone(lock.Toolchain), m.add("random", makeTar(t, e("./usr/random", string(randomBytes(n))))))

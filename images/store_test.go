@@ -33,7 +33,7 @@ func writeJSON(t testing.TB, file string, v any) {
 }
 
 // secondLock is a lock with the same toolchain and other headers.
-func secondLock(t testing.TB, m *mirror, first kernels.Lock) kernels.Lock {
+func secondLock(t testing.TB, m *packageServer, first kernels.Lock) kernels.Lock {
 	t.Helper()
 	second := first
 	second.Kernel.Release = "6.1.0-10-amd64"

@@ -138,6 +138,7 @@ func (t *tree) close() {
 type policy struct {
 	place  func(name string) (string, bool) // where a cleaned name goes; false drops the entry
 	sticky bool                             // keep the sticky bit of folders
+	drop   func(name, to string) bool       // of a symbolic link: whether to drop it; may be nil
 }
 
 // extract unpacks an archive as number owner. Nothing is written outside the tree: a path is followed through folders only,
@@ -223,7 +224,7 @@ func (x *extractor) entry(ctx context.Context, h *tar.Header, r io.Reader) error
 		return fmt.Errorf("entry %q is a %s: only files, folders and links are unpacked", h.Name, typeName(h.Typeflag))
 	}
 	at, keep := x.place(name)
-	if !keep {
+	if !keep || h.Typeflag == tar.TypeSymlink && x.drop != nil && x.drop(name, h.Linkname) {
 		return nil
 	}
 	mtime := min(max(h.ModTime.Unix(), 0), 1<<33-1) // what the plain tar format can hold

@@ -1,6 +1,10 @@
 package kernels
 
-import "runtime"
+import (
+	"cmp"
+	"runtime"
+	"strings"
+)
 
 // machines are the names that uname -m prints for the architectures as Debian names them.
 var machines = map[string]string{
@@ -31,8 +35,40 @@ func HostArch() string {
 	return runtime.GOARCH
 }
 
-// SuiteOf gives the distribution and the suite that the fields of os-release(5) name: ID, and of VERSION_CODENAME and VERSION_ID what the
-// distribution goes by. Derivatives that use another's kernels have that one's (UBUNTU_CODENAME). Either is empty where it isn't said.
+// SuiteOf gives the distribution and the suite that the fields of os-release(5) name, as Kernel has them. What installs another
+// distribution's kernels is that one: Ubuntu's derivatives have UBUNTU_CODENAME, Linux Mint's Debian edition has DEBIAN_CODENAME. Either
+// is empty where it isn't said. Testing and unstable of Debian say the same of themselves: testing's codename.
 func SuiteOf(osRelease map[string]string) (distro, suite string) {
-	return osRelease["ID"], osRelease["VERSION_CODENAME"]
+	distro = osRelease["ID"]
+	version := osRelease["VERSION_ID"]
+	if name := osRelease["UBUNTU_CODENAME"]; name != "" {
+		return "ubuntu", name
+	}
+	if name := osRelease["DEBIAN_CODENAME"]; name != "" && distro == "linuxmint" {
+		return "debian", name
+	}
+	switch distro {
+	case "debian":
+		name := osRelease["VERSION_CODENAME"]
+		if pretty := osRelease["PRETTY_NAME"]; name == "" && strings.HasSuffix(pretty, "/sid") { // "Debian GNU/Linux bullseye/sid"
+			name = pretty[strings.LastIndexByte(pretty, ' ')+1:]
+		}
+		suite, _, _ = strings.Cut(name, "/")
+	case "rhel", "centos", "rocky", "almalinux", "ol":
+		suite, _, _ = strings.Cut(version, ".")
+	case "sles", "sled", "sles_sap": // one set of kernels
+		return "sles", version
+	case "fedora", "opensuse-leap", "amzn":
+		suite = version
+	case "opensuse-tumbleweed", "opensuse-microos":
+		return "opensuse-tumbleweed", "rolling"
+	case "arch", "endeavouros", "garuda": // not Manjaro, CachyOS or Artix, whose kernels are their own
+		return "arch", "rolling"
+	default:
+		suite = cmp.Or(osRelease["VERSION_CODENAME"], version)
+		if suite == "" && osRelease["BUILD_ID"] == "rolling" {
+			suite = "rolling"
+		}
+	}
+	return distro, suite
 }

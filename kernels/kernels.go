@@ -20,6 +20,9 @@ var ErrNotFound = errors.New("not found")
 // ErrExpired is wrapped by the error of an index that was refused for being past its Valid-Until, and for nothing else.
 var ErrExpired = errors.New("expired")
 
+// ErrNoMirror is wrapped by the error of a distribution that has no public mirror, where none was given.
+var ErrNoMirror = errors.New("no mirror")
+
 // ErrUntrusted is wrapped by the error of an index that was refused for its signature, its digest, or being older than one seen before.
 var ErrUntrusted = errors.New("not to be trusted")
 
@@ -120,7 +123,7 @@ type Provider interface {
 	// Indexes says what the answers about a suite are read from, as it is now. It fails as Kernels does.
 	Indexes(ctx context.Context, suite, arch string) ([]Index, error)
 	// Kernels lists what can be built for in a suite, newest first. An unknown suite wraps ErrNotFound, one whose
-	// index is too old ErrExpired.
+	// index is too old ErrExpired, one that is nowhere to be read from ErrNoMirror.
 	Kernels(ctx context.Context, suite, arch string) ([]Candidate, error)
 	// Lock pins the build root of a kernel, with extra packages. An unknown kernel or package wraps ErrNotFound, and what is wrong
 	// with one of the extra packages is an *ExtraError. In which order they are named, or how often, makes no difference.
@@ -133,10 +136,11 @@ type Provider interface {
 
 // Index is a signed list of packages, at one of its mirrors.
 type Index struct {
-	Name   string    `json:"name"`          // within the suite: "bookworm-updates", "baseos"
-	URL    string    `json:"url"`           // of the archive there, without passwords
-	Date   time.Time `json:"date,omitzero"` // that it says it has
-	Digest v1.Hash   `json:"digest"`        // sha256 of the list
+	Archive string    `json:"archive"`       // as --mirror names it: "debian-security"
+	Name    string    `json:"name"`          // within the suite: "bookworm-updates", "baseos"
+	URL     string    `json:"url"`           // of the archive there, without passwords
+	Date    time.Time `json:"date,omitzero"` // that it says it has
+	Digest  v1.Hash   `json:"digest"`        // sha256 of the list
 }
 
 // Finder is what a Provider can be that knows which files packages have that nobody has installed.

@@ -28,6 +28,7 @@ import (
 
 type buildOptions struct {
 	kernels []string
+	lock    string
 	out     string
 	engine  string
 	jobs    int
@@ -76,6 +77,10 @@ are passed over.
 What a build needs beside the compiler and make is named with --with, or as packages below [build] in a godkms.toml beside the
 dkms.conf; a Debian package brings what it depends on. "a | b" is one or the other, whichever the kernel's suite has.
 
+With --lock, the kernels are those of a file that the command lock has written, or those of them that --kernels names by a release
+or a pattern, and their packages are the file's. No index is asked for. What can't be had as it was locked, or is asked for and
+isn't locked, is a failure; see lock.
+
 With --images, the header image of a kernel is taken from a registry that has it, rather than assembled from the distribution's
 packages. A kernel that the distribution has no more, named by its release or by a pattern that nothing there matches, is built
 for with the packages that its newest image in the registry was made of; so is one that is named in full while the distribution
@@ -116,11 +121,15 @@ digest of the artifact; where the modules are. With --format json it has one obj
   godkms-hermetic build v4l2loopback-dkms_0.12.7-2_all.deb --kernels 'debian/bookworm:6.1.*-amd64' --out modules
   godkms-hermetic build . --kernels running --with libxtables-dev --format json
   godkms-hermetic build zfs --depends /usr/src --kernels debian/trixie:latest
+  godkms-hermetic build . --lock godkms.lock --out modules
   godkms-hermetic build hello/1.0 -k 6.1.0-56-amd64
   godkms-hermetic build . --kernels 'debian/trixie:*' --cache-from registry.example/cache --cache-to registry.example/cache
   godkms-hermetic build . --kernels 'debian/bookworm:*' --shard 2/4 --report junit=report.xml,html=report.html`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if h.isFor(args) {
+				if o.lock != "" {
+					return errors.New("--lock is for sources, not for MODULE/VERSION")
+				}
 				if !cmd.Flags().Changed("out") {
 					o.out = ""
 				}
@@ -135,7 +144,8 @@ digest of the artifact; where the modules are. With --format json it has one obj
 		},
 	}
 	f := cmd.Flags()
-	f.StringSliceVarP(&o.kernels, "kernels", "k", nil, "`KERNELS` to build for; required, but for MODULE/VERSION")
+	f.StringSliceVarP(&o.kernels, "kernels", "k", nil, "`KERNELS` to build for; required, but for --lock and MODULE/VERSION")
+	f.StringVar(&o.lock, "lock", "", "`FILE` of the command lock, whose kernels are built for with its packages and no others")
 	f.StringVar(&o.out, "out", "out", "`DIR` for modules and logs; for MODULE/VERSION there is none by default")
 	h.moduleFlags(cmd)
 	h.archFlags(cmd)
@@ -196,18 +206,21 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, sources []string) er
 // plan opens the caches and the sources, and finds the kernels of the request, or of its shard.
 func (r *buildRun) plan(ctx context.Context, sources []string) ([]target, error) {
 	o := r.options
-	selectors, err := parseSelectors(r.distros, o.kernels)
+	if o.lock == "" && !slices.ContainsFunc(o.kernels, func(s string) bool { return strings.TrimSpace(s) != "" }) {
+		return nil, errors.New("no kernel given; use --kernels, as in --kernels debian/trixie:latest ('godkms-hermetic kernels debian/trixie' lists them), or --lock")
+	}
+	find, err := r.finder(o.lock, o.kernels)
 	if err != nil {
 		return nil, err
-	}
-	if len(selectors) == 0 {
-		return nil, errors.New("no kernel given; use --kernels, as in --kernels debian/trixie:latest ('godkms-hermetic kernels debian/trixie' lists them)")
 	}
 	if err := r.open(); err != nil {
 		return nil, err
 	}
 	exclude := append([]string{o.out, filepath.Dir(r.builder.Temp)}, // any may lie in the source, or be it
 		layoutDirs(append([]string{o.push, o.headers.repo, o.shared.to}, o.shared.from...)...)...)
+	if o.lock != "" {
+		exclude = append(exclude, o.lock)
+	}
 	for _, suite := range r.suites() {
 		exclude = append(exclude, filepath.Join(o.out, strings.Replace(suite, "/", "-", 1)))
 	}
@@ -223,22 +236,44 @@ func (r *buildRun) plan(ctx context.Context, sources []string) ([]target, error)
 			return nil, err
 		}
 	}
-	targets, err := r.resolve(ctx, r.distros, selectors)
+	targets, err := find(ctx)
 	if err != nil {
 		return nil, err
-	}
-	if found, err := r.archived(ctx, r.headers.remote, targets); err == nil {
-		targets = found
-	} else if ctx.Err() != nil {
-		return nil, err
-	} else {
-		r.board.Warn(fmt.Sprintf("--images: %v", err))
 	}
 	part := r.shard.take(targets)
 	if len(part) == 0 {
 		r.board.Print(fmt.Sprintf("--shard %s: there is nothing to build, as the kernels are fewer: %d", r.shard, len(targets)))
 	}
 	return part, nil
+}
+
+// finder reads the kernels of a request, and the lock file that has them if one is named, and gives what finds them. Nothing is opened yet.
+func (r *buildRun) finder(lock string, list []string) (func(context.Context) ([]target, error), error) {
+	if lock != "" {
+		distros, file, err := r.useLock(lock, r.distros)
+		if err != nil {
+			return nil, err
+		}
+		r.distros = distros
+		targets, err := lockedTargets(lock, file, list)
+		return func(context.Context) ([]target, error) { return targets, nil }, err
+	}
+	selectors, err := parseSelectors(r.distros, list)
+	return func(ctx context.Context) ([]target, error) {
+		targets, err := r.resolve(ctx, r.distros, selectors)
+		if err != nil {
+			return nil, err
+		}
+		found, err := r.archived(ctx, r.headers.remote, targets)
+		switch {
+		case err == nil:
+			return found, nil
+		case ctx.Err() != nil:
+			return nil, err
+		}
+		r.board.Warn(fmt.Sprintf("--images: %v", err))
+		return targets, nil
+	}, err
 }
 
 // newRun makes a run of options that are about builds. Nothing is opened yet.

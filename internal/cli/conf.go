@@ -109,6 +109,7 @@ func (c *confInput) of(s *builder.Source, l kernels.Lock) builder.Job {
 
 type confOptions struct {
 	kernels []string
+	lock    string
 	engine  string
 	input   confInput
 }
@@ -122,7 +123,8 @@ func (a *app) confCommand() *cobra.Command {
 command, patches and scripts, what it depends on, and whether the kernel is excluded; for each choice, the directive that decided.
 Nothing is compiled. All faults of a dkms.conf are shown at once, with their lines.
 
-SRC and KERNELS are those of 'build'. A kernel's header image is assembled if it isn't there, since its bash evaluates the file.
+SRC, KERNELS and --lock are those of 'build'. A kernel's header image is assembled if it isn't there, since its bash evaluates the
+file.
 
 --overrides DIR has files as /etc/dkms has on a host: M.conf, M-V.conf, M-V-K.conf, M-V-K-A.conf, M--K.conf and M--K-A.conf, for
 module M, version V, release K and machine A, are read after the dkms.conf, in this order; then come the values of
@@ -145,8 +147,9 @@ module M, version V, release K and machine A, are read after the dkms.conf, in t
 		},
 	}
 	f := cmd.Flags()
-	f.StringSliceVar(&o.kernels, "kernel", nil, "`KERNELS` to evaluate for; required")
+	f.StringSliceVar(&o.kernels, "kernel", nil, "`KERNELS` to evaluate for; required, but for --lock")
 	f.StringSliceVar(&o.kernels, "kernels", nil, "the same")
+	f.StringVar(&o.lock, "lock", "", "`FILE` of the command lock, for whose kernels and packages it is evaluated")
 	f.StringVar(&o.engine, "engine", "auto", "what runs bash: sandbox, docker, or auto, the first of them that works here")
 	o.input.flags(f)
 	f.MarkHidden("kernels")
@@ -157,8 +160,8 @@ module M, version V, release K and machine A, are read after the dkms.conf, in t
 
 func (a *app) runConf(ctx context.Context, o confOptions, src string) error {
 	switch {
-	case !slices.ContainsFunc(o.kernels, func(s string) bool { return strings.TrimSpace(s) != "" }):
-		return errors.New("no kernel given; use --kernel, as in --kernel debian/trixie:latest ('godkms-hermetic kernels debian/trixie' lists them)")
+	case o.lock == "" && !slices.ContainsFunc(o.kernels, func(s string) bool { return strings.TrimSpace(s) != "" }):
+		return errors.New("no kernel given; use --kernel, as in --kernel debian/trixie:latest ('godkms-hermetic kernels debian/trixie' lists them), or --lock")
 	case !slices.Contains(engineNames, o.engine):
 		return fmt.Errorf("--engine is %q: it can be %s", o.engine, strings.Join(engineNames, ", "))
 	}
@@ -169,7 +172,8 @@ func (a *app) runConf(ctx context.Context, o confOptions, src string) error {
 	if err != nil {
 		return err
 	}
-	selectors, err := parseSelectors(distros, o.kernels)
+	r := &buildRun{app: a, options: buildOptions{jobs: runtime.NumCPU()}, distros: distros}
+	find, err := r.finder(o.lock, o.kernels)
 	if err != nil {
 		return err
 	}
@@ -182,12 +186,11 @@ func (a *app) runConf(ctx context.Context, o confOptions, src string) error {
 		return err
 	}
 	defer source.Close()
-	targets, err := a.resolve(ctx, distros, selectors)
+	targets, err := find(ctx)
 	if err != nil {
 		return err
 	}
 
-	r := &buildRun{app: a, options: buildOptions{jobs: runtime.NumCPU()}, distros: distros}
 	r.engine = engineOf{name: o.engine, note: a.board.Print}
 	r.builder = &builder.Builder{RootVersion: images.Version, Temp: temp, Jobs: r.options.jobs, Engine: r.engine.get, Root: r.root}
 	defer r.engine.close()

@@ -16,7 +16,7 @@ import (
 // machine is what a Linux root says of itself, for a module must fit it.
 type machine struct {
 	root          string // empty: there is none to look at
-	distro, suite string // of os-release(5), ID and VERSION_CODENAME; empty where it doesn't say
+	distro, suite string // that os-release(5) names, as kernels.SuiteOf reads it; empty where it doesn't say
 	running       string // kernel release; empty if it isn't known
 }
 
@@ -29,16 +29,12 @@ func readMachine(root, running string) machine {
 			continue
 		}
 		defer f.Close()
+		fields := map[string]string{}
 		for s := bufio.NewScanner(io.LimitReader(f, 1<<16)); s.Scan(); {
-			key, value, _ := strings.Cut(s.Text(), "=")
-			value = strings.Trim(strings.TrimSpace(value), `"'`)
-			switch key {
-			case "ID":
-				h.distro = value
-			case "VERSION_CODENAME":
-				h.suite = value
-			}
+			key, value, _ := strings.Cut(strings.TrimSpace(s.Text()), "=")
+			fields[key] = strings.Trim(value, `"'`)
 		}
+		h.distro, h.suite = kernels.SuiteOf(fields)
 		break
 	}
 	return h

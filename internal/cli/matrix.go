@@ -34,8 +34,8 @@ job names its kernels by their releases: it builds these, whatever the mirrors h
 indexes give the same jobs. Nothing is built: whether a dkms.conf excludes a kernel (BUILD_EXCLUSIVE) is found out by the job. A
 kernel that can't be found is an error, and nothing is printed then.
 
-SRC and KERNELS are as in build. build --shard 2/4 builds what matrix --shards 4 puts into its second job, for where the number of
-jobs stands in the CI's configuration and nothing need be divided first.
+SRC, KERNELS and --lock are as in build. build --shard 2/4 builds what matrix --shards 4 puts into its second job, for where the
+number of jobs stands in the CI's configuration and nothing need be divided first.
 
 --format github is a line of JSON for strategy.matrix, as in ${{ fromJSON(needs.plan.outputs.matrix) }}: each entry has a name, an
 id that can be part of an artifact's name, and kernels for --kernels. GitHub takes no more than 256 entries.
@@ -60,7 +60,8 @@ docs/ci/gitlab.yml, with GODKMS_KERNELS set. docs/ci.md has pipelines for both.
 		},
 	}
 	f := cmd.Flags()
-	f.StringSliceVarP(&o.kernels, "kernels", "k", nil, "`KERNELS` to build for; required")
+	f.StringSliceVarP(&o.kernels, "kernels", "k", nil, "`KERNELS` to build for; required, but for --lock")
+	f.StringVar(&o.lock, "lock", "", "`FILE` of the command lock, whose kernels are divided, for jobs with the same --lock")
 	f.StringVar(&format, "format", "text", "what to print on standard output: text, json, github or gitlab")
 	f.IntVar(&shards, "shards", 0, "at most `N` jobs (default one for each kernel)")
 	f.StringVar(&o.headers.repo, "images", "", "repository of header images, `REPO` of a registry or oci:DIR, as in build (default none)")

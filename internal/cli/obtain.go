@@ -50,7 +50,7 @@ type obtained struct {
 func (a *app) obtain(ctx context.Context, root *host.Root, modules []host.Module, ks []artifact.Kernel, o obtainOptions) ([]obtained, error) {
 	for _, k := range ks {
 		if k.Distro == "" || k.Suite == "" {
-			return nil, fmt.Errorf("%s doesn't say which distribution it is: ID and VERSION_CODENAME are wanted", filepath.Join(root.Dir(), "etc/os-release"))
+			return nil, fmt.Errorf("%s doesn't say which distribution it is, and which release of it: ID is wanted, and VERSION_CODENAME or VERSION_ID", filepath.Join(root.Dir(), "etc/os-release"))
 		}
 	}
 	if err := root.Recover(ctx); err != nil { // as root can

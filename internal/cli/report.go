@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -20,18 +21,21 @@ const reportPatience = 10 * time.Second
 // reportFile is where a report goes.
 type reportFile struct{ form, path string }
 
-// parseReports reads the values of --report, FORM=FILE. The files' folders must be there.
+// parseReports reads the values of --report, FORM=FILE. The files' folders need not be there yet.
 func parseReports(list []string) (files []reportFile, err error) {
 	for _, text := range list {
 		form, name, _ := strings.Cut(text, "=")
 		if name == "" || !slices.Contains(ui.ReportForms[:], form) {
 			return nil, fmt.Errorf("--report is %q: it must be FORM=FILE, where FORM can be %s", text, strings.Join(ui.ReportForms[:], ", "))
 		}
-		path, err := fileToWrite(name)
-		if err != nil {
-			return nil, fmt.Errorf("--report %s: %w", form, err)
+		path, err := regularFile(name)
+		if err == nil {
+			path, err = filepath.Abs(path)
 		}
-		if path, err = filepath.Abs(path); err != nil {
+		if err == nil {
+			err = writable(filepath.Dir(path))
+		}
+		if err != nil {
 			return nil, fmt.Errorf("--report %s: %w", form, err)
 		}
 		if i := slices.IndexFunc(files, func(f reportFile) bool { return f.path == path }); i >= 0 {
@@ -54,7 +58,11 @@ func (r *buildRun) report(ctx context.Context, results []ui.Result) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), reportPatience)
 	defer cancel()
 	for _, f := range r.reports {
-		if err := writeWhole(ctx, f.path, func(w io.Writer) error { return rep.Write(w, f.form) }); err != nil {
+		err := os.MkdirAll(filepath.Dir(f.path), 0o755)
+		if err == nil {
+			err = writeWhole(ctx, f.path, func(w io.Writer) error { return rep.Write(w, f.form) })
+		}
+		if err != nil {
 			return fmt.Errorf("--report %s: write %q: %w", f.form, f.path, err)
 		}
 	}

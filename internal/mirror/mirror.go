@@ -1,5 +1,5 @@
-// Package mirror fetches files from the mirrors of a distribution: it waits and tries again, gives up what stalls, and never takes more
-// bytes than it was told to.
+// Package mirror fetches files from the mirrors of a distribution: it waits and tries again, gives up what stalls, never takes more
+// bytes than it was told to, and goes on at another mirror where there are several.
 package mirror
 
 import (
@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"strings"
 	"time"
 )
 
@@ -32,17 +33,20 @@ func NewClient() *http.Client {
 		ResponseHeaderTimeout: StallTime,
 		IdleConnTimeout:       30 * time.Second,
 		ForceAttemptHTTP2:     true,
-		MaxIdleConnsPerHost:   4,
-		DisableCompression:    true, // indexes are compressed files; what is hashed is what is sent
+		MaxIdleConnsPerHost:   16,
+		DisableCompression:    true, // what is hashed is what is sent, and ranges count its bytes
 	}}
 }
 
 // A StatusError is an answer other than 200 or 304.
 type StatusError struct{ Code int }
 
-func (e *StatusError) Error() string {
-	return fmt.Sprintf("the mirror answers %d %s", e.Code, http.StatusText(e.Code))
+// Status is the answer in words: "404 Not Found".
+func (e *StatusError) Status() string {
+	return strings.TrimSpace(fmt.Sprint(e.Code, " ", http.StatusText(e.Code)))
 }
+
+func (e *StatusError) Error() string { return "the mirror answers " + e.Status() }
 
 // IsMissing tells whether an error is the answer that there is no such file.
 func IsMissing(err error) bool {
@@ -63,15 +67,20 @@ type Reply struct {
 	NotModified bool
 }
 
-// A Fetcher is a client with its patience.
+// A Fetcher is a client with its patience. It is safe for concurrent use.
 type Fetcher struct {
 	Client *http.Client
-	Wait   time.Duration // before the second try; three times as long before each further one
+	Health *Health       // which of several mirrors is asked first
+	Wait   time.Duration // before the second try; longer before each further one
 	Stall  time.Duration // without a byte, a download is given up
+	// Others says that what is asked for may come from elsewhere too: a mirror that doesn't answer in time isn't waited for again.
+	Others bool
 }
 
-// NewFetcher gives a client the usual patience.
-func NewFetcher(c *http.Client) Fetcher { return Fetcher{c, FirstWait, StallTime} }
+// NewFetcher gives a client the usual patience, and no memory of any mirror.
+func NewFetcher(c *http.Client) Fetcher {
+	return Fetcher{Client: c, Health: new(Health), Wait: FirstWait, Stall: StallTime}
+}
 
 // Fetch gets a whole file of at most limit bytes into memory.
 func (f Fetcher) Fetch(ctx context.Context, from string, header http.Header, limit int64) (*Reply, error) {
@@ -88,6 +97,15 @@ func (f Fetcher) Fetch(ctx context.Context, from string, header http.Header, lim
 // server errors are tried again.
 func (f Fetcher) FetchTo(ctx context.Context, start func() (io.Writer, error), from string, header http.Header, limit int64,
 	progress func(done int64)) (*Reply, error) {
+	r, err := f.fetchTo(ctx, start, from, header, limit, progress)
+	if e, ok := errors.AsType[*StatusError](err); ctx.Err() == nil {
+		f.Health.note(from, err == nil || ok && e.Code < 500)
+	}
+	return r, err
+}
+
+func (f Fetcher) fetchTo(ctx context.Context, start func() (io.Writer, error), from string, header http.Header, limit int64,
+	progress func(done int64)) (*Reply, error) {
 	wait := f.Wait
 	for try := 1; ; try++ {
 		w, err := start()
@@ -102,6 +120,10 @@ func (f Fetcher) FetchTo(ctx context.Context, start func() (io.Writer, error), f
 			return nil, context.Cause(ctx)
 		}
 		if e, ok := errors.AsType[*StatusError](err); ok && e.Code < 500 && e.Code != http.StatusTooManyRequests {
+			return nil, err
+		}
+		late, ok := errors.AsType[net.Error](err)
+		if f.Others && (errors.Is(err, ErrStalled) || ok && late.Timeout()) {
 			return nil, err
 		}
 		if _, local := errors.AsType[*os.PathError](err); try == tries || local || errors.Is(err, ErrTooLarge) {

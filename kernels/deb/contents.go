@@ -38,7 +38,7 @@ var errDamagedFiles = errors.New("list of files is damaged")
 
 // Holders implements kernels.Finder, by the component main of the suite's first pocket.
 func (p *Provider) Holders(ctx context.Context, suite, arch string, wanted []kernels.Wanted, progress func(done, total int64)) ([][]string, error) {
-	out, err := p.holders(ctx, suite, arch, wanted, progress)
+	out, err := p.of(arch).holders(ctx, suite, arch, wanted, progress)
 	if err != nil {
 		return nil, fmt.Errorf("files of %s/%s %s: %w", p.distro.name, suite, arch, err)
 	}
@@ -75,7 +75,7 @@ func (p *Provider) holders(ctx context.Context, suite, arch string, wanted []ker
 			return nil, err
 		}
 	}
-	pool, err := p.pool(ctx, v, arch)
+	pool, err := p.pool(ctx, v, arch, false)
 	if err != nil {
 		return nil, err
 	}

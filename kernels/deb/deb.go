@@ -7,8 +7,11 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -22,7 +25,7 @@ import (
 
 // recipe counts the ways in which answers are computed from indexes. It changes with anything that changes an answer: a lock, or which
 // kernel is the latest.
-const recipe = 3
+const recipe = 4
 
 // Options are those of every reader of repositories.
 type Options = repo.Options
@@ -33,6 +36,7 @@ type Options = repo.Options
 // older or damaged, the one from before is used with a warning: until its Valid-Until, or for 7 days if it has none.
 type Provider struct {
 	distro *distro
+	ports  *Provider // see distro
 	opts   Options
 	from   []repo.Mirror
 	bases  map[string]string // URL by archive, without a slash at its end
@@ -54,14 +58,16 @@ var (
 )
 
 // distros are those that New takes.
-func distros() []*distro { return []*distro{debian()} }
+func distros() []*distro { return []*distro{debian(), ubuntu()} }
 
 // Distros lists what New takes, each with the archives that Options.Mirrors may name, the main one first.
 func Distros() map[string][]string {
 	out := map[string][]string{}
 	for _, d := range distros() {
-		for _, a := range d.archives {
-			out[d.name] = append(out[d.name], a.name)
+		for ; d != nil; d = d.ports {
+			for _, a := range d.archives {
+				out[d.name] = append(out[d.name], a.name)
+			}
 		}
 	}
 	return out
@@ -71,10 +77,39 @@ func Distros() map[string][]string {
 func New(distro string, o Options) (*Provider, error) {
 	for _, d := range distros() {
 		if d.name == distro {
-			return newProvider(d, o)
+			return newProviders(d, o)
 		}
 	}
 	return nil, fmt.Errorf("deb: no distribution %q", distro)
+}
+
+// newProviders makes the provider of a distribution with that of its other architectures.
+func newProviders(d *distro, o Options) (*Provider, error) {
+	if d.ports == nil {
+		return newProvider(d, o)
+	}
+	here, there := o, o
+	here.Mirrors, there.Mirrors = maps.Clone(o.Mirrors), map[string][]string{}
+	for _, a := range d.ports.archives {
+		if urls, ok := o.Mirrors[a.name]; ok {
+			there.Mirrors[a.name] = urls
+			delete(here.Mirrors, a.name)
+		}
+	}
+	p, err := newProvider(d, here)
+	if err != nil {
+		return nil, err
+	}
+	p.ports, err = newProvider(d.ports, there)
+	return p, err
+}
+
+// of is the provider of an architecture.
+func (p *Provider) of(arch string) *Provider {
+	if p.ports != nil && !slices.Contains(p.distro.archs, arch) {
+		return p.ports
+	}
+	return p
 }
 
 func newProvider(d *distro, o Options) (*Provider, error) {
@@ -82,7 +117,9 @@ func newProvider(d *distro, o Options) (*Provider, error) {
 	if err != nil {
 		return nil, fmt.Errorf("deb: %w", err)
 	}
-	o.Component = cmp.Or(o.Component, "main")
+	if o.Component != "" {
+		d.components = []string{o.Component}
+	}
 	from, err := d.mirrors(o.Mirrors, filepath.Join(o.Etc, "apt"))
 	if err != nil {
 		return nil, err
@@ -92,7 +129,7 @@ func newProvider(d *distro, o Options) (*Provider, error) {
 		bases[m.Archive] = m.URL
 	}
 	p := &Provider{distro: d, opts: o, from: from, bases: bases, net: mirror.NewFetcher(o.Client),
-		keep: repo.Keep{Dir: filepath.Join(o.CacheDir, d.name)}, warned: map[string]bool{}}
+		keep: repo.Keep{Dir: filepath.Join(o.CacheDir, d.archives[0].name)}, warned: map[string]bool{}}
 	p.keys = sync.OnceValues(func() (openpgp.EntityList, error) {
 		if o.Keyring != nil {
 			return o.Keyring, nil
@@ -105,8 +142,26 @@ func newProvider(d *distro, o Options) (*Provider, error) {
 // Suites implements kernels.Provider.
 func (p *Provider) Suites() []string { return p.distro.suiteNames() }
 
-// Claims implements kernels.Provider.
-func (p *Provider) Claims(release string) []string { return p.Suites() }
+// Claims implements kernels.Provider. Suites that ordinary mirrors don't have any more are left out: who means one names it.
+func (p *Provider) Claims(release string) []string {
+	if !slices.ContainsFunc(p.distro.forms, func(form string) bool { return kernels.Overlap(form, release) }) {
+		return nil
+	}
+	number := 0
+	if m := ofSuite.FindStringSubmatch(release); m != nil {
+		number, _ = strconv.Atoi(m[1])
+	}
+	var out []string
+	for _, s := range p.distro.suites {
+		if !s.ended && (number == 0 || s.number == 0 || s.number == number || s.name == "sid" && number > s.number) {
+			out = append(out, s.name)
+		}
+	}
+	return out
+}
+
+// ofSuite finds the suite's number that a release of Debian's says it was made for: "6.12.115+deb13-amd64", "6.1.0-0.deb11.21-amd64".
+var ofSuite = regexp.MustCompile(`[+.]deb([0-9]+)`)
 
 // Indexes implements kernels.Provider.
 func (p *Provider) Indexes(ctx context.Context, suite, arch string) ([]kernels.Index, error) {
@@ -115,7 +170,7 @@ func (p *Provider) Indexes(ctx context.Context, suite, arch string) ([]kernels.I
 
 // Kernels implements kernels.Provider. A kernel is listed when the suite has its headers.
 func (p *Provider) Kernels(ctx context.Context, suite, arch string) ([]kernels.Candidate, error) {
-	out, err := p.kernels(ctx, suite, arch)
+	out, err := p.of(arch).kernels(ctx, suite, arch)
 	if err != nil {
 		return nil, fmt.Errorf("kernels of %s/%s %s: %w", p.distro.name, suite, arch, err)
 	}
@@ -130,15 +185,23 @@ func (p *Provider) kernels(ctx context.Context, suite, arch string) ([]kernels.C
 	if err := v.offers(arch); err != nil {
 		return nil, err
 	}
-	return repo.Memo(p.keep, v.key("kernels", arch), p.opts.Warn, func() ([]kernels.Candidate, error) {
-		pool, err := p.pool(ctx, v, arch)
+	list, err := repo.Memo(p.keep, v.key("kernels", arch), p.opts.Warn, func() ([]kernels.Candidate, error) {
+		pool, err := p.pool(ctx, v, arch, false)
 		if err != nil {
 			return nil, err
 		}
 		pool.Lock()
 		defer pool.Unlock()
-		return pool.kernels(p.distro.name, suite)
+		return pool.kernels(p.distro, suite)
 	})
+	for i, c := range list {
+		if c.Compiler == "" {
+			if f, ok := repo.KnownFacts(p.keep, kernels.Package{Digest: c.Digest}); ok {
+				list[i].Compiler = f.Compiler.String()
+			}
+		}
+	}
+	return list, err
 }
 
 // Lock implements kernels.Provider. Toolchain is the closure of the suite's essential packages, the tools that kbuild and dkms run,
@@ -147,7 +210,7 @@ func (p *Provider) Lock(ctx context.Context, k kernels.Kernel, extra kernels.Ext
 	if k.Distro != p.distro.name {
 		return kernels.Lock{}, fmt.Errorf("lock %s: distribution %q is not %q", k, k.Distro, p.distro.name)
 	}
-	l, err := p.lock(ctx, k, extra)
+	l, err := p.of(k.Arch).lock(ctx, k, extra)
 	if err != nil {
 		return kernels.Lock{}, fmt.Errorf("lock %s: %w", k, err)
 	}
@@ -176,14 +239,8 @@ func (p *Provider) lock(ctx context.Context, k kernels.Kernel, extra kernels.Ext
 	if err := v.offers(k.Arch); err != nil {
 		return kernels.Lock{}, err
 	}
-	l, err := repo.Memo(p.keep, v.key("lock", k.Arch, k.Release, asField(packages), asField(depends)), p.opts.Warn, func() (locked, error) {
-		pool, err := p.pool(ctx, v, k.Arch)
-		if err != nil {
-			return locked{}, err
-		}
-		pool.Lock()
-		defer pool.Unlock()
-		return pool.lock(k, p.distro, packages, depends)
+	l, err := repo.Memo(p.keep, v.key("lock", k.Arch, k.Release, p.opts.Compiler, asField(packages), asField(depends)), p.opts.Warn, func() (locked, error) {
+		return p.resolve(ctx, v, k, packages, depends)
 	})
 	if err != nil {
 		return kernels.Lock{}, err
@@ -192,6 +249,47 @@ func (p *Provider) lock(ctx context.Context, k kernels.Kernel, extra kernels.Ext
 		p.warnOnce(fmt.Sprintf("%s/%s: of what the package depends on, %s", k.Distro, k.Suite, why))
 	}
 	return l.Lock, nil
+}
+
+// resolve makes a lock: of the first component's packages if they will do, else of those of all.
+func (p *Provider) resolve(ctx context.Context, v *view, k kernels.Kernel, packages, depends []extra) (locked, error) {
+	pool, err := p.pool(ctx, v, k.Arch, false)
+	if err != nil {
+		return locked{}, err
+	}
+	root, by, err := pool.root(k, p.distro)
+	if err != nil {
+		return locked{}, err
+	}
+	c := choice{name: by}
+	switch {
+	case p.opts.Compiler != "":
+		c = choice{name: p.opts.Compiler, forced: p.opts.Compiler != by}
+	case by == "":
+		facts, err := repo.Facts(ctx, p.keep, p.opts, p.Payload, pin([]*candidate{root})[0])
+		if err != nil {
+			return locked{}, err
+		}
+		c = choice{name: facts.Compiler.String(), facts: facts}
+	}
+	l, err := pool.lock(k, p.distro, root, c, packages, depends)
+	if len(p.distro.components) == 1 || errors.Is(err, errDamagedIndex) || err == nil && len(l.LeftOut) == 0 {
+		return l, err
+	}
+	if pool, err = p.pool(ctx, v, k.Arch, true); err != nil {
+		return locked{}, err
+	}
+	if root, _, err = pool.root(k, p.distro); err != nil {
+		return locked{}, err
+	}
+	return pool.lock(k, p.distro, root, c, packages, depends)
+}
+
+// A choice is the compiler of a lock.
+type choice struct {
+	name   string // as Lock.Compiler
+	forced bool
+	facts  kernels.Facts // that it was read from, if it was
 }
 
 // warnOnce says a thing once, for however many kernels it holds.
@@ -206,14 +304,6 @@ func (p *Provider) warnOnce(text string) {
 }
 
 const headersPrefix = "linux-headers-"
-
-// commonOf gives the release, without a flavour, of the headers that flavours share: linux-headers-RELEASE-common or, for rt,
-// linux-headers-RELEASE-common-rt.
-func commonOf(name string) (release string, ok bool) {
-	name, isHeaders := strings.CutPrefix(name, headersPrefix)
-	release, tail, isCommon := strings.Cut(name, "-common")
-	return release, isHeaders && isCommon && release != "" && (tail == "" || tail[0] == '-')
-}
 
 // compilerOf gives gcc-VERSION for the packages gcc-VERSION and gcc-VERSION-for-host, and clang-VERSION for that package.
 func compilerOf(name string) (compiler string, ok bool) {
@@ -233,27 +323,6 @@ func withCompiler(compiler string) []string {
 		return []string{compiler, "lld-" + version, "llvm-" + version}
 	}
 	return []string{compiler}
-}
-
-// headers tells whether a package is the headers of one kernel, and of which flavour. Those depend on the headers that all flavours
-// share; metapackages don't.
-func headers(k *candidate) (flavour string, ok bool) {
-	release, named := strings.CutPrefix(k.name, headersPrefix)
-	if !named || k.all {
-		return "", false
-	}
-	groups, err := parseDepends(k.depends)
-	if err != nil {
-		return "", false
-	}
-	for _, g := range groups {
-		if base, ok := commonOf(g[0].name); ok {
-			if flavour, ok := strings.CutPrefix(release, base+"-"); ok {
-				return flavour, true
-			}
-		}
-	}
-	return "", false
 }
 
 // compiler follows the headers' own dependencies to the package of the compiler: directly, through the kernel's package
@@ -299,7 +368,7 @@ func (p *pool) compiler(k *candidate) (string, error) {
 	return strings.Join(found[:min(1, len(found))], ""), nil
 }
 
-func (p *pool) kernels(distro, suite string) ([]kernels.Candidate, error) {
+func (p *pool) kernels(d *distro, suite string) ([]kernels.Candidate, error) {
 	var all []*candidate
 	seen := map[string]bool{}
 	for _, s := range p.sources {
@@ -325,7 +394,7 @@ func (p *pool) kernels(distro, suite string) ([]kernels.Candidate, error) {
 	out := []kernels.Candidate{}
 	latest := false
 	for _, k := range all {
-		flavour, ok := headers(k)
+		flavour, isDefault, ok := d.headers(k)
 		if !ok {
 			continue
 		}
@@ -333,37 +402,33 @@ func (p *pool) kernels(distro, suite string) ([]kernels.Candidate, error) {
 		if err != nil {
 			return nil, err
 		}
-		first := !latest && flavour == p.arch && !k.backports // the plain flavour is named like the architecture
-		latest = latest || first
 		out = append(out, kernels.Candidate{
-			Kernel:         kernels.Kernel{Distro: distro, Suite: suite, Arch: p.arch, Release: strings.TrimPrefix(k.name, headersPrefix)},
-			PackageVersion: k.version, Compiler: gcc, Flavour: flavour, Default: flavour == p.arch && !k.backports, Digest: k.digest(), Latest: first,
+			Kernel:         kernels.Kernel{Distro: d.name, Suite: suite, Arch: p.arch, Release: strings.TrimPrefix(k.name, headersPrefix)},
+			PackageVersion: k.version, Compiler: gcc, Flavour: flavour, Default: isDefault, Digest: k.digest(), Latest: isDefault && !latest,
 		})
+		latest = latest || isDefault
 	}
 	return out, nil
 }
 
-func (p *pool) lock(k kernels.Kernel, d *distro, packages, depends []extra) (locked, error) {
-	name := headersPrefix + k.Release
-	versions, err := p.named(name)
+// root gives the headers of a kernel, and the compiler that their dependencies name, if they do.
+func (p *pool) root(k kernels.Kernel, d *distro) (root *candidate, compiler string, err error) {
+	p.Lock()
+	defer p.Unlock()
+	versions, err := p.named(headersPrefix + k.Release)
 	if err != nil {
-		return locked{}, err
+		return nil, "", err
 	}
-	if i := slices.IndexFunc(versions, func(c *candidate) bool { _, ok := headers(c); return ok }); i < 0 {
-		return locked{}, p.noKernel(k)
-	} else if i > 0 {
-		versions = versions[i:]
+	i := slices.IndexFunc(versions, func(c *candidate) bool { _, _, ok := d.headers(c); return ok })
+	if i < 0 {
+		return nil, "", p.noKernel(k, d)
 	}
-	root := versions[0]
-	gcc, err := p.compiler(root)
-	if err != nil {
-		return locked{}, err
-	}
-	if gcc == "" {
-		return locked{}, fmt.Errorf("package %q names no compiler among its dependencies", root.name)
-	}
+	compiler, err = p.compiler(versions[i])
+	return versions[i], compiler, err
+}
 
-	c := newClosure(p)
+// start gives the names of what a toolchain is made of, but for the compiler.
+func (p *pool) start(d *distro) ([]string, error) {
 	var start []string
 	for _, s := range p.sources {
 		if s.backports {
@@ -371,26 +436,73 @@ func (p *pool) lock(k kernels.Kernel, d *distro, packages, depends []extra) (loc
 		}
 		ess, err := s.essentials()
 		if err != nil {
-			return locked{}, err
+			return nil, err
 		}
 		for _, e := range ess {
 			if now, err := p.current(e.name); err != nil {
-				return locked{}, err
+				return nil, err
 			} else if now.essential {
 				start = append(start, e.name)
 			}
 		}
 	}
 	slices.Sort(start)
-	start = slices.Concat(slices.Compact(start), d.tools, withCompiler(gcc))
+	start = slices.Concat(slices.Compact(start), d.tools)
 	for _, name := range slices.Backward(d.prefer) {
 		if k, err := p.current(name); err != nil {
-			return locked{}, err
+			return nil, err
 		} else if k != nil {
 			start = slices.Insert(start, 0, name)
 		}
 	}
-	for _, name := range start {
+	return start, nil
+}
+
+// exact gives the version of a compiler's package that built a kernel, else the newest of the same upstream version, else "".
+func (p *pool) exact(c choice) (string, error) {
+	all, err := p.named(c.name)
+	if err != nil {
+		return "", err
+	}
+	same := ""
+	for _, k := range all {
+		if strings.Contains(c.facts.Compiler.Text, " "+k.version+")") {
+			return k.version, nil
+		}
+		if _, upstream, _ := splitVersion(k.version); same == "" && upstream == c.facts.Compiler.Version {
+			same = k.version
+		}
+	}
+	return same, nil
+}
+
+func (p *pool) lock(k kernels.Kernel, d *distro, root *candidate, by choice, packages, depends []extra) (locked, error) {
+	p.Lock()
+	defer p.Unlock()
+	if have, err := p.named(by.name); err != nil {
+		return locked{}, err
+	} else if len(have) == 0 {
+		return locked{}, p.noCompiler(k, root, by)
+	}
+	start, err := p.start(d)
+	if err != nil {
+		return locked{}, err
+	}
+	c := newClosure(p)
+	version, err := p.exact(by)
+	if err != nil {
+		return locked{}, err
+	}
+	for _, name := range slices.Concat(start, withCompiler(by.name)) {
+		if name == by.name && version != "" {
+			err := c.satisfy(group{{name: name, op: "=", ver: version}})
+			if err == nil {
+				continue
+			}
+			if errors.Is(err, errTooHard) || errors.Is(err, errDamagedIndex) {
+				return locked{}, fmt.Errorf("toolchain: %w", err)
+			}
+		}
 		if err := c.satisfy(group{{name: name}}); err != nil {
 			return locked{}, fmt.Errorf("toolchain: %w", err)
 		}
@@ -423,23 +535,48 @@ func (p *pool) lock(k kernels.Kernel, d *distro, packages, depends []extra) (loc
 		case errors.Is(err, errDamagedIndex):
 			return locked{}, err
 		case err != nil:
-			leftOut = append(leftOut, fmt.Sprintf("%q is left out of the build root: it's not to be had in the component main", e))
+			leftOut = append(leftOut, fmt.Sprintf("%q is left out of the build root: it's not to be had in the component %s", e, strings.Join(d.components, " or ")))
 		case len(c.order)-before > maxBrought:
 			leftOut = append(leftOut, fmt.Sprintf("%q is left out of the build root: it brings %d packages, so it's there to run something; "+
 				"--with adds it all the same", e, len(c.order)-before))
 			c.rollback(before)
 		}
 	}
-	return locked{LeftOut: leftOut,
-		Lock: kernels.Lock{Kernel: k, Compiler: gcc, Toolchain: pin(c.order[:mark], p.arch), Headers: pin(c.order[mark:], p.arch)}}, nil
+	l := kernels.Lock{Kernel: k, Compiler: by.name, Forced: by.forced, Build: by.facts.Build, Toolchain: pin(c.order[:mark]), Headers: pin(c.order[mark:])}
+	if l.Build == "usr/src/"+headersPrefix+k.Release {
+		l.Build = ""
+	}
+	return locked{LeftOut: leftOut, Lock: l}, nil
+}
+
+// noCompiler says which compiler there isn't, and who asked for it.
+func (p *pool) noCompiler(k kernels.Kernel, root *candidate, by choice) error {
+	var have []string
+	for _, s := range p.sources {
+		for _, name := range s.names() {
+			if c, ok := compilerOf(name); ok && c == name {
+				have = append(have, name)
+			}
+		}
+	}
+	slices.SortFunc(have, func(a, b string) int { return -compareVersions(a, b) })
+	have = slices.Compact(have)
+	who := fmt.Sprintf("the kernel was built by %q, of which %s/%s has no package", by.name, k.Distro, k.Suite)
+	if text := by.facts.Compiler.Text; text != "" {
+		who = fmt.Sprintf("the kernel was built by %q, and %s/%s has no package %q", text, k.Distro, k.Suite, by.name)
+	}
+	if by.forced {
+		return fmt.Errorf("--compiler %s: %s/%s has no such package; it has %s: %w", by.name, k.Distro, k.Suite, strings.Join(have, ", "), kernels.ErrNotFound)
+	}
+	return fmt.Errorf("%s; it has %s, and --compiler takes one of those all the same: %w", who, strings.Join(have, ", "), kernels.ErrNotFound)
 }
 
 // maxBrought is how many packages one dependency of a package file may bring. Of the 40 -dkms packages of Debian 12 those that serve
 // a build bring at most 18 (libelf-dev); the one that brings an X server brings 81.
 const maxBrought = 40
 
-func (p *pool) noKernel(k kernels.Kernel) error {
-	list, err := p.kernels(k.Distro, k.Suite)
+func (p *pool) noKernel(k kernels.Kernel, d *distro) error {
+	list, err := p.kernels(d, k.Suite)
 	if err != nil {
 		return err
 	}
@@ -476,10 +613,10 @@ func (k *candidate) digest() v1.Hash {
 	return v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(k.sha256[:])}
 }
 
-func pin(chosen []*candidate, arch string) []kernels.Package {
+func pin(chosen []*candidate) []kernels.Package {
 	out := make([]kernels.Package, len(chosen))
 	for i, k := range chosen {
-		out[i] = kernels.Package{Name: k.name, Version: k.version, Arch: arch, Digest: k.digest(), Size: k.size,
+		out[i] = kernels.Package{Name: k.name, Version: k.version, Arch: k.arch, Digest: k.digest(), Size: k.size,
 			URL: k.base + "/" + strings.ReplaceAll(k.filename, "%", "%25")}
 		if k.all {
 			out[i].Arch = "all"

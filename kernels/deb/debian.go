@@ -1,6 +1,9 @@
 package deb
 
-import _ "embed"
+import (
+	_ "embed"
+	"strings"
+)
 
 // The automatic, security and stable release keys of Debian 11 to 13, from the package debian-archive-keyring. They sign testing and
 // unstable too. Only the keys and what binds their user IDs and subkeys is kept of them.
@@ -29,14 +32,55 @@ func debian() *distro {
 		moot: []string{"dkms", "dh-dkms", "linux-headers-*", "linux-image-*", "gcc", "gcc-[0-9]*", "c-compiler", "debconf", "debconf-2.0",
 			"udev", "systemd"},
 	}
-	d.suites = append(d.suites, suite{"sid", []pocket{{"sid", "debian", false}}})
-	for _, name := range []string{"forky", "trixie", "bookworm", "bullseye"} {
-		d.suites = append(d.suites, suite{name, []pocket{
-			{name, "debian", false},
-			{name + "-security", "debian-security", false},
-			{name + "-updates", "debian", false},
-			{name + "-backports", "debian", true},
+	d.components, d.headers, d.forms = []string{"main"}, debianHeaders, debianForms
+	d.suites = append(d.suites, suite{name: "sid", number: 14, pockets: []pocket{{name: "sid", archive: "debian"}}})
+	for i, name := range []string{"forky", "trixie", "bookworm", "bullseye"} {
+		d.suites = append(d.suites, suite{name: name, number: 14 - i, pockets: []pocket{
+			{name: name, archive: "debian"},
+			{name: name + "-security", archive: "debian-security"},
+			{name: name + "-updates", archive: "debian"},
+			{name: name + "-backports", archive: "debian", backports: true},
 		}})
 	}
 	return d
+}
+
+// debianForms are what releases of Debian's kernels look like: "6.1.0-56-amd64", "6.12.117+deb12-cloud-amd64", "6.1.0-0.deb11.21-rt-arm64".
+var debianForms = func() []string {
+	var out []string
+	for _, flavour := range []string{"686", "686-pae", "amd64", "arm64", "arm64-16k", "armmp", "armmp-lpae", "4kc-malta", "5kc-malta", "loong64",
+		"loongson-3", "mips32r2el", "mips64r2el", "mips64r6el", "octeon", "marvell", "powerpc", "powerpc64", "powerpc64le", "powerpc64le-64k",
+		"riscv64", "rpi", "s390x"} {
+		out = append(out, "[0-9]*.[0-9]*-"+flavour) // cloud-amd64 and rt-amd64 too
+	}
+	return out
+}()
+
+// debianHeaders is distro.headers. Headers of a kernel depend on those that all flavours share; metapackages don't. The plain flavour
+// is named like the architecture.
+func debianHeaders(k *candidate) (flavour string, isDefault, ok bool) {
+	release, named := strings.CutPrefix(k.name, headersPrefix)
+	if !named || k.all {
+		return "", false, false
+	}
+	groups, err := parseDepends(k.depends)
+	if err != nil {
+		return "", false, false
+	}
+	for _, g := range groups {
+		if base, ok := commonOf(g[0].name); ok {
+			if flavour, ok := strings.CutPrefix(release, base+"-"); ok {
+				return flavour, flavour == k.arch && !k.backports, true
+			}
+		}
+	}
+	return "", false, false
+}
+
+// commonOf gives the release, without a flavour, of the headers that flavours share: linux-headers-RELEASE-common or, for rt,
+// linux-headers-RELEASE-common-rt.
+func commonOf(name string) (release string, ok bool) {
+	name, isHeaders := strings.CutPrefix(name, headersPrefix)
+	release, tail, isCommon := strings.Cut(name, "-common")
+	return release, isHeaders && isCommon && release != "" && (tail == "" || tail[0] == '-')
 }

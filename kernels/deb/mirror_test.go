@@ -255,7 +255,7 @@ func TestMirrorAsApt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pool, err := p.pool(t.Context(), v, "amd64")
+	pool, err := p.pool(t.Context(), v, "amd64", false)
 	if err != nil {
 		t.Fatal(err)
 	}

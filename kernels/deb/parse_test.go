@@ -322,14 +322,14 @@ func TestParseRelease(t *testing.T) {
 		"SHA256:\r\n " + sum + "  300 main/binary-amd64/Packages\r\n " + sum + " 100 main/binary-amd64/Packages.xz\r\n " +
 		sum + " 200 main/binary-amd64/Packages.gz\r\n " + sum + " 1 contrib/binary-arm64/Packages.xz\r\n " +
 		sum + " 1 main/debian-installer/binary-arm64/Packages.xz\r\nAcquire-By-Hash: yes\r\n")
-	r, err := parseRelease(text, "main")
+	r, err := parseRelease(text, []string{"main"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if len(r.indexes) != 1 || r.indexes["amd64"] != (indexRef{"main/binary-amd64/Packages.xz", sum, 100, true}) {
 		t.Errorf("indexes = %v", r.indexes)
 	}
-	if r, err := parseRelease(text, "contrib"); err != nil || len(r.indexes) != 1 || r.indexes["arm64"].Path != "contrib/binary-arm64/Packages.xz" {
+	if r, err := parseRelease(text, []string{"contrib"}); err != nil || len(r.indexes) != 1 || r.indexes["arm64"].Path != "contrib/binary-arm64/Packages.xz" {
 		t.Errorf("indexes of contrib = %v, %v", r, err)
 	}
 	if got := r.date.Format(time.DateTime) + " " + r.validUntil.Format(time.DateTime); got != "2026-07-11 10:16:37 2026-08-01 10:16:37" {
@@ -341,7 +341,7 @@ func TestParseRelease(t *testing.T) {
 		"Date: Sat, 11 Jul 2026 10:16:37 UTC\nSHA256:\n abc 1 x\n", "Date: Sat, 11 Jul 2026 10:16:37 UTC\nSHA256:\n " + sum + " -1 x\n",
 		"Date: Sat, 11 Jul 2026 10:16:37 UTC\nSHA256:\n " + sum + " 1\n",
 	} {
-		if r, err := parseRelease([]byte(text), "main"); err == nil {
+		if r, err := parseRelease([]byte(text), []string{"main"}); err == nil {
 			t.Errorf("parseRelease(%q) = %v; want an error", text, r)
 		}
 	}
@@ -349,5 +349,5 @@ func TestParseRelease(t *testing.T) {
 
 func FuzzParseRelease(f *testing.F) {
 	f.Add([]byte("Codename: x\nDate: Sat, 11 Jul 2026 10:16:37 UTC\nSHA256:\n 00 1 main/binary-amd64/Packages.xz\n"))
-	f.Fuzz(func(t *testing.T, text []byte) { parseRelease(text, "main") })
+	f.Fuzz(func(t *testing.T, text []byte) { parseRelease(text, []string{"main"}) })
 }

@@ -10,25 +10,33 @@ import (
 )
 
 // Mirrors are those of all archives, the main one first.
-func (p *Provider) Mirrors() []repo.Mirror { return slices.Clone(p.from) }
+func (p *Provider) Mirrors() []repo.Mirror {
+	if p.ports != nil {
+		return slices.Concat(p.from, p.ports.from)
+	}
+	return slices.Clone(p.from)
+}
 
 // Probe asks a mirror for an index of its archive, and verifies its signature; it keeps nothing. A mirror need have
 // one suite only. The error doesn't name the mirror, whose URL may have a password.
-func (p *Provider) Probe(ctx context.Context, archive string) error {
+func (p *Provider) Probe(ctx context.Context, name string) error {
+	if p.ports != nil && !slices.ContainsFunc(p.distro.archives, func(a archive) bool { return a.name == name }) {
+		return p.ports.Probe(ctx, name)
+	}
 	keys, err := p.keys()
 	if err != nil {
 		return fmt.Errorf("read the keys of %s: %w", p.distro.name, err)
 	}
-	err = fmt.Errorf("no archive %q", archive)
+	err = fmt.Errorf("no archive %q", name)
 	for _, s := range p.distro.suites {
 		for _, pk := range s.pockets {
-			if pk.archive != archive {
+			if pk.archive != name {
 				continue
 			}
 			file := "dists/" + pk.name + "/InRelease"
 			var got *mirror.Reply
-			if got, err = p.net.Fetch(ctx, p.bases[archive]+"/"+file, nil, maxRelease); err == nil {
-				_, err = readRelease(got.Body, p.opts.Component, keys, p.opts.Now)
+			if got, err = p.net.Fetch(ctx, p.bases[name]+"/"+file, nil, maxRelease); err == nil {
+				_, err = readRelease(got.Body, p.distro.components, keys, p.opts.Now)
 			}
 			if err == nil {
 				return nil

@@ -19,10 +19,27 @@ import (
 // A release is what an InRelease file says, of use here.
 type release struct {
 	codename   string
+	suite      string
 	date       time.Time
 	validUntil time.Time           // zero: for ever
-	indexes    map[string]indexRef // of one component, by architecture
-	contents   map[string]indexRef // the lists of files of its packages, the same; of those for all architectures under "all"
+	indexes    map[string]indexRef // by indexKey
+	contents   map[string]indexRef // the lists of files of the first component's packages, or of all, by architecture; of those for all architectures under "all"
+}
+
+// indexKey names an index within a pocket: that of the first component by its architecture alone.
+func indexKey(component int, components []string, arch string) string {
+	if component == 0 {
+		return arch
+	}
+	return components[component] + "/" + arch
+}
+
+// isOf tells whether it is what a pocket has. All of Ubuntu's pockets have the codename of their suite.
+func (r *release) isOf(pk pocket) bool {
+	if pk.codename != "" {
+		return r.codename == pk.codename && r.suite == pk.name
+	}
+	return r.codename == pk.name
 }
 
 // An indexRef pins a compressed Packages index.
@@ -33,9 +50,9 @@ type indexRef struct {
 	ByHash bool   `json:"by_hash"`
 }
 
-// readRelease checks the signature of an InRelease file and reads what was signed, of the indexes those of a component. There may be
+// readRelease checks the signature of an InRelease file and reads what was signed, of the indexes those of some components. There may be
 // nothing else in the file.
-func readRelease(text []byte, component string, keys openpgp.EntityList, now func() time.Time) (*release, error) {
+func readRelease(text []byte, components []string, keys openpgp.EntityList, now func() time.Time) (*release, error) {
 	block, rest := clearsign.Decode(text)
 	if block == nil {
 		return nil, errors.New("it is not signed")
@@ -50,11 +67,11 @@ func readRelease(text []byte, component string, keys openpgp.EntityList, now fun
 	case err != nil:
 		return nil, fmt.Errorf("its signature does not hold: %w", err)
 	}
-	return parseRelease(block.Bytes, component)
+	return parseRelease(block.Bytes, components)
 }
 
 // parseRelease reads the text of a Release file (https://wiki.debian.org/DebianRepository/Format).
-func parseRelease(text []byte, component string) (*release, error) {
+func parseRelease(text []byte, components []string) (*release, error) {
 	var (
 		fields = map[string]string{}
 		files  = map[string]indexRef{}
@@ -92,7 +109,7 @@ func parseRelease(text []byte, component string) (*release, error) {
 		}
 		files[part[2]] = indexRef{Path: part[2], SHA256: strings.ToLower(part[0]), Size: size, ByHash: fields["Acquire-By-Hash"] == "yes"}
 	}
-	r := &release{codename: fields["Codename"], indexes: map[string]indexRef{}, contents: map[string]indexRef{}}
+	r := &release{codename: fields["Codename"], suite: fields["Suite"], indexes: map[string]indexRef{}, contents: map[string]indexRef{}}
 	var err error
 	if r.date, err = parseDate(fields["Date"]); err != nil {
 		return nil, fmt.Errorf("date: %w", err)
@@ -103,14 +120,21 @@ func parseRelease(text []byte, component string) (*release, error) {
 		}
 	}
 	for path, ref := range files {
-		if arch, ok := strings.CutPrefix(path, component+"/Contents-"); ok {
+		component, name, ok := strings.Cut(path, "/")
+		if !ok { // of Ubuntu's archives there is one list of all files
+			component, name = components[0], path
+		}
+		n := slices.Index(components, component)
+		if arch, ok := strings.CutPrefix(name, "Contents-"); ok && n == 0 {
 			if arch, packed := strings.CutSuffix(arch, ".gz"); packed && validName(arch) {
-				r.contents[arch] = ref
+				if _, better := files[components[0]+"/"+name]; !better || name != path {
+					r.contents[arch] = ref
+				}
 			}
 			continue
 		}
-		rest, ok := strings.CutPrefix(path, component+"/binary-")
-		if !ok {
+		rest, ok := strings.CutPrefix(name, "binary-")
+		if n < 0 || !ok {
 			continue
 		}
 		arch, file, _ := strings.Cut(rest, "/")
@@ -118,8 +142,9 @@ func parseRelease(text []byte, component string) (*release, error) {
 		if rank < 0 || !validName(arch) {
 			continue
 		}
-		if have, ok := r.indexes[arch]; !ok || rank < slices.Index(indexFiles, have.Path[strings.LastIndexByte(have.Path, '/')+1:]) {
-			r.indexes[arch] = ref
+		key := indexKey(n, components, arch)
+		if have, ok := r.indexes[key]; !ok || rank < slices.Index(indexFiles, have.Path[strings.LastIndexByte(have.Path, '/')+1:]) {
+			r.indexes[key] = ref
 		}
 	}
 	for _, refs := range []map[string]indexRef{r.indexes, r.contents} { // fields come in any order

@@ -10,7 +10,7 @@ import (
 
 // Packages finds the packages of a suite by name, sorted by it: of each the version that apt would install, backports aside.
 func (p *Provider) Packages(ctx context.Context, suite, arch string, wanted func(name string) bool) ([]kernels.Package, error) {
-	out, err := p.packages(ctx, suite, arch, wanted)
+	out, err := p.of(arch).packages(ctx, suite, arch, wanted)
 	if err != nil {
 		return nil, fmt.Errorf("packages of %s/%s %s: %w", p.distro.name, suite, arch, err)
 	}
@@ -25,7 +25,7 @@ func (p *Provider) packages(ctx context.Context, suite, arch string, wanted func
 	if err := v.offers(arch); err != nil {
 		return nil, err
 	}
-	pool, err := p.pool(ctx, v, arch)
+	pool, err := p.pool(ctx, v, arch, false)
 	if err != nil {
 		return nil, err
 	}
@@ -50,5 +50,5 @@ func (p *Provider) packages(ctx context.Context, suite, arch string, wanted func
 			found = append(found, c)
 		}
 	}
-	return pin(found, arch), nil
+	return pin(found), nil
 }

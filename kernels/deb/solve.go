@@ -13,12 +13,13 @@ import (
 type source struct {
 	*index
 	base      string // the archive's URL, without a slash at its end
-	backports bool   // lower priority: used only for what the other pockets cannot satisfy
+	backports bool   // lower priority: used only for what the other pockets cannot satisfy; also a component other than the first
 }
 
 // candidate is a package that can be chosen. It is compared by pointer: a pool gives the same one each time.
 type candidate struct {
 	*pkg
+	arch      string // of the pool
 	base      string
 	backports bool
 }
@@ -55,7 +56,7 @@ func (p *pool) named(name string) ([]*candidate, error) {
 		for _, k := range pkgs {
 			known := slices.ContainsFunc(out, func(c *candidate) bool { return c.version == k.version && c.all == k.all })
 			if !known {
-				out = append(out, &candidate{k, s.base, s.backports})
+				out = append(out, &candidate{k, p.arch, s.base, s.backports})
 			}
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -28,6 +29,7 @@ import (
 //
 //	POCKET/state            what is known of a pocket's InRelease, as JSON after a line with its SHA-256
 //	POCKET/ARCH-HASH.idx    the compact form of the index with that SHA-256
+//	POCKET/COMPONENT-ARCH-HASH.idx  the same of a component other than the first
 //	POCKET/ARCH-HASH.files  what is of use of the list of all packages' files with that SHA-256
 //	memo/HASH               answers, by everything that they were computed from; same form as state
 //	tmp/                    what is being written; who writes next removes what dead processes left there
@@ -109,8 +111,8 @@ func (p *Provider) view(ctx context.Context, name string) (*view, error) {
 // offers checks that the suite has an architecture.
 func (v *view) offers(arch string) error {
 	if _, ok := v.states[0].Indexes[arch]; !ok {
-		return fmt.Errorf("no architecture %q; it has %s: %w", arch,
-			strings.Join(slices.Sorted(maps.Keys(v.states[0].Indexes)), ", "), kernels.ErrNotFound)
+		have := slices.DeleteFunc(slices.Sorted(maps.Keys(v.states[0].Indexes)), func(key string) bool { return strings.Contains(key, "/") })
+		return fmt.Errorf("no architecture %q; it has %s: %w", arch, strings.Join(have, ", "), kernels.ErrNotFound)
 	}
 	return nil
 }
@@ -121,7 +123,9 @@ func (v *view) key(what, arch string, more ...string) string {
 	e := json.NewEncoder(h)
 	e.Encode([]any{recipe, indexMagic, v.distro.name, v.distro.tools, v.distro.prefer, v.distro.moot, v.suite, what, arch, more})
 	for i, pk := range v.pockets {
-		e.Encode([]string{pk.name, v.bases[i], v.states[i].Indexes[arch].SHA256})
+		for n := range v.distro.components {
+			e.Encode([]string{pk.name, v.bases[i], v.states[i].Indexes[indexKey(n, v.distro.components, arch)].SHA256})
+		}
 	}
 	return hex.EncodeToString(h.Sum(nil)[:20])
 }
@@ -267,13 +271,13 @@ func (p *Provider) ask(ctx context.Context, pk pocket, held *state, base, url st
 	if err != nil {
 		return nil, fmt.Errorf("read the keys of %s: %w", p.distro.name, err)
 	}
-	r, err := readRelease(got.Body, p.opts.Component, keys, p.opts.Now)
+	r, err := readRelease(got.Body, p.distro.components, keys, p.opts.Now)
 	if err != nil {
 		return nil, repo.Refuse(fmt.Errorf("refused %s: %w: use another mirror", url, err))
 	}
 	switch {
-	case r.codename != pk.name:
-		return nil, repo.Refuse(fmt.Errorf("refused %s: it is the index of %q: use another mirror", url, r.codename))
+	case !r.isOf(pk):
+		return nil, repo.Refuse(fmt.Errorf("refused %s: it is the index of %q, suite %q: use another mirror", url, r.codename, r.suite))
 	case r.date.After(now.Add(maxSkew)):
 		return nil, fmt.Errorf("refused %s: it is dated %s, in the future: check this machine's clock", url, day(r.date))
 	case held != nil && r.date.Before(held.Date):
@@ -284,25 +288,32 @@ func (p *Provider) ask(ctx context.Context, pk pocket, held *state, base, url st
 		Date: r.date, ValidUntil: r.validUntil, Indexes: r.indexes, Contents: r.contents}, nil
 }
 
-// pool opens the indexes of a view for one architecture.
-func (p *Provider) pool(ctx context.Context, v *view, arch string) (*pool, error) {
-	slot := p.pools.At(v.key("pool", arch))
+// pool opens the indexes of a view for one architecture: of the first component, or wide of all.
+func (p *Provider) pool(ctx context.Context, v *view, arch string, wide bool) (*pool, error) {
+	slot := p.pools.At(v.key("pool", arch, strconv.FormatBool(wide)))
 	slot.Lock()
 	defer slot.Unlock()
 	if slot.OK {
 		return slot.Value, nil
 	}
-	sources, errs := make([]source, len(v.pockets)), make([]error, len(v.pockets))
+	components := len(v.distro.components)
+	if !wide {
+		components = 1
+	}
+	n := components * len(v.pockets)
+	sources, errs := make([]source, n), make([]error, n)
 	var wg sync.WaitGroup
-	for i, pk := range v.pockets {
-		ref, ok := v.states[i].Indexes[arch]
+	for i := range n {
+		component, at := i/len(v.pockets), i%len(v.pockets)
+		key, pk := indexKey(component, v.distro.components, arch), v.pockets[at]
+		ref, ok := v.states[at].Indexes[key]
 		if !ok {
 			continue
 		}
 		wg.Go(func() {
 			var x *index
-			x, errs[i] = p.openIndex(ctx, pk, v.bases[i], arch, ref)
-			sources[i] = source{x, v.bases[i], pk.backports}
+			x, errs[i] = p.openIndex(ctx, pk, v.bases[at], key, arch, ref)
+			sources[i] = source{x, v.bases[at], pk.backports || component > 0}
 		})
 	}
 	wg.Wait()
@@ -317,8 +328,9 @@ func (p *Provider) pool(ctx context.Context, v *view, arch string) (*pool, error
 }
 
 // openIndex opens the compact form of an index, which it makes if need be.
-func (p *Provider) openIndex(ctx context.Context, pk pocket, base, arch string, ref indexRef) (*index, error) {
-	path := p.keep.Path(pk.name, arch+"-"+ref.SHA256[:32]+".idx")
+func (p *Provider) openIndex(ctx context.Context, pk pocket, base, key, arch string, ref indexRef) (*index, error) {
+	prefix := strings.ReplaceAll(key, "/", "-") + "-" // no component begins with an architecture
+	path := p.keep.Path(pk.name, prefix+ref.SHA256[:32]+".idx")
 	slot := p.index.At(path)
 	slot.Lock()
 	defer slot.Unlock()
@@ -331,7 +343,7 @@ func (p *Provider) openIndex(ctx context.Context, pk pocket, base, arch string, 
 		return x, nil
 	}
 	if p.opts.Offline {
-		return nil, fmt.Errorf("no usable index of %q for %s in the cache (%w): run once without --offline", pk.name, arch, err)
+		return nil, fmt.Errorf("no usable index of %q for %s in the cache (%w): run once without --offline", pk.name, key, err)
 	}
 	lock, err := durable.Lock(ctx, p.keep.Path(pk.name, ".lock"), false)
 	if err != nil {
@@ -339,13 +351,13 @@ func (p *Provider) openIndex(ctx context.Context, pk pocket, base, arch string, 
 	}
 	defer lock.Close()
 	if x, err = readIndex(path); err != nil {
-		if err := p.download(ctx, path, pk, base, arch, ref); err != nil {
+		if err := p.download(ctx, path, pk, base, key, arch, ref); err != nil {
 			return nil, err
 		}
 		if x, err = readIndex(path); err != nil {
 			return nil, err
 		}
-		p.keep.Prune(path, arch+"-", ".idx")
+		p.keep.Prune(path, prefix, ".idx")
 	}
 	slot.Value, slot.OK = x, true
 	return x, nil
@@ -371,8 +383,8 @@ func readIndex(path string) (*index, error) {
 }
 
 // download fetches an index and keeps its compact form at path.
-func (p *Provider) download(ctx context.Context, path string, pk pocket, base, arch string, ref indexRef) error {
-	what := pk.name + " " + arch
+func (p *Provider) download(ctx context.Context, path string, pk pocket, base, key, arch string, ref indexRef) error {
+	what := pk.name + " " + key
 	return p.fetchIndex(ctx, what, pk, base, ref, func(done int64) { p.opts.Progress(what, done, ref.Size) }, func(url string, text io.Reader) error {
 		return p.keep.Write(path, func(w io.Writer) error {
 			if err := buildIndex(w, text, arch); err != nil {

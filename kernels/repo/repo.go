@@ -39,6 +39,8 @@ type Options struct {
 	Keyring openpgp.EntityList
 	// Client sends the requests. Default: one with time-outs that honours the environment's proxies.
 	Client *http.Client
+	// Health is what this process knows of the mirrors. Default: nothing yet.
+	Health *mirror.Health
 	// Fetch gives a package's file, each byte of which is checked before it ends. It is what header packages are read with whose
 	// compiler no index tells. Default: an error.
 	Fetch func(context.Context, kernels.Package) (io.ReadCloser, error)
@@ -62,6 +64,9 @@ func (o Options) Defaults() (Options, error) {
 	}
 	if o.Client == nil {
 		o.Client = mirror.NewClient()
+	}
+	if o.Health == nil {
+		o.Health = new(mirror.Health)
 	}
 	if o.Fetch == nil {
 		o.Fetch = func(context.Context, kernels.Package) (io.ReadCloser, error) {

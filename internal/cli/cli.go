@@ -19,6 +19,7 @@ import (
 
 	"github.com/ProtonMail/go-crypto/openpgp"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/godkms-hermetic/godkms-hermetic/builder/docker"
 	"github.com/godkms-hermetic/godkms-hermetic/builder/sandbox"
@@ -137,6 +138,7 @@ type app struct {
 	refresh       bool
 	acceptExpired bool
 	insecure      []string
+	compiler      string // of the commands that lock; see compilerFlag
 
 	board  *ui.Board
 	config config
@@ -183,7 +185,7 @@ for other machines, and a host installs them for its kernels and for those that 
 		id, title string
 		commands  []*cobra.Command
 	}{
-		{"build", "Build:", []*cobra.Command{a.buildCommand(), a.confCommand(), a.kernelsCommand(), a.lockCommand(), a.imageCommand(), a.cacheCommand()}},
+		{"build", "Build:", []*cobra.Command{a.buildCommand(), a.matrixCommand(), a.confCommand(), a.kernelsCommand(), a.lockCommand(), a.imageCommand(), a.cacheCommand()}},
 		{"registry", "Registries:", []*cobra.Command{a.pushCommand(), a.pullCommand(), a.listCommand(), a.inspectCommand()}},
 		{"host", "This host:", []*cobra.Command{a.addCommand(), a.installCommand(), a.uninstallCommand(), a.unbuildCommand(), a.removeCommand(),
 			a.statusCommand(), a.autoinstallCommand(), a.gateCommand(), a.hooksCommand(), a.keysCommand(), a.matchCommand(), a.adoptCommand(), a.kernelPrermCommand()}},
@@ -294,6 +296,9 @@ func (a *app) distros() (map[string]kernels.Provider, error) {
 	out := map[string]kernels.Provider{}
 	o := repo.Options{CacheDir: dir, AcceptExpired: a.acceptExpired, Refresh: a.refresh, Offline: a.offline, Warn: a.board.Warn, Keyring: a.keyring,
 		Health: &a.health}
+	if o.Compiler = a.compiler; o.Compiler != "" && !kernels.IsCompiler(o.Compiler) {
+		return nil, fmt.Errorf("--compiler is %q: it must be a family and its major version, as in gcc-12 or clang-17", o.Compiler)
+	}
 	o.Fetch = func(ctx context.Context, p kernels.Package) (io.ReadCloser, error) {
 		store, err := a.images(out, 1)
 		if err != nil {
@@ -332,6 +337,11 @@ func (a *app) distros() (map[string]kernels.Provider, error) {
 		return nil, fmt.Errorf("mirror of %q: the archives are %s", name, strings.Join(known, ", "))
 	}
 	return out, nil
+}
+
+// compilerFlag is of commands that lock kernels.
+func (a *app) compilerFlag(f *pflag.FlagSet) {
+	f.StringVar(&a.compiler, "compiler", "", "`COMPILER` of the build root, as in gcc-12 (default the one that built the kernel)")
 }
 
 // results is the cache of built modules.

@@ -44,6 +44,9 @@ func NewAsker(o Options, k Keep) *Asker {
 	return &Asker{Options: o, Keep: k, Net: net}
 }
 
+// ErrNotBeside is wrapped by the error of a further file that a mirror doesn't have.
+var ErrNotBeside = errors.New("is not beside it")
+
 // A Question is one file that all mirrors of an archive are asked for.
 type Question[T any] struct {
 	Name    string   // of the index, which is also its folder of the Keep: "bookworm-updates"
@@ -347,7 +350,7 @@ func (q Question[T]) request(ctx context.Context, a *Asker, held *state[T], date
 	r, err := q.Read(ctx, got.Body, func(file string, limit int64) ([]byte, error) {
 		got, err := get(file, http.Header{"Cache-Control": {"max-age=0"}}, limit)
 		if mirror.IsMissing(err) { // not to be taken for an index that isn't there
-			return nil, fmt.Errorf("%s is not beside it", file)
+			return nil, fmt.Errorf("%s %w", file, ErrNotBeside)
 		}
 		if err != nil {
 			return nil, err

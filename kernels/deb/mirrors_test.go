@@ -265,6 +265,19 @@ func TestBadMirrorBesideAGoodOne(t *testing.T) {
 				if list := q.Unread("bookworm"); len(list) == 0 || !strings.Contains(list[0].Error(), p.other.url) {
 					t.Errorf("Unread = %v", list)
 				}
+				r := kernels.Resolver{Providers: map[string]kernels.Provider{"debian": q}, Arch: "amd64"}
+				sel, err := kernels.ParseSelectors("debian/bookworm:6.1.0-0-amd64")
+				if err != nil {
+					t.Fatal(err)
+				}
+				answers, err := r.Resolve(t.Context(), sel)
+				if err != nil || len(answers) != 1 {
+					t.Fatal(answers, err)
+				}
+				err = answers[0].Err
+				if !errors.Is(err, kernels.ErrNotFound) || !strings.Contains(err.Error(), "; not looked into: ") || !strings.Contains(err.Error(), p.other.url) {
+					t.Errorf("a selector of it: %v", err)
+				}
 				q = client()
 			}
 

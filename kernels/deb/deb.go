@@ -264,7 +264,7 @@ func (p *Provider) resolve(ctx context.Context, v *view, k kernels.Kernel, packa
 	c := choice{name: by}
 	switch {
 	case p.opts.Compiler != "":
-		c = choice{name: p.opts.Compiler, forced: p.opts.Compiler != by}
+		c = choice{name: p.opts.Compiler, forced: true}
 	case by == "":
 		facts, err := repo.Facts(ctx, p.keep, p.opts, p.Payload, pin([]*candidate{root})[0])
 		if err != nil {

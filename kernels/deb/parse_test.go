@@ -318,7 +318,7 @@ func resum(data []byte) []byte {
 
 func TestParseRelease(t *testing.T) {
 	const sum = "9e0b5aabb2465b3d2e7a7fe27f9913846277833f7a2826e7767acccff5b588c5"
-	text := []byte("Codename: x\r\nDate: Sat, 11 Jul 2026 10:16:37 UTC\r\nValid-Until: Sat,  1 Aug 2026 10:16:37 UTC\r\n" +
+	text := []byte("Codename: x\r\nDate: Sat, 11 Jul 2026 10:16:37 +0000\r\nValid-Until: Sat,  1 Aug 2026 10:16:37 UTC\r\n" +
 		"SHA256:\r\n " + sum + "  300 main/binary-amd64/Packages\r\n " + sum + " 100 main/binary-amd64/Packages.xz\r\n " +
 		sum + " 200 main/binary-amd64/Packages.gz\r\n " + sum + " 1 contrib/binary-arm64/Packages.xz\r\n " +
 		sum + " 1 main/debian-installer/binary-arm64/Packages.xz\r\nAcquire-By-Hash: yes\r\n")

@@ -303,9 +303,8 @@ func (b *bench) clientOf(distro string, o Options) *Provider {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	p.net.Wait = time.Millisecond
-	if p.ports != nil {
-		p.ports.net.Wait = time.Millisecond
+	for q := p; q != nil; q = q.ports {
+		q.asker.Net.Wait = time.Millisecond
 	}
 	return p
 }

@@ -2,7 +2,6 @@ package pacman
 
 import (
 	"archive/tar"
-	"bufio"
 	"bytes"
 	"encoding/base64"
 	"encoding/hex"
@@ -10,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -88,6 +88,7 @@ func buildIndex(w io.Writer, database []byte) (newest time.Time, err error) {
 		in     = tar.NewReader(end)
 		folder string
 		one    *pkg
+		buf    []byte
 	)
 	flush := func() error {
 		if one == nil {
@@ -132,7 +133,11 @@ func buildIndex(w io.Writer, database []byte) (newest time.Time, err error) {
 		if h.Size > maxDesc {
 			return newest, fmt.Errorf("%.200q has %d bytes", h.Name, h.Size)
 		}
-		if err := one.read(in); err != nil {
+		buf = slices.Grow(buf[:0], int(h.Size))[:h.Size]
+		if _, err := io.ReadFull(in, buf); err != nil {
+			return newest, fmt.Errorf("%.200q: %w", h.Name, err)
+		}
+		if err := one.read(buf); err != nil {
 			return newest, fmt.Errorf("%.200q: %w", h.Name, err)
 		}
 	}
@@ -146,61 +151,68 @@ func buildIndex(w io.Writer, database []byte) (newest time.Time, err error) {
 }
 
 // read takes a desc or depends: fields in capitals between percent signs, each with its values below it, and a blank line after those.
-func (p *pkg) read(r io.Reader) error {
-	lines := bufio.NewScanner(r)
-	lines.Buffer(nil, maxDesc)
-	field := ""
-	for lines.Scan() {
-		line := lines.Text()
+func (p *pkg) read(text []byte) error {
+	var field []byte
+	for len(text) > 0 {
+		line, rest, _ := bytes.Cut(text, newline)
+		text = rest
 		switch {
-		case line == "":
-			field = ""
+		case len(line) == 0:
+			field = nil
 			continue
-		case field == "":
+		case field == nil:
 			field = line
 			continue
 		}
-		bad := func(err error) error { return fmt.Errorf("%s is %.100q: %w", field, line, err) }
-		switch field {
-		case "%NAME%":
-			p.name = line
-		case "%VERSION%":
-			p.version = line
-		case "%ARCH%":
-			p.arch = line
-		case "%FILENAME%":
-			p.file = line
-		case "%CSIZE%":
-			n, err := strconv.ParseInt(line, 10, 64)
-			if err != nil || n <= 0 || n > maxSize {
-				return bad(errors.New("no size of a package"))
-			}
-			p.size = n
-		case "%SHA256SUM%":
-			b, err := hex.DecodeString(line)
-			if err != nil || len(b) != len(p.sha256) {
-				return bad(errors.New("no SHA-256"))
-			}
-			p.sha256 = [32]byte(b)
-		case "%BUILDDATE%":
-			n, err := strconv.ParseInt(line, 10, 64)
-			if err != nil || n < 0 || n > 1<<40 {
-				return bad(errors.New("no time"))
-			}
-			p.built = time.Unix(n, 0).UTC()
-		case "%PGPSIG%":
-			b, err := base64.StdEncoding.DecodeString(line)
-			if err != nil || len(b) > maxSignature {
-				return bad(errors.New("no signature"))
-			}
-			p.signature = b
-		case "%DEPENDS%":
-			p.depends = append(p.depends, line)
-		case "%PROVIDES%":
-			p.provides = append(p.provides, line)
+		if err := p.value(field, line); err != nil {
+			return fmt.Errorf("%.100q is %.100q: %w", field, line, err)
 		}
 	}
-	return lines.Err()
+	return nil
+}
+
+var newline = []byte("\n")
+
+// value takes a value of a field, if that is of use.
+func (p *pkg) value(field, value []byte) error {
+	number := func(what string, least, most int64) (int64, error) {
+		n, err := strconv.ParseInt(string(value), 10, 64)
+		if err != nil || n < least || n > most {
+			return 0, errors.New(what)
+		}
+		return n, nil
+	}
+	var err error
+	switch string(field) {
+	case "%NAME%":
+		p.name = string(value)
+	case "%VERSION%":
+		p.version = string(value)
+	case "%ARCH%":
+		p.arch = string(value)
+	case "%FILENAME%":
+		p.file = string(value)
+	case "%CSIZE%":
+		p.size, err = number("no size of a package", 1, maxSize)
+	case "%SHA256SUM%":
+		if n, err := hex.Decode(p.sha256[:], value[:min(len(value), 2*len(p.sha256))]); err != nil || n != len(p.sha256) || len(value) != 2*n {
+			return errors.New("no SHA-256")
+		}
+	case "%BUILDDATE%":
+		var n int64
+		n, err = number("no time", 0, 1<<40)
+		p.built = time.Unix(n, 0).UTC()
+	case "%PGPSIG%":
+		p.signature, err = base64.StdEncoding.AppendDecode(nil, value)
+		if err != nil || len(p.signature) > maxSignature {
+			return errors.New("no signature")
+		}
+	case "%DEPENDS%":
+		p.depends = append(p.depends, string(value))
+	case "%PROVIDES%":
+		p.provides = append(p.provides, string(value))
+	}
+	return err
 }
 
 // check refuses what can't be used, or would be dangerous to.

@@ -181,7 +181,7 @@ func FuzzDesc(f *testing.F) {
 	f.Add(desc)
 	f.Fuzz(func(t *testing.T, text string) {
 		p := &pkg{}
-		if err := p.read(strings.NewReader(text)); err != nil || p.check() != nil {
+		if err := p.read([]byte(text)); err != nil || p.check() != nil {
 			return
 		}
 		again, err := readRecord(p.name, p.record())

@@ -80,6 +80,9 @@ SUITE may be patterns: 'ubuntu/*:latest' stands for each of its suites. Suites w
 has ! before it, as '!*-rt-*', is left out of all of the list. @FILE is a list in a file, with a selector in each line and #
 before comments; @- is standard input.
 
+The compiler is the one that built the kernel, in its major version, from its distribution and suite. A kernel whose suite
+hasn't got that, or whose headers turn out to name another, fails; --compiler takes another all the same.
+
 What a build needs beside the compiler and make is named with --with, or as packages below [build] in a godkms.toml beside the
 dkms.conf; a Debian package brings what it depends on. "a | b" is one or the other, whichever the kernel's suite has.
 
@@ -156,6 +159,7 @@ digest of the artifact; where the modules are. With --format json it has one obj
 	f.IntVarP(&o.jobs, "jobs", "j", o.jobs, "processes at a time, over all kernels")
 	f.BoolVar(&o.noCache, "no-cache", false, "build what is cached too, and fail where a byte of the result differs")
 	f.StringSliceVar(&o.with, "with", nil, "extra `PACKAGES` for the build root, of the kernel's distribution")
+	a.compilerFlag(f)
 	f.DurationVar(&o.timeout, "timeout", 0, "limit for each kernel's build, as in 10m (default none)")
 	f.StringVar(&o.memory, "memory", "", "limit for each kernel's build, as in 2G; 0 is none (default three quarters of this machine's memory)")
 	o.input.flags(f)
@@ -166,6 +170,7 @@ digest of the artifact; where the modules are. With --format json it has one obj
 	cmd.RegisterFlagCompletionFunc("engine", cobra.FixedCompletions(engineNames, cobra.ShellCompDirectiveNoFileComp))
 	cmd.RegisterFlagCompletionFunc("kernels", a.completeKernels)
 	cmd.ValidArgsFunction = h.completeSources()
+	cmd.MarkFlagsMutuallyExclusive("lock", "compiler")
 	return cmd
 }
 

@@ -167,7 +167,7 @@ func (r *buildRun) lock(ctx context.Context, t target, extra kernels.Extra) (ker
 		return r.archivedLock(ctx, r.headers.remote, t.kernel, extra)
 	}
 	lock, err := r.distros[t.kernel.Distro].Lock(ctx, t.kernel, extra)
-	if err == nil {
+	if err == nil && !lock.Forced { // else the kernel's tag in the registry would name a root with another compiler than its own
 		r.headers.locked(lock, extra)
 	}
 	return lock, err
@@ -179,6 +179,9 @@ func (a *app) archivedLock(ctx context.Context, remote images.Remote, k kernels.
 	if errors.Is(err, registry.ErrNotFound) && len(extra.Packages)+len(extra.Depends) > 0 {
 		return lock, fmt.Errorf("header image of %s with the extra packages %s: %w", k,
 			strings.Join(slices.Concat(extra.Packages, extra.Depends), ", "), err)
+	}
+	if err == nil && a.compiler != "" && a.compiler != lock.Compiler {
+		return lock, fmt.Errorf("header image of %s: it has %s: --compiler %s takes a kernel that its distribution still has", k, lock.Compiler, a.compiler)
 	}
 	if plain {
 		a.board.Warn(fmt.Sprintf("%s: its header image in %q has not been made with %s", k, remote.Repo.Name(), strings.Join(extra.Depends, ", ")))

@@ -180,7 +180,8 @@ func (a *app) suites() []string {
 	return out
 }
 
-// completeKernels completes the last selector of a list: suites first, then what the indexes that were fetched before offer.
+// completeKernels completes the last selector of a list: suites first, then what the indexes that were fetched before offer; or what the
+// lock file has that is named before.
 func (a *app) completeKernels(cmd *cobra.Command, _ []string, typed string) ([]string, cobra.ShellCompDirective) {
 	if strings.HasPrefix(typed, "@") && !strings.Contains(typed, ",") {
 		return nil, cobra.ShellCompDirectiveDefault // a file
@@ -195,6 +196,16 @@ func (a *app) completeKernels(cmd *cobra.Command, _ []string, typed string) ([]s
 	where, which, qualified := strings.Cut(last, ":")
 	distro, suite, _ := strings.Cut(where, "/")
 	var out []string
+	if f := cmd.Flags().Lookup("lock"); f != nil && f.Changed {
+		file, err := readLockFile(f.Value.String())
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		for _, k := range file.Kernels() {
+			out = append(out, done+k.String())
+		}
+		return out, cobra.ShellCompDirectiveNoFileComp
+	}
 	if !qualified {
 		for _, s := range a.suites() {
 			out = append(out, done+s+":")

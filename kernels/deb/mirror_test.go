@@ -238,7 +238,7 @@ func aptOptions(t *testing.T, p *Provider, suite string) []string {
 	keys, list := filepath.Join(dir, "keys.asc"), ""
 	s, _ := p.distro.suite(suite)
 	for _, pk := range s.pockets {
-		list += fmt.Sprintf("deb [arch=amd64 signed-by=%s] %s %s main\n", keys, p.bases[pk.archive], pk.name)
+		list += fmt.Sprintf("deb [arch=amd64 signed-by=%s] %s %s main\n", keys, p.bases[pk.archive][0], pk.name)
 	}
 	for name, text := range map[string]string{"keys.asc": p.distro.keyring, "sources.list": list, "status": "", "preferences": ""} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {

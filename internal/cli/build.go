@@ -41,6 +41,8 @@ type buildOptions struct {
 	push    string
 	headers headerOptions
 	shared  sharedOptions
+	shard   string
+	reports []string
 }
 
 // defaultBuild are the options of a build that nothing is said about.
@@ -102,6 +104,14 @@ used is named once and left alone, and a result that doesn't fit is refused with
 With --push, what was built or was cached is pushed when all kernels are done, for the commands pull and list; see push. What
 failed is left out. Where it can't be pushed the modules are in DIR all the same.
 
+--shard 2/4 builds the second of four parts of the kernels: each kernel is in one of them, the same one for the same request and
+indexes, and the parts differ by one kernel at most. A part without any is a success. The command matrix divides a build by its
+kernels' names for jobs of a CI service, so that a kernel that comes in between is not in two of them, or in none.
+
+--report writes what came of each module for each kernel, with times and the first error of what failed, for a CI service (junit),
+a step's summary (markdown) or a browser (html, one file without a script). The files are replaced, and are there whenever a build
+was begun, also where some failed or were interrupted.
+
 A build runs in a sandbox of Linux namespaces where the kernel allows it, else in a container of the Docker Engine that
 DOCKER_HOST or the Docker context names; --engine sets one of them. The result is the same to the byte. The engine is looked for
 when there is something to build: what is in the cache needs none.
@@ -126,7 +136,8 @@ digest of the artifact; where the modules are. With --format json it has one obj
   godkms-hermetic build zfs --depends /usr/src --kernels debian/trixie:latest
   godkms-hermetic build . --lock godkms.lock --out modules
   godkms-hermetic build hello/1.0 -k 6.1.0-56-amd64
-  godkms-hermetic build . --kernels 'debian/trixie:*' --cache-from registry.example/cache --cache-to registry.example/cache`,
+  godkms-hermetic build . --kernels 'debian/trixie:*' --cache-from registry.example/cache --cache-to registry.example/cache
+  godkms-hermetic build . --kernels 'debian/bookworm:*' --shard 2/4 --report junit=report.xml,html=report.html`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if h.isFor(args) {
 				if o.lock != "" {
@@ -142,10 +153,7 @@ digest of the artifact; where the modules are. With --format json it has one obj
 					return fmt.Errorf("--%s is for the modules of a host: name one as MODULE/VERSION", name)
 				}
 			}
-			if len(args) == 0 {
-				args = []string{"."}
-			}
-			return a.runBuild(cmd.Context(), o, args)
+			return a.runBuild(cmd.Context(), o, sourcesOf(args))
 		},
 	}
 	f := cmd.Flags()
@@ -166,9 +174,12 @@ digest of the artifact; where the modules are. With --format json it has one obj
 	o.headers.flags(f)
 	o.shared.flags(f)
 	f.StringArrayVar(&o.depends, "depends", nil, "`DIR` with the sources of modules that BUILD_DEPENDS names; can be repeated")
+	f.StringVar(&o.shard, "shard", "", "build just one part of the kernels, `N/SHARDS`, as in 2/4 (default all)")
+	f.StringSliceVar(&o.reports, "report", nil, "write a report, `FORM=FILE`, where FORM is junit, markdown or html; several with commas, or repeated")
 	f.StringVar(&o.push, "push", "", "push what was built to `REF`, a repository; {module} in it is the module's name")
 	cmd.RegisterFlagCompletionFunc("engine", cobra.FixedCompletions(engineNames, cobra.ShellCompDirectiveNoFileComp))
 	cmd.RegisterFlagCompletionFunc("kernels", a.completeKernels)
+	cmd.RegisterFlagCompletionFunc("report", completeReports)
 	cmd.ValidArgsFunction = h.completeSources()
 	cmd.MarkFlagsMutuallyExclusive("lock", "compiler")
 	return cmd
@@ -183,10 +194,15 @@ type target struct {
 	err      error
 }
 
-func (a *app) runBuild(ctx context.Context, o buildOptions, sources []string) error {
-	if o.lock == "" && !slices.ContainsFunc(o.kernels, func(s string) bool { return strings.TrimSpace(s) != "" }) {
-		return errors.New("no kernel given; use --kernels, as in --kernels debian/trixie:latest ('godkms-hermetic kernels debian/trixie' lists them), or --lock")
+// sourcesOf are the sources that were named, or the current folder.
+func sourcesOf(args []string) []string {
+	if len(args) == 0 {
+		return []string{"."}
 	}
+	return args
+}
+
+func (a *app) runBuild(ctx context.Context, o buildOptions, sources []string) error {
 	if err := writable(o.out); err != nil {
 		return fmt.Errorf("--out: %w", err)
 	}
@@ -194,36 +210,56 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, sources []string) er
 	if err != nil {
 		return err
 	}
-	find, err := r.finder(o.lock, o.kernels)
+	defer r.close()
+	targets, err := r.plan(ctx, sources)
 	if err != nil {
 		return err
 	}
-	if err := r.open(); err != nil {
-		return err
+	return r.run(ctx, targets)
+}
+
+// plan opens the caches and the sources, and finds the kernels of the request, or of its shard.
+func (r *buildRun) plan(ctx context.Context, sources []string) ([]target, error) {
+	o := r.options
+	if o.lock == "" && !slices.ContainsFunc(o.kernels, func(s string) bool { return strings.TrimSpace(s) != "" }) {
+		return nil, errors.New("no kernel given; use --kernels, as in --kernels debian/trixie:latest ('godkms-hermetic kernels debian/trixie' lists them), or --lock")
 	}
-	defer r.close()
+	find, err := r.finder(o.lock, o.kernels)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.open(); err != nil {
+		return nil, err
+	}
 	exclude := append([]string{o.out, filepath.Dir(r.builder.Temp)}, // any may lie in the source, or be it
 		layoutDirs(append([]string{o.push, o.headers.repo, o.shared.to}, o.shared.from...)...)...)
 	if o.lock != "" {
 		exclude = append(exclude, o.lock)
 	}
-	for _, suite := range a.suites() {
+	for _, suite := range r.suites() {
 		exclude = append(exclude, filepath.Join(o.out, strings.Replace(suite, "/", "-", 1)))
+	}
+	for _, f := range r.reports {
+		exclude = append(exclude, f.path, partialOf(f.path))
 	}
 	from := builder.SourceOptions{Temp: r.builder.Temp, Exclude: exclude, Open: r.distros["debian"].Open}
 	if r.units, err = openUnits(ctx, sources, o.depends, r.options.input, from); err != nil {
-		return err
+		return nil, err
 	}
 	if o.push != "" {
-		if r.targets, err = a.pushTargets(o.push, r.units); err != nil {
-			return err
+		if r.targets, err = r.pushTargets(o.push, r.units); err != nil {
+			return nil, err
 		}
 	}
 	targets, err := find(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return r.run(ctx, targets)
+	part := r.shard.take(targets)
+	if len(part) == 0 {
+		r.board.Print(fmt.Sprintf("--shard %s: there is nothing to build, as the kernels are fewer: %d", r.shard, len(targets)))
+	}
+	return part, nil
 }
 
 // finder reads the kernels of a request, and the lock file that has them if one is named, and gives what finds them. Nothing is opened yet.
@@ -276,11 +312,19 @@ func (a *app) newRun(o buildOptions) (*buildRun, error) {
 	if err := o.input.read(); err != nil {
 		return nil, err
 	}
+	part, err := parseShard(o.shard)
+	if err != nil {
+		return nil, err
+	}
+	reports, err := parseReports(o.reports)
+	if err != nil {
+		return nil, err
+	}
 	distros, err := a.distros()
 	if err != nil {
 		return nil, err
 	}
-	r := &buildRun{app: a, options: o, distros: distros}
+	r := &buildRun{app: a, options: o, distros: distros, shard: part, reports: reports, began: time.Now()}
 	r.handOut = r.toOut
 	r.headers.remote = remote
 	r.engine = engineOf{name: o.engine, note: a.board.Print}
@@ -329,6 +373,9 @@ type buildRun struct {
 	targets map[string]*registry.Repo // of --push, by module
 	caches  []registry.Reference      // that machines share
 	headers headerUse
+	shard   shard
+	reports []reportFile
+	began   time.Time
 
 	// handOut puts what was built to where it is wanted. It gives the modules there, and the log.
 	handOut func(context.Context, *cell, builder.Result) ([]ui.Module, string, error)
@@ -457,6 +504,11 @@ func (r *buildRun) run(ctx context.Context, targets []target) error {
 		r.board.Warn("--push: " + pushed.Error())
 		pushed = nil
 	}
+	reported := r.report(ctx, reports)
+	if reported != nil && err != nil { // whose exit code counts
+		r.board.Warn(reported.Error())
+		reported = nil
+	}
 	r.board.Close()
 
 	print := ui.PrintText
@@ -465,6 +517,9 @@ func (r *buildRun) run(ctx context.Context, targets []target) error {
 	}
 	if err := print(r.stdout, reports); err != nil {
 		return err
+	}
+	if reported != nil {
+		return reported
 	}
 	if pushed != nil {
 		return pushed
@@ -579,6 +634,7 @@ func (r *buildRun) one(ctx context.Context, c *cell, row []*cell, built func()) 
 		}
 		f := r.explain(c, b)
 		report.Reason, report.Why, report.Hint = f.reason, f.Why, r.hint(ctx, c, lock, f.Missing)
+		report.First, report.Tail = f.First, f.Tail
 		f.Hint = report.Hint
 		line.End(ui.Failed, b.Err.Error())
 		r.board.Fail(c.title, f.Failure, b.LogPath)
@@ -602,7 +658,7 @@ func (r *buildRun) one(ctx context.Context, c *cell, row []*cell, built func()) 
 	line.End(report.Status, detail)
 }
 
-var errInterrupted = errors.New("interrupted")
+var errInterrupted = errors.New(ui.Interruption)
 
 // failure is why a build failed, with the reason in one line.
 type failure struct {

@@ -231,12 +231,12 @@ func world() map[string]Provider {
 		}},
 		"rocky":     el("rocky", "a"),
 		"almalinux": el("almalinux", "b"),
-		"rhel":      &fixed{distro: "rhel", claims: "*.el?*.x86_64*", suites: []string{"9", "8"}, lists: map[string][]string{"9": {"nowhere"}, "8": {"nowhere"}}},
+		"rhel":      &fixed{distro: "rhel", claims: "*.el[0-9]*.x86_64", suites: []string{"9", "8"}, lists: map[string][]string{"9": {"nowhere"}, "8": {"nowhere"}}},
 	}
 }
 
 func el(distro, digest string) *fixed {
-	return &fixed{distro: distro, claims: "*.el?*.x86_64*", suites: []string{"9"}, lists: map[string][]string{"9": {
+	return &fixed{distro: distro, claims: "*.el[0-9]*.x86_64", suites: []string{"9"}, lists: map[string][]string{"9": {
 		"5.14.0-503.el9_5.x86_64+rt=" + digest + "1 - rt 2024-11-12T09:00:00+02:00",
 		"*5.14.0-503.el9_5.x86_64=" + digest + "1 - default 2024-11-12T00:30:00+02:00",
 		"+5.14.0-427.13.1.el9_4.x86_64=" + digest + "2 - default 2024-05-01T12:00:00Z",

@@ -288,7 +288,7 @@ func (a *app) lockAll(ctx context.Context, distros map[string]kernels.Provider, 
 		}
 		indexed[k] = true
 		list, err := distros[k.Distro].Indexes(ctx, k.Suite, k.Arch)
-		if err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		if err != nil {
 			return nil, &exitError{code: lockCode(err), err: err}
 		}
 		for _, i := range list {

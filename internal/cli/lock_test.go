@@ -83,6 +83,9 @@ func TestLockedPackagesAreGone(t *testing.T) {
 	if len(asked) == 0 || slices.ContainsFunc(asked, func(path string) bool { return !strings.Contains(path, "/pool/") }) {
 		t.Errorf("it was asked for %q; want packages alone", asked)
 	}
+	if !strings.HasPrefix(asked[0], "/none/pool/") {
+		t.Errorf("it was asked for %q first; want what --mirror has", asked[0])
+	}
 }
 
 // What the distribution has changed since is shown, and a kernel that it has no more can't be renewed.

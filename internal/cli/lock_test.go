@@ -72,7 +72,8 @@ func TestLockedPackagesAreGone(t *testing.T) {
 		}
 	})
 	args := []string{"build", "../../testdata/hello", "--lock", name, "--cache-dir", t.TempDir(), "--out", filepath.Join(t.TempDir(), "out"), "--mirror", "debian=" + s.URL + "/none"}
-	if out, errs := tryMain(t, 21, args...); !strings.Contains(out, " failed ") || !strings.Contains(errs, "no longer") {
+	if out, errs := tryMain(t, 21, args...); !strings.Contains(out, " failed ") || !strings.Contains(errs, "no longer") ||
+		!strings.Contains(errs, "godkms.lock can be renewed with 'godkms-hermetic lock --update'") {
 		t.Errorf("%s%s", out, errs)
 	}
 	answer = func(w http.ResponseWriter, r *http.Request) { w.Write(make([]byte, sizes[r.URL.Path])) }

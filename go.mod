@@ -21,6 +21,7 @@ require (
 	github.com/spf13/pflag v1.0.10 // what cobra's flags are made of; BSD
 	github.com/ulikunitz/xz v0.5.17 // writes xz, for modules: 8 ms for one of 100 kB; BSD, no dependencies
 	github.com/vbauerster/mpb/v8 v8.9.3 // live lines on a terminal; Unlicense
+	go.yaml.in/yaml/v3 v3.0.5 // what is written for CI services, read again, for tests alone; MIT and Apache-2.0, no dependencies, nfpm has it
 	golang.org/x/crypto v0.57.0 // DER of signatures, byte by byte; BSD
 	golang.org/x/sync v0.22.0 // groups of goroutines with one error; BSD
 	golang.org/x/sys v0.49.0 // system calls; BSD
@@ -92,7 +93,6 @@ require (
 	go.opentelemetry.io/otel/sdk v1.47.0 // indirect
 	go.opentelemetry.io/otel/sdk/metric v1.47.0 // indirect
 	go.opentelemetry.io/otel/trace v1.47.0 // indirect
-	go.yaml.in/yaml/v3 v3.0.5 // indirect
 	golang.org/x/net v0.59.0 // indirect
 	golang.org/x/time v0.16.0 // indirect
 	golang.org/x/tools v0.49.0 // indirect

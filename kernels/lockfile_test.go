@@ -234,7 +234,7 @@ func TestLockFileProvider(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		found, err := r.Resolve(t.Context(), selectors)
+		found, err := all(r.Resolve(t.Context(), selectors))
 		if err != nil {
 			return err.Error()
 		}

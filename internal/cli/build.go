@@ -41,6 +41,8 @@ type buildOptions struct {
 	push    string
 	headers headerOptions
 	shared  sharedOptions
+	shard   string
+	reports []string
 }
 
 // defaultBuild are the options of a build that nothing is said about.
@@ -67,10 +69,18 @@ What a dkms.conf names in BUILD_DEPENDS is built first, and its modules, its Mod
 when the dependent is built. It is taken from the other sources, else from the folders of --depends (as /usr/src, with a source in
 each folder below, or in a package or tarball), of which just what is needed is built.
 
-KERNELS is a list with commas of [DISTRO/SUITE:]SELECTOR. A SELECTOR is a kernel release, a shell pattern over releases
-('6.1.0-*-cloud-amd64'), "latest" (the newest of the default flavour, backports aside), or "running". Without DISTRO/SUITE the
-suite is the one that has the release; where two have it with different packages, say which. Suites whose indexes have expired
-are passed over.
+KERNELS is a list with commas of [DISTRO/SUITE:]SELECTOR. A SELECTOR is one of these:
+
+  RELEASE           a kernel release, or a shell pattern over releases, as '6.1.0-*-cloud-amd64'
+  latest            the newest of the default flavour, backports and hardware enablement aside; latest=3 are three
+  since=2026-01-31  those of that flavour whose packages were built on that day or later, where the index has dates
+  running           this machine's, of the distribution and suite that its os-release names
+
+latest and since take other flavours behind @: latest@cloud-amd64, or latest=2@* for two of each. Without DISTRO/SUITE a release
+is looked for in the suites that name their kernels like that; where two have it with different packages, say which. DISTRO and
+SUITE may be patterns: 'ubuntu/*:latest' stands for each of its suites. Suites whose indexes have expired are passed over. What
+has ! before it, as '!*-rt-*', is left out of all of the list. @FILE is a list in a file, with a selector in each line and #
+before comments; @- is standard input.
 
 The compiler is the one that built the kernel, in its major version, from its distribution and suite. A kernel whose suite
 hasn't got that, or whose headers turn out to name another, fails; --compiler takes another all the same.
@@ -94,6 +104,14 @@ used is named once and left alone, and a result that doesn't fit is refused with
 With --push, what was built or was cached is pushed when all kernels are done, for the commands pull and list; see push. What
 failed is left out. Where it can't be pushed the modules are in DIR all the same.
 
+--shard 2/4 builds the second of four parts of the kernels: each kernel is in one of them, the same one for the same request and
+indexes, and the parts differ by one kernel at most. A part without any is a success. The command matrix divides a build by its
+kernels' names for jobs of a CI service, so that a kernel that comes in between is not in two of them, or in none.
+
+--report writes what came of each module for each kernel, with times and the first error of what failed, for a CI service (junit),
+a step's summary (markdown) or a browser (html, one file without a script). The files are replaced, and are there whenever a build
+was begun, also where some failed or were interrupted.
+
 A build runs in a sandbox of Linux namespaces where the kernel allows it, else in a container of the Docker Engine that
 DOCKER_HOST or the Docker context names; --engine sets one of them. The result is the same to the byte. The engine is looked for
 when there is something to build: what is in the cache needs none.
@@ -112,11 +130,14 @@ digest of the artifact; where the modules are. With --format json it has one obj
 			"130  interrupted", "", "With several failures, the lowest of their codes."),
 		Example: `  godkms-hermetic build . --kernels debian/bookworm:6.1.0-56-amd64,debian/trixie:latest
   godkms-hermetic build v4l2loopback-dkms_0.12.7-2_all.deb --kernels 'debian/bookworm:6.1.*-amd64' --out modules
-  godkms-hermetic build . --kernels running --with libxtables-dev --format json
+  godkms-hermetic build . --kernels 6.5.0-14-generic,6.8.0-31-generic
+  godkms-hermetic build . --kernels 'rocky/9:latest=3,debian/*:latest@*,!*-rt-*'
+  godkms-hermetic build . --kernels @kernels.txt --with libxtables-dev --format json
   godkms-hermetic build zfs --depends /usr/src --kernels debian/trixie:latest
   godkms-hermetic build . --lock godkms.lock --out modules
   godkms-hermetic build hello/1.0 -k 6.1.0-56-amd64
-  godkms-hermetic build . --kernels 'debian/trixie:*' --cache-from registry.example/cache --cache-to registry.example/cache`,
+  godkms-hermetic build . --kernels 'debian/trixie:*' --cache-from registry.example/cache --cache-to registry.example/cache
+  godkms-hermetic build . --kernels 'debian/bookworm:*' --shard 2/4 --report junit=report.xml,html=report.html`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if h.isFor(args) {
 				if o.lock != "" {
@@ -132,10 +153,7 @@ digest of the artifact; where the modules are. With --format json it has one obj
 					return fmt.Errorf("--%s is for the modules of a host: name one as MODULE/VERSION", name)
 				}
 			}
-			if len(args) == 0 {
-				args = []string{"."}
-			}
-			return a.runBuild(cmd.Context(), o, args)
+			return a.runBuild(cmd.Context(), o, sourcesOf(args))
 		},
 	}
 	f := cmd.Flags()
@@ -156,9 +174,12 @@ digest of the artifact; where the modules are. With --format json it has one obj
 	o.headers.flags(f)
 	o.shared.flags(f)
 	f.StringArrayVar(&o.depends, "depends", nil, "`DIR` with the sources of modules that BUILD_DEPENDS names; can be repeated")
+	f.StringVar(&o.shard, "shard", "", "build just one part of the kernels, `N/SHARDS`, as in 2/4 (default all)")
+	f.StringSliceVar(&o.reports, "report", nil, "write a report, `FORM=FILE`, where FORM is junit, markdown or html; several with commas, or repeated")
 	f.StringVar(&o.push, "push", "", "push what was built to `REF`, a repository; {module} in it is the module's name")
 	cmd.RegisterFlagCompletionFunc("engine", cobra.FixedCompletions(engineNames, cobra.ShellCompDirectiveNoFileComp))
 	cmd.RegisterFlagCompletionFunc("kernels", a.completeKernels)
+	cmd.RegisterFlagCompletionFunc("report", completeReports)
 	cmd.ValidArgsFunction = h.completeSources()
 	cmd.MarkFlagsMutuallyExclusive("lock", "compiler")
 	return cmd
@@ -173,10 +194,15 @@ type target struct {
 	err      error
 }
 
-func (a *app) runBuild(ctx context.Context, o buildOptions, sources []string) error {
-	if o.lock == "" && !slices.ContainsFunc(o.kernels, func(s string) bool { return strings.TrimSpace(s) != "" }) {
-		return errors.New("no kernel given; use --kernels, as in --kernels debian/trixie:latest ('godkms-hermetic kernels debian/trixie' lists them), or --lock")
+// sourcesOf are the sources that were named, or the current folder.
+func sourcesOf(args []string) []string {
+	if len(args) == 0 {
+		return []string{"."}
 	}
+	return args
+}
+
+func (a *app) runBuild(ctx context.Context, o buildOptions, sources []string) error {
 	if err := writable(o.out); err != nil {
 		return fmt.Errorf("--out: %w", err)
 	}
@@ -184,36 +210,56 @@ func (a *app) runBuild(ctx context.Context, o buildOptions, sources []string) er
 	if err != nil {
 		return err
 	}
-	find, err := r.finder(o.lock, o.kernels)
+	defer r.close()
+	targets, err := r.plan(ctx, sources)
 	if err != nil {
 		return err
 	}
-	if err := r.open(); err != nil {
-		return err
+	return r.run(ctx, targets)
+}
+
+// plan opens the caches and the sources, and finds the kernels of the request, or of its shard.
+func (r *buildRun) plan(ctx context.Context, sources []string) ([]target, error) {
+	o := r.options
+	if o.lock == "" && !slices.ContainsFunc(o.kernels, func(s string) bool { return strings.TrimSpace(s) != "" }) {
+		return nil, errors.New("no kernel given; use --kernels, as in --kernels debian/trixie:latest ('godkms-hermetic kernels debian/trixie' lists them), or --lock")
 	}
-	defer r.close()
+	find, err := r.finder(o.lock, o.kernels)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.open(); err != nil {
+		return nil, err
+	}
 	exclude := append([]string{o.out, filepath.Dir(r.builder.Temp)}, // any may lie in the source, or be it
 		layoutDirs(append([]string{o.push, o.headers.repo, o.shared.to}, o.shared.from...)...)...)
 	if o.lock != "" {
 		exclude = append(exclude, o.lock)
 	}
-	for _, suite := range a.suites() {
+	for _, suite := range r.suites() {
 		exclude = append(exclude, filepath.Join(o.out, strings.Replace(suite, "/", "-", 1)))
+	}
+	for _, f := range r.reports {
+		exclude = append(exclude, f.path, partialOf(f.path))
 	}
 	from := builder.SourceOptions{Temp: r.builder.Temp, Exclude: exclude, Open: r.distros["debian"].Open}
 	if r.units, err = openUnits(ctx, sources, o.depends, r.options.input, from); err != nil {
-		return err
+		return nil, err
 	}
 	if o.push != "" {
-		if r.targets, err = a.pushTargets(o.push, r.units); err != nil {
-			return err
+		if r.targets, err = r.pushTargets(o.push, r.units); err != nil {
+			return nil, err
 		}
 	}
 	targets, err := find(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return r.run(ctx, targets)
+	part := r.shard.take(targets)
+	if len(part) == 0 {
+		r.board.Print(fmt.Sprintf("--shard %s: there is nothing to build, as the kernels are fewer: %d", r.shard, len(targets)))
+	}
+	return part, nil
 }
 
 // finder reads the kernels of a request, and the lock file that has them if one is named, and gives what finds them. Nothing is opened yet.
@@ -233,7 +279,7 @@ func (r *buildRun) finder(lock string, list []string) (func(context.Context) ([]
 		if err != nil {
 			return nil, err
 		}
-		found, err := r.archived(ctx, r.headers.remote, targets)
+		found, err := r.archived(ctx, r.headers.remote, selectors, targets)
 		switch {
 		case err == nil:
 			return found, nil
@@ -266,11 +312,19 @@ func (a *app) newRun(o buildOptions) (*buildRun, error) {
 	if err := o.input.read(); err != nil {
 		return nil, err
 	}
+	part, err := parseShard(o.shard)
+	if err != nil {
+		return nil, err
+	}
+	reports, err := parseReports(o.reports)
+	if err != nil {
+		return nil, err
+	}
 	distros, err := a.distros()
 	if err != nil {
 		return nil, err
 	}
-	r := &buildRun{app: a, options: o, distros: distros}
+	r := &buildRun{app: a, options: o, distros: distros, shard: part, reports: reports, began: time.Now()}
 	r.handOut = r.toOut
 	r.headers.remote = remote
 	r.engine = engineOf{name: o.engine, note: a.board.Print}
@@ -320,6 +374,9 @@ type buildRun struct {
 	targets map[string]*registry.Repo // of --push, by module
 	caches  []registry.Reference      // that machines share
 	headers headerUse
+	shard   shard
+	reports []reportFile
+	began   time.Time
 
 	// handOut puts what was built to where it is wanted. It gives the modules there, and the log.
 	handOut func(context.Context, *cell, builder.Result) ([]ui.Module, string, error)
@@ -451,6 +508,11 @@ func (r *buildRun) run(ctx context.Context, targets []target) error {
 		r.board.Warn("--push: " + pushed.Error())
 		pushed = nil
 	}
+	reported := r.report(ctx, reports)
+	if reported != nil && err != nil { // whose exit code counts
+		r.board.Warn(reported.Error())
+		reported = nil
+	}
 	r.board.Close()
 
 	print := ui.PrintText
@@ -459,6 +521,9 @@ func (r *buildRun) run(ctx context.Context, targets []target) error {
 	}
 	if err := print(r.stdout, reports); err != nil {
 		return err
+	}
+	if reported != nil {
+		return reported
 	}
 	if pushed != nil {
 		return pushed
@@ -573,6 +638,7 @@ func (r *buildRun) one(ctx context.Context, c *cell, row []*cell, built func()) 
 		}
 		f := r.explain(c, b)
 		report.Reason, report.Why, report.Hint = f.reason, f.Why, r.hint(ctx, c, lock, f.Missing)
+		report.First, report.Tail = f.First, f.Tail
 		f.Hint = report.Hint
 		line.End(ui.Failed, b.Err.Error())
 		r.board.Fail(c.title, f.Failure, b.LogPath)
@@ -596,7 +662,7 @@ func (r *buildRun) one(ctx context.Context, c *cell, row []*cell, built func()) 
 	line.End(report.Status, detail)
 }
 
-var errInterrupted = errors.New("interrupted")
+var errInterrupted = errors.New(ui.Interruption)
 
 // failure is why a build failed, with the reason in one line.
 type failure struct {

@@ -411,11 +411,7 @@ func toProbe(all map[string]prober, own string) []asked {
 
 func (a *app) checkMirror(ctx context.Context, p prober, m repo.Mirror) ui.Check {
 	name := "mirror " + m.Archive
-	from := map[string]string{repo.FromHost: "from this machine's package manager", repo.BuiltIn: "built in"}[m.From]
-	if m.From == repo.Given {
-		from = a.given(m.Archive, p.Mirrors()[0].Archive)
-	}
-	what := fmt.Sprintf("%s (%s)", redacted(m.URL), from)
+	what := fmt.Sprintf("%s (%s)", redacted(m.URL), a.origin(p.Mirrors(), m))
 	if a.offline {
 		return ok(name, "%s: not asked, because of --offline", what)
 	}
@@ -428,6 +424,17 @@ func (a *app) checkMirror(ctx context.Context, p prober, m repo.Mirror) ui.Check
 	}
 	return ui.Check{Name: name, Status: ui.CheckWarn, Detail: what + ": " + err.Error(),
 		Hint: fmt.Sprintf("see to the network or its proxy, or name another with --mirror %s=URL; what was fetched before can be used with --offline", m.Archive)}
+}
+
+// origin says where one of a distribution's mirrors comes from.
+func (a *app) origin(all []repo.Mirror, m repo.Mirror) string {
+	switch m.From {
+	case repo.Given:
+		return a.given(m.Archive, all[0].Archive)
+	case repo.FromHost:
+		return "from this machine's package manager"
+	}
+	return "built in"
 }
 
 // given says whether a flag or the configuration gave an archive's mirror, or that of the main archive, beside which it is.

@@ -215,7 +215,7 @@ func (a *app) existing(ctx context.Context, distros map[string]kernels.Provider,
 	if err != nil {
 		return nil, err
 	}
-	if targets, err = a.archived(ctx, remote, targets); err != nil {
+	if targets, err = a.archived(ctx, remote, selectors, targets); err != nil {
 		return nil, registryError(err)
 	}
 	for _, t := range targets {
@@ -414,6 +414,19 @@ func (a *app) runImageExport(ctx context.Context, kernel, file string, with []st
 // fileToWrite says where a file that is named on the command line comes to be: behind symbolic links, for writing to /dev/stdout must
 // not replace it. Its folder must be there and writable.
 func fileToWrite(name string) (string, error) {
+	name, err := regularFile(name)
+	if err != nil {
+		return "", fmt.Errorf("%w; - is standard output", err)
+	}
+	dir := filepath.Dir(name)
+	if _, err := os.Stat(dir); err != nil {
+		return "", err
+	}
+	return name, writable(dir)
+}
+
+// regularFile is where a file that is named comes to be, which is no device or folder.
+func regularFile(name string) (string, error) {
 	if name == "" {
 		return "", errors.New("no file given")
 	}
@@ -422,15 +435,11 @@ func fileToWrite(name string) (string, error) {
 	}
 	switch info, err := os.Stat(name); {
 	case err == nil && !info.Mode().IsRegular():
-		return "", fmt.Errorf("%q is not a regular file; - is standard output", name)
+		return "", fmt.Errorf("%q is not a regular file", name)
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return "", err
 	}
-	dir := filepath.Dir(name)
-	if _, err := os.Stat(dir); err != nil {
-		return "", err
-	}
-	return name, writable(dir)
+	return name, nil
 }
 
 // writeWhole writes a file that appears whole or not at all. Until then it is in a folder beside it, which goes away; that of a process
@@ -442,7 +451,7 @@ func writeWhole(ctx context.Context, name string, write func(io.Writer) error) e
 		return err
 	}
 	defer lock.Close()
-	partial := filepath.Join(dir, "."+filepath.Base(name)+".partial")
+	partial := partialOf(name)
 	if err := os.RemoveAll(partial); err != nil {
 		return err
 	}
@@ -451,6 +460,11 @@ func writeWhole(ctx context.Context, name string, write func(io.Writer) error) e
 	}
 	defer os.RemoveAll(partial)
 	return durable.WriteFile(partial, name, 0o644, write)
+}
+
+// partialOf is the folder that has a file of writeWhole until it is whole.
+func partialOf(name string) string {
+	return filepath.Join(filepath.Dir(name), "."+filepath.Base(name)+".partial")
 }
 
 // withImage assembles a kernel's header image, and hands it to use while it can be read.

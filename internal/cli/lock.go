@@ -495,17 +495,14 @@ func lockedTargets(name string, f *kernels.LockFile, list []string) ([]target, e
 			out = append(out, target{label: k.String(), kernel: k})
 		}
 	}
-	if len(selectors) == 0 {
-		for _, k := range here {
-			add(k)
-		}
-	}
-	for _, s := range selectors {
+	for _, s := range wantedOf(selectors) {
 		found := false
 		for _, k := range here {
 			if selects(s, k, running()) {
 				found = true
-				add(k)
+				if !kernels.Excluded(selectors, k) {
+					add(k)
+				}
 			}
 		}
 		if !found {

@@ -44,6 +44,8 @@ type Result struct {
 	Hint      string   `json:"hint"`                // what to do about a failure, one line, where that is known
 	Seconds   float64  `json:"seconds"`             // printed to the millisecond
 	DKMSCode  int      `json:"dkms_code,omitempty"` // the exit code that dkms ends with in the same case; see builder.DKMSCode
+	First     string   `json:"-"`                   // for reports: a failure's First
+	Tail      []string `json:"-"`                   // and its Tail
 }
 
 // Module is one file that was handed out.

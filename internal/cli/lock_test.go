@@ -12,9 +12,35 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/ProtonMail/go-crypto/openpgp"
+
+	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels/repo"
 )
+
+// lockAgain locks the kernels of results that were built, and wants the same from the lock file without any index.
+func lockAgain(t *testing.T, keys openpgp.EntityList, cache string, selectors, args []string, results map[string]ui.Result) {
+	name := filepath.Join(cache, "godkms.lock")
+	var locked struct{ Kernels []lockedKernel }
+	runRPM(t, keys, 0, &locked, append([]string{"lock", "../../testdata/hello", "--kernels", strings.Join(selectors, ","), "--out", name}, args...)...)
+	if err := os.RemoveAll(filepath.Join(cache, "index")); err != nil {
+		t.Fatal(err)
+	}
+	var built struct{ Results []ui.Result }
+	runRPM(t, keys, 0, &built, append([]string{"build", "../../testdata/hello", "--lock", name, "--out", filepath.Join(cache, "again"), "--offline"}, args...)...)
+	if len(locked.Kernels) != len(selectors) || len(built.Results) != len(selectors) {
+		t.Errorf("%d kernels were locked, and %d built; want %d", len(locked.Kernels), len(built.Results), len(selectors))
+	}
+	for _, r := range built.Results {
+		if want := results[r.Kernel]; r.Status != ui.Cached || r.Key != want.Key || r.Digest != want.Digest || r.Compiler != want.Compiler {
+			t.Errorf("from the lock file: %+v; want %+v", r, want)
+		}
+	}
+	if text, err := os.ReadFile(name); err != nil || !bytes.Contains(text, []byte("\nindex ")) {
+		t.Errorf("the lock file names no index (%v):\n%s", err, text)
+	}
+}
 
 // lockOne locks a module for a kernel of the real archive, changes that, and writes it.
 func lockOne(t *testing.T, change func(*kernels.LockFile)) (name, release string) {

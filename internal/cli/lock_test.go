@@ -178,7 +178,10 @@ func TestLockedPackagesPlaces(t *testing.T) {
 			{Archive: "debian-security", URL: "http://host.example/s", From: repo.FromHost},
 		},
 	}
+	a := &app{mirrors: []string{"rhel=https://me:secret@cdn.example/rhel", "debian=http://none.example/debian"}}
+	p.users = a.mirrorUsers()
 	in := []kernels.Package{
+		{Name: "d", URL: "https://cdn.example/rhel/d.rpm", Mirrors: []string{"https://cdn.example/rhel9/d.rpm", "http://cdn.example/rhel/d.rpm"}},
 		{Name: "a", URL: "http://m.example/debian/pool/a.deb", Mirrors: []string{"http://second.example/a.deb"}},
 		{Name: "b", URL: "http://m.example/debian-security/pool/b.deb"},
 		{Name: "c", URL: "http://other.example/debian/pool/c.deb"},
@@ -188,11 +191,12 @@ func TestLockedPackagesPlaces(t *testing.T) {
 		got = append(got, append([]string{p.URL}, p.Mirrors...))
 	}
 	want := [][]string{
+		{"https://me:secret@cdn.example/rhel/d.rpm", "https://cdn.example/rhel9/d.rpm", "http://cdn.example/rhel/d.rpm"},
 		{"http://u:p@m.example/debian/pool/a.deb", "http://new.example/d/pool/a.deb", "http://m.example/debian/pool/a.deb", "http://second.example/a.deb"},
 		{"http://m.example/debian-security/pool/b.deb", "http://host.example/s/pool/b.deb"},
 		{"http://other.example/debian/pool/c.deb"},
 	}
-	if !reflect.DeepEqual(got, want) || in[0].URL != "http://m.example/debian/pool/a.deb" {
+	if !reflect.DeepEqual(got, want) || in[1].URL != "http://m.example/debian/pool/a.deb" {
 		t.Errorf("%q; want %q", got, want)
 	}
 }

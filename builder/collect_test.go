@@ -50,6 +50,7 @@ func kernelRoot(t testing.TB) builder.Root {
 	} {
 		write(t, filepath.Join(dir, modules, release, "build", name), text)
 	}
+	write(t, filepath.Join(dir, "usr/bin/gcc"), "#!/bin/sh\necho 'gcc-12 (Test 12.2.0-1) 12.2.0'\n")
 	return enginetest.Folders(append(root.Layers(), dir)...)
 }
 

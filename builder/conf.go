@@ -112,25 +112,67 @@ func overrides(list []dkms.Override) io.Reader {
 	return &b
 }
 
-// compilers is what dkms exports of the compiler and the linker that a kernel was built with. A compiler that is not the locked
-// one is an error: the module would be built by another program than the kernel.
+// compilers is what dkms exports of the compiler and the linker that a kernel was built with. A compiler of another family or major
+// version than the locked one is an error, unless the lock says that it was asked for: the module would be built by another program
+// than the kernel.
 func compilers(t dkms.Target, text string, l kernels.Lock) ([]string, error) {
+	c, err := kernels.ParseCompiler(text)
+	if err != nil && !l.Forced {
+		return nil, fmt.Errorf("%w; the lock of %s has %q, and --compiler %s takes that all the same", err, l.Kernel, l.Compiler, l.Compiler)
+	}
 	program, _, _ := strings.Cut(text, " ")
 	if t.Clang() { // its text is like "Debian clang version 14.0.6"
 		program = "clang"
-		_, version, _ := strings.Cut(text, "clang version ")
-		major, _, _ := strings.Cut(version, ".")
-		if l.Compiler != program && l.Compiler != program+"-"+major {
-			return nil, fmt.Errorf("the kernel was built by %q, but the lock of %s has %q", text, l.Kernel, l.Compiler)
+	}
+	if c.String() != l.Compiler {
+		if !l.Forced {
+			return nil, fmt.Errorf("the kernel was built by %q, but the lock of %s has %q; --compiler %s takes that all the same",
+				text, l.Kernel, l.Compiler, l.Compiler)
 		}
-	} else if program != l.Compiler && !strings.HasSuffix(program, "-"+l.Compiler) {
-		return nil, fmt.Errorf("the kernel was built by %q, but the lock of %s has %q", text, l.Kernel, l.Compiler)
+		family, _, _ := strings.Cut(l.Compiler, "-")
+		if isClang := family == "clang"; isClang != t.Clang() {
+			return nil, fmt.Errorf("the kernel was built by %q, and its headers ask for the tools of that: %s can't stand in", text, l.Compiler)
+		}
+		program = l.Compiler
 	}
 	env := []string{"CC=" + program, "KERNEL_CC=" + program}
 	if t.Config["CONFIG_LD_IS_LLD"] == "y" {
 		env = append(env, "LD=ld.lld", "KERNEL_LD=ld.lld")
 	}
 	return env, nil
+}
+
+// checkCompiler asks the compiler that kbuild is going to run which one it is, and holds it against the lock. Only the log tells of another
+// point release than the kernel's: those have the same ABI and options, distributions mix them in each update of either, and a module
+// that the kernel would refuse is found when it is checked.
+func (s *session) checkCompiler(ctx context.Context, l kernels.Lock) error {
+	const step = "asking the compiler for its version"
+	program := "gcc"
+	if s.target.Clang() {
+		program = "clang"
+	}
+	var out bytes.Buffer
+	last := &lastLine{w: s.log}
+	if err := s.run(ctx, Command{Args: []string{program, "--version"}, Stdout: &bounded{w: &out, limit: 64 << 10}, Stderr: last}); err != nil {
+		return &StepError{Step: step, Err: err, Output: last.If(true)}
+	}
+	line, _, _ := strings.Cut(out.String(), "\n")
+	have, err := kernels.ParseCompiler(line)
+	if err != nil {
+		return fmt.Errorf("%s: %w", step, err)
+	}
+	if have.String() != l.Compiler {
+		return fmt.Errorf("%s: it says %q, but the lock of %s has %q", step, line, l.Kernel, l.Compiler)
+	}
+	kernel, err := kernels.ConfigCompiler(s.target.Config)
+	switch {
+	case err != nil: // an old kernel, or a text of its own: compilers has judged it
+	case kernel.String() != l.Compiler:
+		fmt.Fprintf(s.log, "# the kernel was built by %q; %s stands in for it, as --compiler says\n", kernel.Text, l.Compiler)
+	case kernel.Version != have.Version:
+		fmt.Fprintf(s.log, "# the kernel was built by another release of %s, %s; this is %s\n", l.Compiler, kernel.Version, have.Version)
+	}
+	return nil
 }
 
 // DKMSCode is the exit code that dkms ends with where a job fails with err: 8 for a bad dkms.conf, 5 and 6 for a patch, 7 for a module

@@ -19,6 +19,7 @@ import (
 	"github.com/godkms-hermetic/godkms-hermetic/builder"
 	"github.com/godkms-hermetic/godkms-hermetic/builder/dkms"
 	"github.com/godkms-hermetic/godkms-hermetic/builder/docker"
+	"github.com/godkms-hermetic/godkms-hermetic/builder/enginetest"
 	"github.com/godkms-hermetic/godkms-hermetic/builder/sandbox"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/dkmstest"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/dockertest"
@@ -42,6 +43,46 @@ func (b *bench) job(t testing.TB, files map[string]string) builder.Job {
 		Kernel:   kernels.Kernel{Distro: "debian", Suite: "bookworm", Arch: runtime.GOARCH, Release: release},
 		Compiler: "gcc-12", Headers: []kernels.Package{{Name: "linux-headers-" + release, Version: "1", Digest: v1.Hash{Algorithm: "sha256", Hex: strings.Repeat("a", 64)}}},
 	}}
+}
+
+// The compiler of the root is the lock's, whatever the headers say; another release of the kernel's own is told in the log alone.
+func testRootCompiler(t *testing.T, e builder.Engine) {
+	b := newBench(t, e) // its compiler says that it is gcc-12, 12.2.0
+	root := kernelRoot(t)
+	headers := t.TempDir()
+	b.builder.Root = func(context.Context, kernels.Lock, func(string, int64, int64)) (builder.Root, error) {
+		return enginetest.Folders(append(root.Layers(), headers)...), nil
+	}
+	for _, test := range []struct {
+		config, lock string
+		forced       bool
+		failed       string // in the reason
+		log          string
+	}{
+		{"CONFIG_CC_VERSION_TEXT=\"gcc-12 (Test) 12.2.0\"", "gcc-12", false, "", ""},
+		{"CONFIG_CC_VERSION_TEXT=\"gcc-12 (Test) 12.3.1\"", "gcc-12", false, "", "# the kernel was built by another release of gcc-12, 12.3.1; this is 12.2.0"},
+		{"CONFIG_CC_VERSION_TEXT=\"gcc-13 (Test) 13.2.0\"", "gcc-12", false, `the kernel was built by "gcc-13 (Test) 13.2.0", but the lock of debian/bookworm:` + release + ` has "gcc-12"; --compiler gcc-12`, ""},
+		{"CONFIG_CC_VERSION_TEXT=\"gcc-13 (Test) 13.2.0\"", "gcc-12", true, "", `# the kernel was built by "gcc-13 (Test) 13.2.0"; gcc-12 stands in for it`},
+		{"CONFIG_CC_VERSION_TEXT=\"gcc-13 (Test) 13.2.0\"", "gcc-13", false, `it says "gcc-12 (Test 12.2.0-1) 12.2.0", but the lock of debian/bookworm:` + release + ` has "gcc-13"`, ""},
+		{"CONFIG_GCC_VERSION=90400", "gcc-12", false, `the kernel was built by gcc 9.4.0, but the lock of`, ""},
+		{"CONFIG_GCC_VERSION=90400", "gcc-12", true, "", "stands in"},
+		{"CONFIG_SMP=y", "gcc-12", false, "", ""},
+	} {
+		modules := "lib/modules"
+		if to, err := os.Readlink("/lib"); err == nil {
+			modules = filepath.Join(to, "modules")
+		}
+		write(t, filepath.Join(headers, modules, release, "build/include/config/auto.conf"), test.config+"\nCONFIG_MODULES=y\n")
+		j := b.job(t, map[string]string{"dkms.conf": confHead + "BUILD_EXCLUSIVE_KERNEL=^none # " + test.config + "\n"}) // a key of its own
+		j.Lock.Compiler, j.Lock.Forced = test.lock, test.forced
+		r := b.builder.Build(t.Context(), j, builder.Watch{})
+		if test.failed == "" && r.Status != builder.Skipped || test.failed != "" && (r.Status != builder.Failed || !strings.Contains(r.Reason, test.failed)) {
+			t.Errorf("%s, locked %s (forced: %t): %s, %s; want %q", test.config, test.lock, test.forced, r.Status, r.Reason, test.failed)
+		}
+		if !strings.Contains(string(r.Log), test.log) || test.log == "" && strings.Contains(string(r.Log), "the kernel was built by") && test.failed == "" {
+			t.Errorf("%s, locked %s (forced: %t): log %q; want %q", test.config, test.lock, test.forced, r.Log, test.log)
+		}
+	}
 }
 
 const confHead = "PACKAGE_NAME=m\nPACKAGE_VERSION=1\nDEST_MODULE_LOCATION=/extra\n"
@@ -140,6 +181,7 @@ func TestConf(t *testing.T) {
 			e := engine.make(t)
 			t.Run("Hostile", func(t *testing.T) { testHostileConf(t, e) })
 			t.Run("Overrides", func(t *testing.T) { testOverrides(t, e) })
+			t.Run("Compiler", func(t *testing.T) { testRootCompiler(t, e) })
 		})
 	}
 }
@@ -285,21 +327,30 @@ func buildWithDKMS(t *testing.T, dkms string, files map[string]string) (code int
 func TestCompilers(t *testing.T) {
 	clang := map[string]string{"CONFIG_CC_IS_CLANG": "y", "CONFIG_LD_IS_LLD": "y"}
 	for _, test := range []struct {
-		text, lock string
+		text, lock string // behind an exclamation mark: forced
 		config     map[string]string
 		want       string // the environment, or what the error says
 	}{
+		{"gcc (Ubuntu 9.4.0-1ubuntu1~20.04.2) 9.4.0", "gcc-9", nil, "CC=gcc KERNEL_CC=gcc"},
+		{"gcc (GCC) 11.4.1 20231218 (Red Hat 11.4.1-3)", "gcc-11", nil, "CC=gcc KERNEL_CC=gcc"},
+		{"gcc (SUSE Linux) 7.5.0", "gcc-13", nil, `was built by "gcc (SUSE Linux) 7.5.0", but the lock of`},
+		{"gcc (SUSE Linux) 7.5.0", "!gcc-13", nil, "CC=gcc-13 KERNEL_CC=gcc-13"},
+		{"icc 19", "gcc-13", nil, "--compiler gcc-13"},
+		{"icc 19", "!gcc-13", nil, "CC=gcc-13 KERNEL_CC=gcc-13"},
+		{"Debian clang version 14.0.6", "!clang-15", clang, "CC=clang-15 KERNEL_CC=clang-15 LD=ld.lld KERNEL_LD=ld.lld"},
+		{"Debian clang version 14.0.6", "!gcc-12", clang, "gcc-12 can't stand in"},
 		{"gcc-12 (Debian 12.2.0-14) 12.2.0", "gcc-12", nil, "CC=gcc-12 KERNEL_CC=gcc-12"},
 		{"x86_64-linux-gnu-gcc-14 (Debian 14.2.0-19) 14.2.0", "gcc-14", nil, "CC=x86_64-linux-gnu-gcc-14 KERNEL_CC=x86_64-linux-gnu-gcc-14"},
 		{"gcc-12 (Debian 12.2.0-14) 12.2.0", "gcc-13", nil, `was built by "gcc-12 (Debian 12.2.0-14) 12.2.0", but the lock of`},
 		{"Debian clang version 14.0.6", "clang-14", clang, "CC=clang KERNEL_CC=clang LD=ld.lld KERNEL_LD=ld.lld"},
-		{"clang version 19.1.7 (/home/x 123)", "clang", map[string]string{"CONFIG_CC_IS_CLANG": "y"}, "CC=clang KERNEL_CC=clang"},
+		{"clang version 19.1.7 (/home/x 123)", "clang-19", map[string]string{"CONFIG_CC_IS_CLANG": "y"}, "CC=clang KERNEL_CC=clang"},
 		{"Ubuntu clang version 18.1.3 (1ubuntu1)", "clang-18", clang, "CC=clang KERNEL_CC=clang LD=ld.lld KERNEL_LD=ld.lld"},
 		{"Debian clang version 14.0.6", "clang-15", clang, `was built by "Debian clang version 14.0.6", but the lock of`},
 		{"Debian clang version 14.0.6", "gcc-12", clang, "but the lock of"},
 		{"gcc-12 (Debian 12.2.0-14) 12.2.0", "gcc-12", map[string]string{"CONFIG_LD_IS_LLD": "y"}, "CC=gcc-12 KERNEL_CC=gcc-12 LD=ld.lld KERNEL_LD=ld.lld"},
 	} {
-		env, err := builder.Compilers(dkms.Target{Config: test.config}, test.text, kernels.Lock{Compiler: test.lock})
+		lock, forced := strings.CutPrefix(test.lock, "!")
+		env, err := builder.Compilers(dkms.Target{Config: test.config}, test.text, kernels.Lock{Compiler: lock, Forced: forced})
 		if got := strings.Join(env, " "); err != nil && !strings.Contains(err.Error(), test.want) || err == nil && got != test.want {
 			t.Errorf("%s, locked %s: %q, %v; want %q", test.text, test.lock, got, err, test.want)
 		}

@@ -133,6 +133,9 @@ func (b *Builder) run(ctx context.Context, engine Engine, root Root, j Job, w Wa
 	if err != nil {
 		return nil, err
 	}
+	if err := s.checkCompiler(ctx, j.Lock); err != nil {
+		return nil, err
+	}
 	plan, err := s.plan(ctx)
 	if err != nil {
 		return nil, err
@@ -271,8 +274,7 @@ tar -ch -f - -- "$@" || [ $? = 1 ] || exit 90` // 1: an inode changed meanwhile,
 	}
 }
 
-// configure takes from the kernel's configuration what dkms takes: the options and the compiler. A compiler that is not the
-// locked one is an error: the module would be built by another program than the kernel.
+// configure takes from the kernel's configuration what dkms takes: the options and the compiler, which compilers judges.
 func (s *session) configure(headers fs.FS, l kernels.Lock) (compiler string, err error) {
 	for _, name := range []string{"include/config/auto.conf", ".config"} {
 		f, err := headers.Open(name)
@@ -289,6 +291,11 @@ func (s *session) configure(headers fs.FS, l kernels.Lock) (compiler string, err
 	}
 	compiler = strings.Trim(s.target.Config["CONFIG_CC_VERSION_TEXT"], `"`)
 	if compiler == "" {
+		// Before Linux 4.18 nothing is said, and up to 5.7 it's a number.
+		if c, err := kernels.ConfigCompiler(s.target.Config); err == nil && c.String() != l.Compiler && !l.Forced {
+			return "", fmt.Errorf("the kernel was built by %s %s, but the lock of %s has %q; --compiler %s takes that all the same",
+				c.Family, c.Version, l.Kernel, l.Compiler, l.Compiler)
+		}
 		return l.Compiler, nil
 	}
 	env, err := compilers(s.target, compiler, l)

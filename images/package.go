@@ -20,6 +20,9 @@ func (s *Store) Package(ctx context.Context, p kernels.Package) (io.ReadCloser, 
 	return &checked{s, f}, nil
 }
 
+// Package is the one that the file must be of.
+func (r *packageReader) Package() kernels.Package { return r.pkg }
+
 // checked fails at the end of a file that is not the package's, which is removed.
 type checked struct {
 	store *Store

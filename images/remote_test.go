@@ -679,6 +679,10 @@ func TestKernelTag(t *testing.T) {
 		{kernels.Kernel{Distro: "a-b", Suite: "c_d", Arch: "arm64", Release: "6.8.0-149-generic"}, kernels.Extra{Packages: []string{"x"}},
 			"a_-b-c__d-6.8.0-149-generic_aarm64_w39bfd09c83721fd7"},
 		{kernels.Kernel{Distro: "fedora", Suite: "42", Arch: "x86_64", Release: "6.1~rc1:2@.x86_64"}, kernels.Extra{}, "fedora-42-6.1_trc1_c2_x40.x86__64"},
+		{kernels.Kernel{Distro: "rocky", Suite: "9", Arch: "amd64", Release: "5.14.0-427.13.1.el9_4.x86_64+rt"}, kernels.Extra{},
+			"rocky-9-5.14.0-427.13.1.el9__4.x86__64_prt_aamd64"},
+		{kernels.Kernel{Distro: "opensuse-leap", Suite: "15.6", Arch: "amd64", Release: "6.4.0-150600.21-default"}, kernels.Extra{},
+			"opensuse_-leap-15.6-6.4.0-150600.21-default_aamd64"},
 		{kernels.Kernel{Distro: "debian", Suite: "bookworm", Arch: "amd64", Release: strings.Repeat("6", 120)}, kernels.Extra{}, ""},
 	} {
 		got := KernelTag(test.kernel, test.extra)

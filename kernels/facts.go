@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bufio"
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
 	"path"
@@ -139,10 +140,10 @@ var factFiles = map[string]func(*facts, string){
 
 // facts are what was read so far.
 type facts struct {
-	build                  string
-	text, comment, compile string            // CONFIG_CC_VERSION_TEXT, # Compiler:, LINUX_COMPILER
-	numbers                map[string]string // CONFIG_GCC_VERSION and CONFIG_CLANG_VERSION by family; "0" is another family's
-	kernel, uts            string            // release of include/config/kernel.release, UTS_RELEASE
+	build            string
+	options          map[string]string // those of the configuration that ConfigCompiler reads
+	comment, compile string            // # Compiler:, LINUX_COMPILER
+	kernel, uts      string            // release of include/config/kernel.release, UTS_RELEASE
 }
 
 // ReadFacts reads the tar stream of a header package's payload, as far as it needs to and in little memory. To know that the package
@@ -150,9 +151,9 @@ type facts struct {
 // include/config/auto.conf; the comment "# Compiler:" of .config (4.18 to 5.7), or CONFIG_GCC_VERSION and CONFIG_CLANG_VERSION where
 // that text is of no known form; LINUX_COMPILER in include/generated/compile.h (4.x). A package without any wraps ErrNotFound.
 func ReadFacts(payload io.Reader) (Facts, error) {
-	f := facts{numbers: map[string]string{}}
+	f := facts{options: map[string]string{}}
 	in := tar.NewReader(payload)
-	for f.text == "" || f.kernel == "" {
+	for f.options[versionText] == "" || f.kernel == "" {
 		h, err := in.Next()
 		if err == io.EOF {
 			break
@@ -201,13 +202,8 @@ func (f *facts) config(line string) {
 		return
 	}
 	name, value, _ := strings.Cut(line, "=")
-	switch name {
-	case "CONFIG_CC_VERSION_TEXT":
-		f.text = cmp.Or(f.text, unquote(value))
-	case "CONFIG_GCC_VERSION":
-		f.numbers["gcc"] = cmp.Or(f.numbers["gcc"], value)
-	case "CONFIG_CLANG_VERSION":
-		f.numbers["clang"] = cmp.Or(f.numbers["clang"], value)
+	if name == versionText || slices.Contains(versionNumbers, name) {
+		f.options[name] = cmp.Or(f.options[name], value)
 	}
 }
 
@@ -252,16 +248,12 @@ func (f *facts) done() (Facts, error) {
 	if out.Release != "" && !isWord(out.Release, "") {
 		return Facts{}, fmt.Errorf("read header package: %q: %.200q is no release", f.build, out.Release)
 	}
-	text := cmp.Or(f.text, f.comment, f.compile)
-	c, err := ParseCompiler(text)
-	if err != nil {
-		if n, ok := f.numbered(); ok {
-			n.Text = text
-			c, err = n, nil
-		}
+	if f.options[versionText] == "" {
+		f.options[versionText] = f.comment
 	}
-	if text == "" && err != nil {
-		err = fmt.Errorf("nothing says which compiler built the kernel: %w", ErrNotFound)
+	c, err := ConfigCompiler(f.options)
+	if errors.Is(err, ErrNotFound) && f.compile != "" {
+		c, err = ParseCompiler(f.compile)
 	}
 	if err != nil {
 		return Facts{}, fmt.Errorf("read header package: %q: %w", f.build, err)
@@ -270,12 +262,35 @@ func (f *facts) done() (Facts, error) {
 	return out, nil
 }
 
-// numbered is the compiler by its number: 90400 is 9.4.0 (scripts/gcc-version.sh, scripts/clang-version.sh).
-func (f *facts) numbered() (Compiler, bool) {
-	for _, family := range []string{"clang", "gcc"} {
-		if n, err := strconv.Atoi(f.numbers[family]); err == nil && n >= 1e4 && n < 1e8 {
-			return Compiler{Family: family, Version: fmt.Sprintf("%d.%d.%d", n/1e4, n/100%100, n%100)}, true
+// The options of a kernel's configuration that say which compiler built it. Numbers are like 90400, for 9.4.0, and 0 for the family
+// that it wasn't (scripts/gcc-version.sh, scripts/clang-version.sh).
+const versionText = "CONFIG_CC_VERSION_TEXT"
+
+var versionNumbers = []string{"CONFIG_CLANG_VERSION", "CONFIG_GCC_VERSION"}
+
+// ConfigCompiler gives the compiler that a kernel's configuration names, the options of which are written as there. If the text is of no
+// known form, the number counts. A configuration that names none, as before Linux 4.18, wraps ErrNotFound.
+func ConfigCompiler(options map[string]string) (Compiler, error) {
+	text := unquote(options[versionText])
+	c, err := ParseCompiler(text)
+	if err == nil {
+		return c, nil
+	}
+	for _, name := range versionNumbers {
+		if n, err := strconv.Atoi(options[name]); err == nil && n >= 1e4 && n < 1e8 {
+			family := strings.ToLower(strings.TrimSuffix(strings.TrimPrefix(name, "CONFIG_"), "_VERSION"))
+			return Compiler{Family: family, Version: fmt.Sprintf("%d.%d.%d", n/1e4, n/100%100, n%100), Text: text}, nil
 		}
 	}
-	return Compiler{}, false
+	if text == "" {
+		err = fmt.Errorf("nothing says which compiler built the kernel: %w", ErrNotFound)
+	}
+	return Compiler{}, err
+}
+
+// IsCompiler tells whether a name has the form of Lock.Compiler: "gcc-12", "clang-17", "gcc-4.8".
+func IsCompiler(name string) bool {
+	family, version, _ := strings.Cut(name, "-")
+	c := Compiler{Family: family, Version: version}
+	return oneNumber[family] > 0 && version != "" && strings.Trim(version, "0123456789.") == "" && c.String() == name
 }

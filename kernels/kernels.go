@@ -143,6 +143,13 @@ type Index struct {
 	Digest  v1.Hash   `json:"digest"`        // sha256 of the list
 }
 
+// Partial is what a Provider can be whose archives have several mirrors.
+type Partial interface {
+	// Unread says why mirrors of a suite couldn't be looked into by the last answer about it, each in one line that names the mirror.
+	// Warnings of them were given.
+	Unread(suite string) []error
+}
+
 // Finder is what a Provider can be that knows which files packages have that nobody has installed.
 type Finder interface {
 	// Holders gives, for each thing that is wanted, the packages of a suite that have it, the likeliest first; none if there is none.

@@ -234,7 +234,7 @@ func TestLockFileProvider(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		found, err := r.Resolve(t.Context(), selectors)
+		found, err := all(r.Resolve(t.Context(), selectors))
 		if err != nil {
 			return err.Error()
 		}
@@ -365,6 +365,35 @@ func FuzzParseLockFile(f *testing.F) {
 		}
 		if d := file.Diff(file); len(d) != 0 {
 			t.Errorf("it differs from itself: %v", d)
+		}
+	})
+}
+
+// What can be written is read as it was, whatever names and URLs are in it.
+func FuzzEncodeLockFile(f *testing.F) {
+	f.Add("debian", "bookworm", "6.1.0-9-amd64", "gcc-12", "usr/src/x", "bash", "5.2-1+b7", "http://m.example/b.deb", "a | b (>= 1)", int64(1))
+	f.Add("fedora", "40", "6.8.9-300.fc40.x86_64", "gcc-14", "", "lib(x)", "1:2^3~4", "https://m.example/a%5Eb.rpm", "(a if b)", int64(1<<40))
+	f.Fuzz(func(t *testing.T, distro, suite, release, compiler, build, name, version, url, extra string, size int64) {
+		p := Package{Name: name, Version: version, Arch: "amd64", URL: url, Digest: hash([]byte(name)), Size: size}
+		l := Lock{Kernel: Kernel{distro, suite, "amd64", release}, Compiler: compiler, Build: build, Toolchain: []Package{p}, Headers: []Package{}}
+		file := &LockFile{Locks: []ExtraLock{{Extra{Packages: []string{extra}}, l}, {Extra{Depends: []string{extra, "x"}}, l}}}
+		text, err := file.Encode()
+		if err != nil {
+			return
+		}
+		again, err := ParseLockFile(text)
+		if err != nil || len(again.Locks) != 2 {
+			t.Fatalf("%q: %v", text, err)
+		}
+		for _, got := range again.Locks {
+			if !reflect.DeepEqual(got.Lock, l) {
+				t.Errorf("%+v is read as %+v", l, got.Lock)
+			}
+		}
+		for _, e := range file.Locks {
+			if _, err := again.Provider(distro, nil).Lock(t.Context(), l.Kernel, e.Extra); err != nil {
+				t.Errorf("%s: %v", e, err)
+			}
 		}
 	})
 }

@@ -1,36 +1,87 @@
 package kernels
 
 import (
-	"context"
-	"errors"
+	"bufio"
+	"cmp"
 	"fmt"
-	"maps"
+	"io"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
-	"sync"
+	"time"
 )
 
-// A Selector names kernels, "[DISTRO/SUITE:]RELEASE".
+// A Selector names kernels, "[DISTRO/SUITE:]WHICH", or with an exclamation mark before it those that a request is not about.
 type Selector struct {
-	Distro, Suite string // both or neither; without them the suite follows from the release
-	Release       string // a release, a shell pattern of releases, "latest" or "running"
+	Distro, Suite string // both or neither, each may be a shell pattern; without them the suite follows from the release
+	Release       string // a release, a shell pattern of releases, or one of Latest, Since and Running
+	Count         int    // of Latest: how many; 0 is one
+	Day           string // of Since: the first that counts, in UTC: "2026-01-01"
+	Flavour       string // of Latest and Since: a shell pattern of flavours; empty: what is Candidate.Default
+	Exclude       bool   // it has a release or a pattern then
 }
 
-// Words that stand for a release.
+// Words that stand for releases.
 const (
-	Latest  = "latest"  // the newest of the default flavour, backports aside
-	Running = "running" // the release that the caller says is running
+	Latest  = "latest"  // the newest, or as many as Count says; of each flavour if there is one
+	Since   = "since"   // those whose packages were built on Day or later
+	Running = "running" // the one that the caller says is running
 )
 
+// maxList is how many bytes a file of selectors may have.
+const maxList = 1 << 20
+
+// String gives the form that ParseSelector reads.
 func (s Selector) String() string {
-	if s.Distro == "" {
-		return s.Release
+	out := s.Release
+	switch {
+	case s.Release == Latest && s.Count > 1:
+		out += "=" + strconv.Itoa(s.Count)
+	case s.Release == Since:
+		out += "=" + s.Day
 	}
-	return s.Distro + "/" + s.Suite + ":" + s.Release
+	if s.Flavour != "" {
+		out += "@" + s.Flavour
+	}
+	if s.Distro != "" {
+		out = s.Distro + "/" + s.Suite + ":" + out
+	}
+	if s.Exclude {
+		out = "!" + out
+	}
+	return out
 }
 
-func (s Selector) isPattern() bool { return strings.ContainsAny(s.Release, "*?[") }
+// IsPattern tells whether the release is a shell pattern.
+func (s Selector) IsPattern() bool { return isPattern(s.Release) }
+
+// IsExact tells whether the selector names one kernel in full, DISTRO/SUITE:RELEASE.
+func (s Selector) IsExact() bool {
+	return s.Distro != "" && !s.ofSuites() && !s.IsPattern() && !s.isWord()
+}
+
+func (s Selector) isWord() bool { return slices.Contains([]string{Latest, Since, Running}, s.Release) }
+
+// ofSuites tells whether the selector is about several suites by its own words.
+func (s Selector) ofSuites() bool { return isPattern(s.Distro) || isPattern(s.Suite) }
+
+func isPattern(s string) bool { return strings.ContainsAny(s, "*?[") }
+
+// Matches tells whether a selector, excluding or not, has the release of a kernel and its suite. One of a word has no kernel's.
+func (s Selector) Matches(k Kernel) bool {
+	return (s.Distro == "" || match(s.Distro, k.Distro) && match(s.Suite, k.Suite)) && match(s.Release, k.Release)
+}
+
+// Excluded tells whether one of a request's selectors excludes a kernel.
+func Excluded(request []Selector, k Kernel) bool {
+	return slices.ContainsFunc(request, func(s Selector) bool { return s.Exclude && s.Matches(k) })
+}
+
+func match(pattern, name string) bool {
+	ok, err := path.Match(pattern, name)
+	return pattern == name || ok && err == nil
+}
 
 // ParseSelectors reads a list with commas between.
 func ParseSelectors(list string) ([]Selector, error) {
@@ -45,37 +96,99 @@ func ParseSelectors(list string) ([]Selector, error) {
 	return out, nil
 }
 
+// ReadSelectors reads a file of selectors: one in a line, or a list with commas; # begins a comment. It may have 1 MiB.
+func ReadSelectors(r io.Reader) ([]Selector, error) {
+	var out []Selector
+	in := &io.LimitedReader{R: r, N: maxList + 1}
+	lines := bufio.NewScanner(in)
+	lines.Buffer(nil, maxList+1)
+	n := 1
+	for ; lines.Scan(); n++ {
+		line, _, _ := strings.Cut(lines.Text(), "#")
+		if line = strings.TrimSpace(line); line == "" {
+			continue
+		}
+		list, err := ParseSelectors(line)
+		if err != nil {
+			return nil, fmt.Errorf("line %d: %w", n, err)
+		}
+		out = append(out, list...)
+	}
+	if in.N == 0 {
+		return nil, fmt.Errorf("it has more than %d bytes", maxList)
+	}
+	return out, lines.Err()
+}
+
 // ParseSelector reads one selector.
 func ParseSelector(text string) (Selector, error) {
 	var s Selector
-	where, release, qualified := strings.Cut(text, ":")
+	fail := func(format string, args ...any) (Selector, error) {
+		return Selector{}, fmt.Errorf("kernel selector %q: "+format, append([]any{text}, args...)...)
+	}
+	rest, exclude := strings.CutPrefix(text, "!")
+	s.Exclude = exclude
+	if strings.HasPrefix(rest, "@") {
+		return fail("a file of selectors can't be named here")
+	}
+	where, which, qualified := strings.Cut(rest, ":")
 	if qualified {
 		var ok bool
 		s.Distro, s.Suite, ok = strings.Cut(where, "/")
-		if !ok || !isWord(s.Distro, "") || !isWord(s.Suite, "") {
-			return Selector{}, fmt.Errorf("kernel selector %q: %q is not of the form DISTRO/SUITE, as in debian/bookworm", text, where)
+		if !ok || !isWord(s.Distro, patternChars) || !isWord(s.Suite, patternChars) {
+			return fail("%q is not of the form DISTRO/SUITE, as in debian/bookworm", where)
 		}
 	} else {
-		release = text
+		which = rest
 	}
-	s.Release = release
-	if release == "" {
-		return Selector{}, fmt.Errorf("kernel selector %q: no release; give one, a pattern such as 6.1.0-*-amd64, or latest or running", text)
+	which, flavour, flavoured := strings.Cut(which, "@")
+	s.Release, s.Flavour = which, flavour
+	switch word, value, valued := strings.Cut(which, "="); {
+	case word == Latest && valued:
+		n, err := strconv.Atoi(value)
+		if err != nil || n < 1 || value != strconv.Itoa(n) {
+			return fail("how many of the latest? write a number, as in latest=3")
+		}
+		s.Release, s.Count = Latest, n
+		if n == 1 {
+			s.Count = 0
+		}
+	case word == Since:
+		if _, err := time.Parse(time.DateOnly, value); err != nil {
+			return fail("since when? write a day, as in since=2026-01-31")
+		}
+		s.Release, s.Day = Since, value
 	}
-	if d, s, ok := strings.Cut(release, "/"); !qualified && ok && isWord(d, "") && isWord(s, "") && (d[0] < '0' || d[0] > '9') {
-		return Selector{}, fmt.Errorf("kernel selector %q: which kernel of it? write %s:latest, or a release in latest's place", text, text)
+	if s.Release == "" {
+		return fail("no release; give one, a pattern such as 6.1.0-*-amd64, or latest or running")
 	}
-	if !isWord(release, "*?[]^!") {
-		return Selector{}, fmt.Errorf("kernel selector %q: %q has characters that no release has", text, release)
+	if d, suite, ok := strings.Cut(which, "/"); !qualified && ok && isWord(d, patternChars) && isWord(suite, patternChars) && (d[0] < '0' || d[0] > '9') {
+		return fail("which kernel of it? write %s:latest, or a release in latest's place", text)
 	}
-	if _, err := path.Match(release, ""); err != nil {
-		return Selector{}, fmt.Errorf("kernel selector %q: pattern %q is not well-formed", text, release)
+	if !isWord(s.Release, patternChars) {
+		return fail("%q has characters that no release has", s.Release)
 	}
-	if release == Latest && !qualified {
-		return Selector{}, fmt.Errorf("kernel selector %q: latest of what? write DISTRO/SUITE:latest, as in debian/bookworm:latest", text)
+	if flavoured && !isWord(s.Flavour, patternChars) {
+		return fail("%q is not a flavour; write one behind the @, as in latest@cloud-amd64, or * for all", s.Flavour)
+	}
+	for _, pattern := range []string{s.Distro, s.Suite, s.Release, s.Flavour} {
+		if _, err := path.Match(pattern, ""); err != nil {
+			return fail("pattern %q is not well-formed", pattern)
+		}
+	}
+	switch {
+	case s.Exclude && s.isWord():
+		return fail("what is excluded is a release or a pattern of releases")
+	case flavoured && s.Release != Latest && s.Release != Since:
+		return fail("only latest and since take a flavour behind @")
+	case (s.Release == Latest || s.Release == Since) && !qualified:
+		return fail("%s of what? write DISTRO/SUITE:%s, as in debian/bookworm:%s", s.Release, s, s)
 	}
 	return s, nil
 }
+
+// patternChars are what shell patterns have beside the characters of what they match.
+const patternChars = "*?[]^!"
 
 func isWord(s, more string) bool {
 	for i := range len(s) {
@@ -87,142 +200,33 @@ func isWord(s, more string) bool {
 	return s != ""
 }
 
-// A Resolver turns selectors into kernels. It is safe for concurrent use if its Warn is.
-type Resolver struct {
-	Providers map[string]Provider // by distribution
-	Arch      string              // the distribution's own name: "amd64"
-	Running   string              // what uname -r prints, for the selector "running"; may be empty
-	// Warn is told of suites that could not be looked into for something that was found elsewhere. It is not if they are merely
-	// expired and all was found in one suite. Default: nothing.
-	Warn func(string)
+// forms are releases as the distributions name them, for those who wrote another.
+var forms = []struct{ distro, release string }{
+	{"debian", "6.1.0-56-amd64"}, {"debian", "6.12.43+deb13-amd64"}, {"ubuntu", "6.8.0-31-generic"}, {"arch", "6.9.3-arch1-1"},
+	{"fedora", "6.8.9-300.fc40.x86_64"}, {"centos", "5.14.0-503.el9.x86_64"}, {"rocky", "5.14.0-427.13.1.el9_4.x86_64"},
+	{"ol", "5.15.0-209.161.7.2.el9uek.x86_64"}, {"amzn", "6.1.90-99.173.amzn2023.x86_64"}, {"opensuse-leap", "6.4.0-150600.21-default"},
+	{"opensuse-tumbleweed", "6.9.3-1-default"},
 }
 
-// Resolve gives the kernels in the order of the selectors; what a pattern matches comes newest first, and a kernel that is named
-// twice comes once. A selector without a suite looks into all of them: a release that several have belongs to the newest of them
-// if its header packages are the same, and is an error if not. What matches nothing wraps ErrNotFound.
-func (r Resolver) Resolve(ctx context.Context, selectors []Selector) ([]Kernel, error) {
-	var (
-		out  []Kernel
-		seen = map[Kernel]bool{}
-		look = &lookup{Resolver: r, lists: map[string][]listing{}, told: map[string]bool{}}
-	)
-	for _, s := range selectors {
-		found, err := look.resolve(ctx, s)
-		if err != nil {
-			return nil, err
-		}
-		for _, k := range found {
-			if !seen[k] {
-				seen[k] = true
-				out = append(out, k)
+// unclaimed is the error for a release or a pattern that is named as no distribution names its kernels.
+func unclaimed(s Selector, providers map[string]Provider) error {
+	digits := func(s string) string { // numbers tell nothing of the form
+		return strings.Map(func(c rune) rune {
+			if c >= '1' && c <= '9' {
+				return '0'
 			}
-		}
+			return c
+		}, s)
 	}
-	return out, nil
-}
-
-// A listing is what a suite offers.
-type listing struct {
-	distro, suite string
-	kernels       []Candidate
-	err           error
-}
-
-// lookup keeps listings for the time of one Resolve. The key is "distro/suite", or empty for all.
-type lookup struct {
-	Resolver
-	lists map[string][]listing
-	told  map[string]bool // warnings that were given
-}
-
-func (l *lookup) resolve(ctx context.Context, s Selector) ([]Kernel, error) {
-	running := s.Release == Running
-	if running {
-		if l.Running == "" {
-			return nil, errors.New("the running kernel's release is not known")
-		}
-		s.Release = l.Running
+	known := slices.DeleteFunc(slices.Clone(forms), func(f struct{ distro, release string }) bool { return providers[f.distro] == nil })
+	slices.SortStableFunc(known, func(a, b struct{ distro, release string }) int {
+		return cmp.Compare(edits(digits(s.Release), digits(a.release)), edits(digits(s.Release), digits(b.release)))
+	})
+	text := fmt.Sprintf("no known distribution has releases like %q", s.Release)
+	for i, f := range known[:min(3, len(known))] {
+		text += []string{"; near are ", ", ", ", "}[i] + fmt.Sprintf("%q (%s)", f.release, f.distro)
 	}
-	lists, err := l.listings(ctx, s)
-	if err != nil {
-		return nil, err
-	}
-	var (
-		found  []Candidate
-		have   []string
-		unread []error
-		suites int // that have what is looked for
-	)
-	for _, list := range lists {
-		here := false
-		if list.err != nil {
-			unread = append(unread, list.err)
-		}
-		for _, k := range list.kernels {
-			have = append(have, k.Release)
-			if !s.matches(k) {
-				continue
-			}
-			here = true
-			i := slices.IndexFunc(found, func(f Candidate) bool { return f.Release == k.Release })
-			if i < 0 {
-				found = append(found, k)
-			} else if f := found[i]; f.Digest != k.Digest {
-				return nil, fmt.Errorf("%s/%s and %s/%s have different kernels of the release %q: write %s or %s",
-					f.Distro, f.Suite, k.Distro, k.Suite, k.Release, f.Kernel, k.Kernel)
-			}
-		}
-		if here {
-			suites++
-		}
-	}
-	if len(found) == 0 {
-		return nil, l.nothing(s, running, have, unread)
-	}
-	for _, err := range unread {
-		if text := err.Error(); l.Warn != nil && !l.told[text] && !(suites == 1 && errors.Is(err, ErrExpired)) {
-			l.told[text] = true
-			l.Warn(text)
-		}
-	}
-	out := make([]Kernel, len(found))
-	for i, f := range found {
-		out[i] = f.Kernel
-	}
-	return out, nil
-}
-
-func (s Selector) matches(k Candidate) bool {
-	switch {
-	case s.Release == Latest:
-		return k.Latest
-	case s.isPattern():
-		ok, err := path.Match(s.Release, k.Release)
-		return ok && err == nil
-	}
-	return s.Release == k.Release
-}
-
-func (l *lookup) nothing(s Selector, running bool, have []string, unread []error) error {
-	where := "any known suite"
-	if s.Distro != "" {
-		where = s.Distro + "/" + s.Suite
-	}
-	var text string
-	switch {
-	case s.Release == Latest:
-		text = fmt.Sprintf("%s has no kernel of the default flavour for %q: name a release", where, l.Arch)
-	case s.isPattern():
-		text = fmt.Sprintf("the pattern %q matches no release in %s%s", s.Release, where, DidYouMean(s.Release, have))
-	case running:
-		text = fmt.Sprintf("the running kernel, %q, is not in %s: name another", s.Release, where)
-	default:
-		text = fmt.Sprintf("no release %q in %s%s", s.Release, where, DidYouMean(s.Release, have))
-	}
-	for _, u := range unread {
-		text += fmt.Sprintf("; not looked into: %v", u)
-	}
-	return &missingError{text, append([]error{ErrNotFound}, unread...)}
+	return &missingError{text + fmt.Sprintf("; write DISTRO/SUITE:%s to look into a suite for it", s.Release), []error{ErrNotFound}}
 }
 
 // missingError says in its text alone that something is not found.
@@ -233,54 +237,3 @@ type missingError struct {
 
 func (e *missingError) Error() string   { return e.text }
 func (e *missingError) Unwrap() []error { return e.errs }
-
-// listings reads the suites that a selector is about, the newest first. Of several, some may fail.
-func (l *lookup) listings(ctx context.Context, s Selector) ([]listing, error) {
-	key := ""
-	var lists []listing
-	if s.Distro != "" {
-		key = s.Distro + "/" + s.Suite
-		p, ok := l.Providers[s.Distro]
-		if !ok {
-			return nil, fmt.Errorf("no distribution %q; known are %s: %w", s.Distro,
-				strings.Join(slices.Sorted(maps.Keys(l.Providers)), ", "), ErrNotFound)
-		}
-		if !slices.Contains(p.Suites(), s.Suite) {
-			return nil, fmt.Errorf("%s has no suite %q; known are %s: %w", s.Distro, s.Suite, strings.Join(p.Suites(), ", "), ErrNotFound)
-		}
-		lists = []listing{{distro: s.Distro, suite: s.Suite}}
-	} else {
-		for _, distro := range slices.Sorted(maps.Keys(l.Providers)) {
-			for _, suite := range l.Providers[distro].Suites() {
-				lists = append(lists, listing{distro: distro, suite: suite})
-			}
-		}
-	}
-	if have, ok := l.lists[key]; ok {
-		return have, nil
-	}
-	var wg sync.WaitGroup
-	slots := make(chan struct{}, 2) // an index that must be read in full takes some 30 MB
-	for i := range lists {
-		wg.Go(func() {
-			slots <- struct{}{}
-			defer func() { <-slots }()
-			li := &lists[i]
-			li.kernels, li.err = l.Providers[li.distro].Kernels(ctx, li.suite, l.Arch)
-		})
-	}
-	wg.Wait()
-	if ctx.Err() != nil {
-		return nil, context.Cause(ctx)
-	}
-	if s.Distro != "" && lists[0].err != nil {
-		return nil, lists[0].err
-	}
-	for i, li := range lists {
-		if errors.Is(li.err, ErrNotFound) { // a suite without that architecture
-			lists[i].err = nil
-		}
-	}
-	l.lists[key] = lists
-	return lists, nil
-}

@@ -69,10 +69,21 @@ What a dkms.conf names in BUILD_DEPENDS is built first, and its modules, its Mod
 when the dependent is built. It is taken from the other sources, else from the folders of --depends (as /usr/src, with a source in
 each folder below, or in a package or tarball), of which just what is needed is built.
 
-KERNELS is a list with commas of [DISTRO/SUITE:]SELECTOR. A SELECTOR is a kernel release, a shell pattern over releases
-('6.1.0-*-cloud-amd64'), "latest" (the newest of the default flavour, backports aside), or "running". Without DISTRO/SUITE the
-suite is the one that has the release; where two have it with different packages, say which. Suites whose indexes have expired
-are passed over.
+KERNELS is a list with commas of [DISTRO/SUITE:]SELECTOR. A SELECTOR is one of these:
+
+  RELEASE           a kernel release, or a shell pattern over releases, as '6.1.0-*-cloud-amd64'
+  latest            the newest of the default flavour, backports and hardware enablement aside; latest=3 are three
+  since=2026-01-31  those of that flavour whose packages were built on that day or later, where the index has dates
+  running           this machine's, of the distribution and suite that its os-release names
+
+latest and since take other flavours behind @: latest@cloud-amd64, or latest=2@* for two of each. Without DISTRO/SUITE a release
+is looked for in the suites that name their kernels like that; where two have it with different packages, say which. DISTRO and
+SUITE may be patterns: 'ubuntu/*:latest' stands for each of its suites. Suites whose indexes have expired are passed over. What
+has ! before it, as '!*-rt-*', is left out of all of the list. @FILE is a list in a file, with a selector in each line and #
+before comments; @- is standard input.
+
+The compiler is the one that built the kernel, in its major version, from its distribution and suite. A kernel whose suite
+hasn't got that, or whose headers turn out to name another, fails; --compiler takes another all the same.
 
 What a build needs beside the compiler and make is named with --with, or as packages below [build] in a godkms.toml beside the
 dkms.conf; a Debian package brings what it depends on. "a | b" is one or the other, whichever the kernel's suite has.
@@ -119,7 +130,9 @@ digest of the artifact; where the modules are. With --format json it has one obj
 			"130  interrupted", "", "With several failures, the lowest of their codes."),
 		Example: `  godkms-hermetic build . --kernels debian/bookworm:6.1.0-56-amd64,debian/trixie:latest
   godkms-hermetic build v4l2loopback-dkms_0.12.7-2_all.deb --kernels 'debian/bookworm:6.1.*-amd64' --out modules
-  godkms-hermetic build . --kernels running --with libxtables-dev --format json
+  godkms-hermetic build . --kernels 6.5.0-14-generic,6.8.0-31-generic
+  godkms-hermetic build . --kernels 'rocky/9:latest=3,debian/*:latest@*,!*-rt-*'
+  godkms-hermetic build . --kernels @kernels.txt --with libxtables-dev --format json
   godkms-hermetic build zfs --depends /usr/src --kernels debian/trixie:latest
   godkms-hermetic build . --lock godkms.lock --out modules
   godkms-hermetic build hello/1.0 -k 6.1.0-56-amd64
@@ -154,6 +167,7 @@ digest of the artifact; where the modules are. With --format json it has one obj
 	f.IntVarP(&o.jobs, "jobs", "j", o.jobs, "processes at a time, over all kernels")
 	f.BoolVar(&o.noCache, "no-cache", false, "build what is cached too, and fail where a byte of the result differs")
 	f.StringSliceVar(&o.with, "with", nil, "extra `PACKAGES` for the build root, of the kernel's distribution")
+	a.compilerFlag(f)
 	f.DurationVar(&o.timeout, "timeout", 0, "limit for each kernel's build, as in 10m (default none)")
 	f.StringVar(&o.memory, "memory", "", "limit for each kernel's build, as in 2G; 0 is none (default three quarters of this machine's memory)")
 	o.input.flags(f)
@@ -167,6 +181,7 @@ digest of the artifact; where the modules are. With --format json it has one obj
 	cmd.RegisterFlagCompletionFunc("kernels", a.completeKernels)
 	cmd.RegisterFlagCompletionFunc("report", completeReports)
 	cmd.ValidArgsFunction = h.completeSources()
+	cmd.MarkFlagsMutuallyExclusive("lock", "compiler")
 	return cmd
 }
 
@@ -264,7 +279,7 @@ func (r *buildRun) finder(lock string, list []string) (func(context.Context) ([]
 		if err != nil {
 			return nil, err
 		}
-		found, err := r.archived(ctx, r.headers.remote, targets)
+		found, err := r.archived(ctx, r.headers.remote, selectors, targets)
 		switch {
 		case err == nil:
 			return found, nil

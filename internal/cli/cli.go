@@ -19,12 +19,14 @@ import (
 
 	"github.com/ProtonMail/go-crypto/openpgp"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/godkms-hermetic/godkms-hermetic/builder/docker"
 	"github.com/godkms-hermetic/godkms-hermetic/builder/sandbox"
 	"github.com/godkms-hermetic/godkms-hermetic/cache"
 	"github.com/godkms-hermetic/godkms-hermetic/images"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/distpkg"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/mirror"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/registry"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
@@ -136,10 +138,12 @@ type app struct {
 	refresh       bool
 	acceptExpired bool
 	insecure      []string
+	compiler      string // of the commands that lock; see compilerFlag
 
 	board  *ui.Board
 	config config
 	client *registry.Client // of all registries, once one is needed
+	health mirror.Health    // of the mirrors
 }
 
 func (a *app) close() { a.board.Close() }
@@ -170,7 +174,7 @@ for other machines, and a host installs them for its kernels and for those that 
 	f := root.PersistentFlags()
 	f.StringVar(&a.cacheDir, "cache-dir", "", "folder for indexes, packages, header images and results (default $XDG_CACHE_HOME/godkms-hermetic, /var/cache/godkms-hermetic for root without a home)")
 	f.StringVar(&a.format, "format", "text", "what to print on standard output: text or json")
-	f.StringArrayVar(&a.mirrors, "mirror", nil, "mirror of a distribution, `DISTRO=URL`; can be repeated (default: this machine's apt configuration)")
+	f.StringArrayVar(&a.mirrors, "mirror", nil, "mirror or dated snapshot of an archive, `ARCHIVE=URL`, as in debian=URL; can be repeated, for one archive too: what any has is used")
 	f.BoolVarP(&a.quiet, "quiet", "q", false, "no progress, only warnings and errors")
 	f.BoolVar(&a.verbose, "verbose", false, "stream the logs of builds")
 	f.BoolVar(&a.offline, "offline", false, "never use the network")
@@ -284,13 +288,17 @@ func (a *app) distros() (map[string]kernels.Provider, error) {
 	for _, m := range a.mirrors {
 		name, url, ok := strings.Cut(m, "=")
 		if !ok || name == "" || url == "" {
-			return nil, fmt.Errorf("--mirror is %q: it must be DISTRO=URL, as in debian=https://mirror.example/debian", m)
+			return nil, fmt.Errorf("--mirror is %q: it must be ARCHIVE=URL, as in debian=https://mirror.example/debian", m)
 		}
 		given[name] = append(given[name], url)
 	}
 	maps.Copy(mirrors, given)
 	out := map[string]kernels.Provider{}
-	o := repo.Options{CacheDir: dir, AcceptExpired: a.acceptExpired, Refresh: a.refresh, Offline: a.offline, Warn: a.board.Warn, Keyring: a.keyring}
+	o := repo.Options{CacheDir: dir, AcceptExpired: a.acceptExpired, Refresh: a.refresh, Offline: a.offline, Warn: a.board.Warn, Keyring: a.keyring,
+		Health: &a.health}
+	if o.Compiler = a.compiler; o.Compiler != "" && !kernels.IsCompiler(o.Compiler) {
+		return nil, fmt.Errorf("--compiler is %q: it must be a family and its major version, as in gcc-12 or clang-17", o.Compiler)
+	}
 	o.Fetch = func(ctx context.Context, p kernels.Package) (io.ReadCloser, error) {
 		store, err := a.images(out, 1)
 		if err != nil {
@@ -331,6 +339,11 @@ func (a *app) distros() (map[string]kernels.Provider, error) {
 	return out, nil
 }
 
+// compilerFlag is of commands that lock kernels.
+func (a *app) compilerFlag(f *pflag.FlagSet) {
+	f.StringVar(&a.compiler, "compiler", "", "`COMPILER` of the build root, as in gcc-12 (default the one that built the kernel)")
+}
+
 // results is the cache of built modules.
 func (a *app) results() (*cache.Dir, error) {
 	dir, err := a.dir("results")
@@ -352,7 +365,7 @@ func (a *app) imagesOf(distros map[string]kernels.Provider, jobs int, remote ima
 		return nil, err
 	}
 	return images.Open(images.Options{
-		Dir: dir, Offline: a.offline, Jobs: jobs, Remote: remote, Warn: a.board.Warn,
+		Dir: dir, Offline: a.offline, Jobs: jobs, Remote: remote, Warn: a.board.Warn, Health: &a.health,
 		Payload: func(distro string, pkg io.Reader) (io.ReadCloser, error) {
 			p, ok := distros[distro]
 			if !ok {

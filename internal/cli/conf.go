@@ -152,7 +152,9 @@ module M, version V, release K and machine A, are read after the dkms.conf, in t
 	f.StringVar(&o.lock, "lock", "", "`FILE` of the command lock, for whose kernels and packages it is evaluated")
 	f.StringVar(&o.engine, "engine", "auto", "what runs bash: sandbox, docker, or auto, the first of them that works here")
 	o.input.flags(f)
+	a.compilerFlag(f)
 	f.MarkHidden("kernels")
+	cmd.MarkFlagsMutuallyExclusive("lock", "compiler")
 	cmd.RegisterFlagCompletionFunc("engine", cobra.FixedCompletions(engineNames, cobra.ShellCompDirectiveNoFileComp))
 	cmd.RegisterFlagCompletionFunc("kernel", a.completeKernels)
 	return cmd

@@ -350,7 +350,7 @@ func (a *app) checkConfig() []ui.Check {
 // prober is a distribution whose archives can be asked for.
 type prober interface {
 	Mirrors() []repo.Mirror
-	Probe(ctx context.Context, archive string) error
+	Probe(ctx context.Context, m repo.Mirror) error
 	Keys() ([]repo.Key, error)
 }
 
@@ -359,13 +359,16 @@ func (a *app) checkMirrors(ctx context.Context) []ui.Check {
 	if err != nil {
 		return []ui.Check{{Name: "mirrors", Status: ui.CheckFail, Detail: err.Error(), Hint: "correct --mirror or the configuration"}}
 	}
-	var waits []chan ui.Check
-	for _, name := range slices.Sorted(maps.Keys(distros)) {
-		p, probes := distros[name].(prober)
-		if !probes {
-			continue
+	probers := map[string]prober{}
+	for name, p := range distros {
+		if p, ok := p.(prober); ok {
+			probers[name] = p
 		}
-		for _, m := range p.Mirrors() {
+	}
+	var waits []chan ui.Check
+	for _, asked := range toProbe(probers, readMachine("/", "").distro) {
+		p, name := probers[asked.distro], asked.distro
+		for _, m := range asked.mirrors {
 			done := make(chan ui.Check, 1)
 			waits = append(waits, done)
 			go func() { done <- a.checkMirror(ctx, p, m) }()
@@ -381,17 +384,38 @@ func (a *app) checkMirrors(ctx context.Context) []ui.Check {
 	return out
 }
 
+// asked is a distribution with those of its mirrors that are to be asked.
+type asked struct {
+	distro  string
+	mirrors []repo.Mirror
+}
+
+// toProbe picks the mirrors that somebody here has to do with: all of the host's own distribution, and those that are given; where there
+// is neither, Debian's.
+func toProbe(all map[string]prober, own string) []asked {
+	var out []asked
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		list := all[name].Mirrors()
+		if name != own {
+			list = slices.DeleteFunc(list, func(m repo.Mirror) bool { return m.From != repo.Given })
+		}
+		if len(list) > 0 {
+			out = append(out, asked{name, list})
+		}
+	}
+	if len(out) == 0 && own != "debian" {
+		return toProbe(all, "debian")
+	}
+	return out
+}
+
 func (a *app) checkMirror(ctx context.Context, p prober, m repo.Mirror) ui.Check {
 	name := "mirror " + m.Archive
-	from := map[string]string{repo.FromHost: "from this machine's apt configuration", repo.BuiltIn: "built in"}[m.From]
-	if m.From == repo.Given {
-		from = a.given(m.Archive, p.Mirrors()[0].Archive)
-	}
-	what := fmt.Sprintf("%s (%s)", redacted(m.URL), from)
+	what := fmt.Sprintf("%s (%s)", redacted(m.URL), a.origin(p.Mirrors(), m))
 	if a.offline {
 		return ok(name, "%s: not asked, because of --offline", what)
 	}
-	err := p.Probe(ctx, m.Archive)
+	err := p.Probe(ctx, m)
 	if err == nil {
 		return ok(name, "%s: answers, with a signature of the distribution's", what)
 	}
@@ -400,6 +424,17 @@ func (a *app) checkMirror(ctx context.Context, p prober, m repo.Mirror) ui.Check
 	}
 	return ui.Check{Name: name, Status: ui.CheckWarn, Detail: what + ": " + err.Error(),
 		Hint: fmt.Sprintf("see to the network or its proxy, or name another with --mirror %s=URL; what was fetched before can be used with --offline", m.Archive)}
+}
+
+// origin says where one of a distribution's mirrors comes from.
+func (a *app) origin(all []repo.Mirror, m repo.Mirror) string {
+	switch m.From {
+	case repo.Given:
+		return a.given(m.Archive, all[0].Archive)
+	case repo.FromHost:
+		return "from this machine's package manager"
+	}
+	return "built in"
 }
 
 // given says whether a flag or the configuration gave an archive's mirror, or that of the main archive, beside which it is.

@@ -152,9 +152,9 @@ type keyring struct {
 	err  error
 }
 
-func (k keyring) Keys() ([]repo.Key, error)         { return k.keys, k.err }
-func (keyring) Mirrors() []repo.Mirror              { return nil }
-func (keyring) Probe(context.Context, string) error { return nil }
+func (k keyring) Keys() ([]repo.Key, error)              { return k.keys, k.err }
+func (keyring) Mirrors() []repo.Mirror                   { return nil }
+func (keyring) Probe(context.Context, repo.Mirror) error { return nil }
 
 func TestCheckKeys(t *testing.T) {
 	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"path"
 	"slices"
 	"strings"
 	"sync"
@@ -71,7 +70,7 @@ func (a *app) headersRemote(o headerOptions) (images.Remote, error) {
 
 // archived finds in a repository what of a request the indexes haven't got: a release, or a pattern; and what is named in full where the
 // index can't be had. An error is of the repository.
-func (a *app) archived(ctx context.Context, remote images.Remote, targets []target) ([]target, error) {
+func (a *app) archived(ctx context.Context, remote images.Remote, request []kernels.Selector, targets []target) ([]target, error) {
 	if remote.Repo == nil || !slices.ContainsFunc(targets, mayBeArchived) {
 		return targets, nil
 	}
@@ -88,9 +87,9 @@ func (a *app) archived(ctx context.Context, remote images.Remote, targets []targ
 			out = append(out, t)
 			continue
 		}
-		found := matching(t.asked, list)
+		found := slices.DeleteFunc(matching(t.asked, list), func(k kernels.Kernel) bool { return kernels.Excluded(request, k) })
 		if again := slices.IndexFunc(found, func(k kernels.Kernel) bool {
-			return slices.ContainsFunc(found, func(o kernels.Kernel) bool { return o != k && o.Release == k.Release })
+			return t.asked.Distro == "" && slices.ContainsFunc(found, func(o kernels.Kernel) bool { return o != k && o.Release == k.Release })
 		}); again >= 0 {
 			k := found[again]
 			t.err = fmt.Errorf("%w; %q has the release %q of several suites: write DISTRO/SUITE:%s", t.err, remote.Repo.Name(), k.Release, t.asked.Release)
@@ -116,21 +115,16 @@ func (a *app) archived(ctx context.Context, remote images.Remote, targets []targ
 // mayBeArchived tells whether a target without a kernel may have one in a registry. A mirror whose signatures are wrong is no reason
 // to look there: somebody may want just that.
 func mayBeArchived(t target) bool {
-	exact := !strings.ContainsAny(t.asked.Release, "*?[") && t.asked.Release != kernels.Running
-	return t.err != nil && !errors.Is(t.err, kernels.ErrUntrusted) && t.asked.Release != "" && t.asked.Release != kernels.Latest &&
-		(errors.Is(t.err, kernels.ErrNotFound) || exact && t.asked.Distro != "")
+	word := t.asked.Release == kernels.Latest || t.asked.Release == kernels.Since
+	return t.err != nil && !errors.Is(t.err, kernels.ErrUntrusted) && t.asked.Release != "" && !word &&
+		(errors.Is(t.err, kernels.ErrNotFound) || t.asked.IsExact())
 }
 
 // matching gives the kernels of this machine's architecture that a selector stands for.
 func matching(s kernels.Selector, list []kernels.Kernel) []kernels.Kernel {
-	if s.Release == kernels.Running {
-		s.Release = running()
-	}
 	var out []kernels.Kernel
 	for _, k := range list {
-		ok, err := path.Match(s.Release, k.Release)
-		if (k.Release == s.Release || ok && err == nil) && k.Arch == kernels.HostArch() &&
-			(s.Distro == "" || s.Distro == k.Distro && s.Suite == k.Suite) {
+		if k.Arch == kernels.HostArch() && selects(s, k, running()) {
 			out = append(out, k)
 		}
 	}
@@ -173,7 +167,7 @@ func (r *buildRun) lock(ctx context.Context, t target, extra kernels.Extra) (ker
 		return r.archivedLock(ctx, r.headers.remote, t.kernel, extra)
 	}
 	lock, err := r.distros[t.kernel.Distro].Lock(ctx, t.kernel, extra)
-	if err == nil {
+	if err == nil && !lock.Forced { // else the kernel's tag in the registry would name a root with another compiler than its own
 		r.headers.locked(lock, extra)
 	}
 	return lock, err
@@ -185,6 +179,9 @@ func (a *app) archivedLock(ctx context.Context, remote images.Remote, k kernels.
 	if errors.Is(err, registry.ErrNotFound) && len(extra.Packages)+len(extra.Depends) > 0 {
 		return lock, fmt.Errorf("header image of %s with the extra packages %s: %w", k,
 			strings.Join(slices.Concat(extra.Packages, extra.Depends), ", "), err)
+	}
+	if err == nil && a.compiler != "" && a.compiler != lock.Compiler {
+		return lock, fmt.Errorf("header image of %s: it has %s: --compiler %s takes a kernel that its distribution still has", k, lock.Compiler, a.compiler)
 	}
 	if plain {
 		a.board.Warn(fmt.Sprintf("%s: its header image in %q has not been made with %s", k, remote.Repo.Name(), strings.Join(extra.Depends, ", ")))

@@ -207,7 +207,7 @@ func (o hostOptions) releasesOf(a *app, r *host.Root) ([]string, error) {
 		switch {
 		case s.Distro != "" && (s.Distro != h.distro || s.Suite != h.suite):
 			return nil, fmt.Errorf("kernel %q is none of this root, which is %s/%s; to build for other kernels name the folder of the source", text, h.distro, h.suite)
-		case s.Release == kernels.Latest || isPattern(s.Release):
+		case s.Exclude || s.IsPattern() || s.Release == kernels.Latest || s.Release == kernels.Since:
 			return nil, fmt.Errorf("kernel %q: name a release of this root, or take --all", text)
 		case s.Release == kernels.Running:
 			s.Release = running()

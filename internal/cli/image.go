@@ -215,7 +215,7 @@ func (a *app) existing(ctx context.Context, distros map[string]kernels.Provider,
 	if err != nil {
 		return nil, err
 	}
-	if targets, err = a.archived(ctx, remote, targets); err != nil {
+	if targets, err = a.archived(ctx, remote, selectors, targets); err != nil {
 		return nil, registryError(err)
 	}
 	for _, t := range targets {

@@ -103,24 +103,9 @@ func (a *app) registeredOf(ctx context.Context, root *host.Root, name string) ([
 // chosen keeps what selectors name, all if there are none.
 func chosen(list []kept, name string, selectors []kernels.Selector) ([]kept, error) {
 	slices.SortFunc(list, func(a, b kept) int { return strings.Compare(a.kernel().String(), b.kernel().String()) })
-	if len(selectors) == 0 {
-		return list, nil
-	}
-	var out []kept
-	for _, s := range selectors {
-		found := false
-		for _, k := range list {
-			if !selects(s, k.kernel(), running()) {
-				continue
-			}
-			found = true
-			if !slices.ContainsFunc(out, func(o kept) bool { return o.meta.Key == k.meta.Key }) {
-				out = append(out, k)
-			}
-		}
-		if !found {
-			return nil, fmt.Errorf("%s isn't built for %q; 'status' shows what is", name, s)
-		}
+	out, none := pick(list, kept.kernel, selectors)
+	if none != "" {
+		return nil, fmt.Errorf("%s isn't built for %q; 'status' shows what is", name, none)
 	}
 	return out, nil
 }

@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"maps"
-	"net/url"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -20,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/godkms-hermetic/godkms-hermetic/builder"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/mirror"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels/repo"
@@ -82,6 +82,7 @@ first, and with their passwords; then those that the file names.` + exitStatus(
 	f.BoolVar(&o.diff, "diff", false, "show what --update would change, and write nothing")
 	f.StringSliceVar(&o.with, "with", nil, "extra `PACKAGES` for the build root, of the kernel's distribution")
 	o.input.flags(f)
+	a.compilerFlag(f)
 	f.StringArrayVar(&o.depends, "depends", nil, "`DIR` with the sources of modules that BUILD_DEPENDS names; can be repeated")
 	cmd.MarkFlagsMutuallyExclusive("update", "diff")
 	cmd.RegisterFlagCompletionFunc("kernels", a.completeKernels)
@@ -95,7 +96,15 @@ first, and with their passwords; then those that the file names.` + exitStatus(
 }
 
 func (a *app) runLock(ctx context.Context, o lockOptions, args []string) error {
-	if old, new := a.lockFiles(o, args); new != nil {
+	if o.diff && len(args) == 2 && isLockFile(args[0]) && isLockFile(args[1]) {
+		old, err := readLockFile(args[0])
+		if err != nil {
+			return err
+		}
+		new, err := readLockFile(args[1])
+		if err != nil {
+			return err
+		}
 		return a.printChanges(old.Diff(new))
 	}
 	sources := args
@@ -108,17 +117,16 @@ func (a *app) runLock(ctx context.Context, o lockOptions, args []string) error {
 		sources = []string{"."}
 	}
 	old := &kernels.LockFile{}
-	switch text, err := readAtMost(o.out, maxLockFile); {
+	_, err := os.Lstat(o.out)
+	switch {
 	case o.update || o.diff:
 		if old, err = readLockFile(o.out); errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("%w; make it first, without --update and --diff", err)
 		} else if err != nil {
 			return err
 		}
-	case err == nil && !kernels.IsLockFile(text):
+	case !errors.Is(err, fs.ErrNotExist) && !isLockFile(o.out):
 		return fmt.Errorf("%q is there and is no lock file: remove it, or name another file with --out", o.out)
-	case err != nil && !errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("--out: %w", err)
 	case !slices.ContainsFunc(o.kernels, func(s string) bool { return strings.TrimSpace(s) != "" }):
 		return errors.New("no kernel given; use --kernels, as in --kernels debian/trixie:latest ('godkms-hermetic kernels debian/trixie' lists them)")
 	}
@@ -185,19 +193,9 @@ func (a *app) runLock(ctx context.Context, o lockOptions, args []string) error {
 	return a.printLocks(o.out, locked)
 }
 
-// lockFiles gives the two lock files that are to be compared, if that's what the arguments are.
-func (a *app) lockFiles(o lockOptions, args []string) (old, new *kernels.LockFile) {
-	if !o.diff || len(args) != 2 {
-		return nil, nil
-	}
-	old, err := readLockFile(args[0])
-	if err == nil {
-		new, err = readLockFile(args[1])
-	}
-	if err != nil {
-		return nil, nil
-	}
-	return old, new
+func isLockFile(name string) bool {
+	text, err := readAtMost(name, 100)
+	return err == nil && kernels.IsLockFile(text)
 }
 
 // readLockFile reads a whole lock file. One that isn't there wraps fs.ErrNotExist.
@@ -233,6 +231,9 @@ func (a *app) lockAll(ctx context.Context, distros map[string]kernels.Provider, 
 			if c := e.Canonical(); !slices.ContainsFunc(extras, func(o kernels.Extra) bool { return reflect.DeepEqual(o, c) }) {
 				extras = append(extras, c)
 				jobs = append(jobs, &job{unit: u, target: t, extra: e})
+			}
+			if t.err != nil { // for all units the same
+				break
 			}
 		}
 	}
@@ -274,9 +275,10 @@ func (a *app) lockAll(ctx context.Context, distros map[string]kernels.Provider, 
 			failed = append(failed, j.err)
 			continue
 		}
-		for _, list := range [][]kernels.Package{j.lock.Toolchain, j.lock.Headers} {
-			for i := range list {
-				hidden = hideUser(&list[i]) || hidden
+		for _, list := range []*[]kernels.Package{&j.lock.Toolchain, &j.lock.Headers} {
+			*list = slices.Clone(*list)
+			for i := range *list {
+				hidden = hideUser(&(*list)[i]) || hidden
 			}
 		}
 		f.Locks = append(f.Locks, kernels.ExtraLock{Extra: j.extra, Lock: j.lock})
@@ -312,22 +314,15 @@ func (a *app) lockAll(ctx context.Context, distros map[string]kernels.Provider, 
 
 // hideUser takes user and password out of a package's URLs.
 func hideUser(p *kernels.Package) (had bool) {
-	hide := func(text string) string {
-		u, err := url.Parse(text)
-		if err != nil || u.User == nil {
-			return text
-		}
-		had = true
-		u.User = nil
-		return u.String()
+	hide := func(from string) string {
+		to := mirror.Public(from)
+		had = had || to != from
+		return to
 	}
 	p.URL = hide(p.URL)
-	mirrors := make([]string, 0, len(p.Mirrors))
-	for _, m := range p.Mirrors {
-		mirrors = append(mirrors, hide(m))
-	}
-	if p.Mirrors = mirrors; len(mirrors) == 0 {
-		p.Mirrors = nil
+	p.Mirrors = slices.Clone(p.Mirrors)
+	for i, m := range p.Mirrors {
+		p.Mirrors[i] = hide(m)
 	}
 	return had
 }
@@ -500,23 +495,23 @@ func lockedTargets(name string, f *kernels.LockFile, list []string) ([]target, e
 			out = append(out, target{label: k.String(), kernel: k})
 		}
 	}
-	if len(selectors) == 0 {
-		for _, k := range here {
-			add(k)
-		}
-	}
-	for _, s := range selectors {
+	for _, s := range wantedOf(selectors) {
 		found := false
 		for _, k := range here {
 			if selects(s, k, running()) {
 				found = true
-				add(k)
+				if !kernels.Excluded(selectors, k) {
+					add(k)
+				}
 			}
 		}
 		if !found {
 			out = append(out, target{label: s.String(), kernel: kernels.Kernel{Distro: s.Distro, Suite: s.Suite}, asked: s,
 				err: fmt.Errorf("lock file %q has no kernel %s: %w; 'godkms-hermetic lock --update' adds it", name, s, kernels.ErrNotFound)})
 		}
+	}
+	if len(out) == 0 {
+		return nil, fmt.Errorf("lock file %q: --kernels leaves nothing of it", name)
 	}
 	return out, nil
 }

@@ -36,9 +36,10 @@ the digest of what REF names; a download that was cut off goes on where it was; 
 
 ` + referenceHelp + `
 
-KERNELS is a list with commas of [DISTRO/SUITE:]RELEASE; RELEASE may be a shell pattern, or "running", which is the default. A
-kernel of this host must fit it: the distribution and the suite are those of its os-release, and where the headers of the kernel
-are installed, their Module.symvers is the one that the modules were built against.` + exitStatus(
+KERNELS is a list with commas of [DISTRO/SUITE:]RELEASE; each may be a shell pattern, RELEASE "running" too, which is the
+default. What has ! before it is left out, and @FILE is a list in a file, as for 'build --kernels'. A kernel of this host must
+fit it: the distribution and the suite are those of its os-release, and where the headers of the kernel are installed, their
+Module.symvers is the one that the modules were built against.` + exitStatus(
 			"  0  the modules are there",
 			"  1  the command line is wrong, or the files can't be written",
 			" 22  the registry can't be reached, refuses, or has something that was altered",
@@ -211,7 +212,7 @@ func choose(ctx context.Context, repo *registry.Repo, ref registry.Reference, se
 		return nil, err
 	}
 	var out []artifact.Entry
-	for _, s := range selectors {
+	for _, s := range wantedOf(selectors) {
 		if s.Release == kernels.Running {
 			if h.running == "" {
 				return nil, errors.New("the running kernel's release is not known; name one with --kernel")
@@ -226,6 +227,9 @@ func choose(ctx context.Context, repo *registry.Repo, ref registry.Reference, se
 			return nil, &exitError{code: exitAbsent, err: fmt.Errorf("%s has no modules for %q on %s; it has those for %s", ref, s, arch, names(offers))}
 		}
 		for _, w := range wants {
+			if kernels.Excluded(selectors, kernels.Kernel{Distro: w.Distro, Suite: w.Suite, Arch: w.Arch, Release: w.Release}) {
+				continue
+			}
 			e, err := find(ctx, repo, ref, offers, w)
 			if err != nil {
 				return nil, err
@@ -234,6 +238,9 @@ func choose(ctx context.Context, repo *registry.Repo, ref registry.Reference, se
 				out = append(out, e)
 			}
 		}
+	}
+	if len(out) == 0 {
+		return nil, &exitError{code: exitAbsent, err: fmt.Errorf("%s has no modules for %q; it has those for %s", ref, joined(selectors), names(offers))}
 	}
 	return out, nil
 }
@@ -263,7 +270,7 @@ func wanted(offers []artifact.Entry, s kernels.Selector, h machine, arch string)
 		s.Distro, s.Suite = h.distro, h.suite
 	}
 	var wants []artifact.Want
-	if s.Distro != "" && !isPattern(s.Release) {
+	if s.IsExact() {
 		wants = append(wants, artifact.Want{Distro: s.Distro, Suite: s.Suite, Release: s.Release, Arch: arch})
 	} else {
 		for _, e := range offers {
@@ -271,7 +278,7 @@ func wanted(offers []artifact.Entry, s kernels.Selector, h machine, arch string)
 			if k.Arch != arch || !selects(s, k, h.running) {
 				continue
 			}
-			if i := slices.IndexFunc(wants, func(w artifact.Want) bool { return w.Release == k.Release }); i >= 0 && !isPattern(s.Release) {
+			if i := slices.IndexFunc(wants, func(w artifact.Want) bool { return w.Release == k.Release }); i >= 0 && s.Distro == "" && !s.IsPattern() {
 				return nil, fmt.Errorf("%q is a release of %s/%s and of %s/%s: put the suite before it, as in %[4]s/%[5]s:%[1]s", s.Release, wants[i].Distro, wants[i].Suite, k.Distro, k.Suite)
 			}
 			wants = append(wants, artifact.Want{Distro: k.Distro, Suite: k.Suite, Release: k.Release, Arch: arch})
@@ -289,8 +296,6 @@ func wanted(offers []artifact.Entry, s kernels.Selector, h machine, arch string)
 	}
 	return wants, nil
 }
-
-func isPattern(release string) bool { return strings.ContainsAny(release, "*?[") }
 
 // names lists the kernels of what is offered.
 func names(offers []artifact.Entry) string {

@@ -26,8 +26,9 @@ oci:DIR: for each kernel an image with the tag <version>-<distro>-<suite>-<relea
 <version>. Several may push to one index at once. A repository is for one module.
 
 SRC is written as for build; the default is the current folder. MODULE/VERSION, as hello/1.0, stands for the newest result of
-each kernel, whatever the source. KERNELS is a list with commas of [DISTRO/SUITE:]RELEASE, where RELEASE may be a shell pattern
-or "running"; the default is every kernel that there is a result for. Nothing is built: what isn't in the cache is an error.` + exitStatus(
+each kernel, whatever the source. KERNELS is a list with commas of [DISTRO/SUITE:]RELEASE; each may be a shell pattern, RELEASE
+"running" too. What has ! before it is left out, and @FILE is a list in a file, as for 'build --kernels'; the default is every
+kernel that there is a result for. Nothing is built: what isn't in the cache is an error.` + exitStatus(
 			"  0  all were pushed, or had been before",
 			"  1  the command line is wrong, or there is no such result",
 			" 22  the registry can't be reached or refuses",

@@ -504,12 +504,16 @@ func TestHost(t *testing.T) {
 		"another suite's":               {readMachine(root(headers("others")...), "9"), k1other, k1other, 0},
 		"its own suite's":               {readMachine(root("etc/os-release", debian), release), release, k1, 0},
 		"another one":                   {readMachine(root("etc/os-release", debian), "9"), "6.1.0-2-amd64", k2, 0},
+		"what isn't excluded":           {readMachine(root("etc/os-release", debian), "9"), "*,!debian/trixie:*,!6.1.0-1-*", k2, 0},
+		"all but":                       {readMachine(root("etc/os-release", debian), "9"), "!*/bookworm:*", k1other, 0},
+		"a pattern of suites":           {readMachine(root("etc/os-release", debian), "9"), "debian/t*:" + release, k1other, 0},
+		"all excluded":                  {readMachine(root("etc/os-release", debian), "9"), "6.1.*,!*", `no modules for "6.1.*,!*"`, 23},
 		"not there":                     {readMachine(root("etc/os-release", debian), "9"), "running", "no artifact for debian/bookworm:9", 23},
 		"of an unknown system":          {readMachine(root(), release), "running", "put the suite before it", 1},
 		"not there, unknown system":     {readMachine(root(), "9"), "running", `no modules for "9" on amd64`, 23},
 		"running what":                  {readMachine(root("etc/os-release", debian), ""), "running", "name one with --kernel", 1},
 	} {
-		selectors, err := listSelectors([]string{c.selector})
+		selectors, err := listSelectors(strings.Split(c.selector, ","))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -38,6 +38,9 @@ func TestMain(m *testing.M) {
 	if sandbox.IsInit() || docker.IsInit() { // Main sees to it
 		os.Exit(Main(context.Background(), nil, os.Stdout, os.Stderr))
 	}
+	for name, value := range onlyDebian() {
+		os.Setenv(name, value)
+	}
 	testscript.Main(m, map[string]func(){
 		"godkms-hermetic": func() {
 			ctx, stop := Interruptible()
@@ -46,6 +49,29 @@ func TestMain(m *testing.M) {
 		},
 	})
 }
+
+// onlyDebian is an environment in which no request leaves this machine but to its mirrors of Debian: a test whose release is one of another
+// distribution's gets no answer, rather than that distribution's own archive.
+var onlyDebian = sync.OnceValue(func() map[string]string {
+	hosts := []string{"localhost", "127.0.0.1", "::1"}
+	if p, err := deb.New("debian", deb.Options{CacheDir: os.DevNull}); err == nil {
+		for _, m := range p.Mirrors() {
+			if u, err := url.Parse(m.URL); err == nil {
+				hosts = append(hosts, u.Hostname())
+			}
+		}
+	}
+	env := map[string]string{}
+	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"} {
+		if os.Getenv(name) == "" && os.Getenv(strings.ToUpper(name)) == "" {
+			env[name] = "http://127.0.0.1:1" // nothing listens there
+		}
+	}
+	if len(env) == 4 { // else the machine's own proxies stand
+		env["NO_PROXY"], env["no_proxy"] = strings.Join(hosts, ","), strings.Join(hosts, ",")
+	}
+	return env
+})
 
 // TestScripts runs the program on real packages, real kernels and the machine's own mirror. Beside testscript's commands a
 // script has:
@@ -99,6 +125,9 @@ func TestScripts(t *testing.T) {
 		},
 		Setup: func(e *testscript.Env) error {
 			e.Vars = append(e.Vars, vars...)
+			for name, value := range onlyDebian() {
+				e.Setenv(name, value)
+			}
 			e.Setenv("HOME", filepath.Join(e.WorkDir, "home"))
 			e.Setenv("XDG_CACHE_HOME", filepath.Join(e.WorkDir, "home/cache"))
 			e.Setenv("XDG_CONFIG_HOME", filepath.Join(e.WorkDir, "home/config"))

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -84,28 +83,13 @@ func (a *app) storedOf(ctx context.Context, results *cache.Dir, src string, sele
 		all = append(all, s)
 	}
 	slices.SortFunc(all, func(a, b stored) int { return strings.Compare(a.kernel().String(), b.kernel().String()) })
-	if len(selectors) == 0 {
-		return all, nil
-	}
-	var out []stored
-	for _, sel := range selectors {
-		found := false
+	out, none := pick(all, stored.kernel, selectors)
+	if none != "" {
+		var have []string
 		for _, s := range all {
-			if !selects(sel, s.kernel(), running()) {
-				continue
-			}
-			found = true
-			if !slices.ContainsFunc(out, func(o stored) bool { return o.Key == s.Key }) {
-				out = append(out, s)
-			}
+			have = append(have, s.kernel().String())
 		}
-		if !found {
-			var have []string
-			for _, s := range all {
-				have = append(have, s.kernel().String())
-			}
-			return nil, fmt.Errorf("no result of %s/%s for %q is in the cache; there are those for %s", module, version, sel, strings.Join(have, ", "))
-		}
+		return nil, fmt.Errorf("no result of %s/%s for %q is in the cache; there are those for %s", module, version, none, strings.Join(have, ", "))
 	}
 	return out, nil
 }
@@ -123,36 +107,4 @@ func (a *app) openSource(ctx context.Context, src string, exclude []string) (*bu
 	return builder.OpenSource(ctx, src, builder.SourceOptions{
 		Temp: temp, Exclude: append([]string{"out", filepath.Dir(temp)}, exclude...), Open: distros["debian"].Open,
 	})
-}
-
-// selects tells whether a selector is about a kernel, among those that somebody has.
-func selects(s kernels.Selector, k kernels.Kernel, running string) bool {
-	if s.Distro != "" && (s.Distro != k.Distro || s.Suite != k.Suite) {
-		return false
-	}
-	release := s.Release
-	if release == kernels.Running {
-		release = running
-	}
-	ok, err := path.Match(release, k.Release)
-	return release == k.Release || err == nil && ok
-}
-
-// listSelectors reads selectors for kernels that somebody has, of which none is the latest that the distribution offers.
-func listSelectors(list []string) ([]kernels.Selector, error) {
-	var out []kernels.Selector
-	for _, text := range list {
-		if text = strings.TrimSpace(text); text == "" {
-			continue
-		}
-		s, err := kernels.ParseSelector(text)
-		if err != nil {
-			return nil, err
-		}
-		if s.Release == kernels.Latest {
-			return nil, fmt.Errorf("kernel %q: which one is the latest isn't known here; name a release or a pattern of releases", text)
-		}
-		out = append(out, s)
-	}
-	return out, nil
 }

@@ -67,7 +67,7 @@ func APT(t testing.TB, pockets ...Pocket) string {
 		}
 	}
 	private := key(t)
-	return kept(t, "apt", pockets, func(dir string) error {
+	return kept(t, "apt", []any{fingerprint(t), pockets}, func(dir string) error {
 		for place, file := range debs {
 			if err := link(file, filepath.Join(dir, place)); err != nil {
 				return err

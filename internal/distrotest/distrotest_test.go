@@ -90,3 +90,34 @@ func TestYUM(t *testing.T) {
 		t.Errorf("%q is in repodata, %v; want one primary.xml.zst and a signature", lists, err)
 	}
 }
+
+// pacman reads the database, whatever it's packed with, and finds and verifies a package.
+func TestPacman(t *testing.T) {
+	programs(t, "pacman")
+	release := "6.8.1-arch1-1"
+	dir := Mirror(t, Pacman{Name: "core", Packages: []Package{
+		{Name: "linux-headers", Version: "6.8.1.arch1-1", Arch: "x86_64", Depends: []string{"pahole"}, Files: Headers(t, release, "").OneFolder("usr/lib/modules/" + release + "/build")},
+		{Name: "pahole", Version: "1:1.26-1", Arch: "x86_64", Compression: "xz", Files: Files{"usr/bin/pahole": Text("#!/bin/sh\n")}}}, Index: "zst"})
+	root := t.TempDir()
+	for _, d := range []string{"db", "cache"} {
+		if err := os.Mkdir(filepath.Join(root, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	conf := filepath.Join(root, "pacman.conf")
+	text := "[options]\nArchitecture = x86_64\nSigLevel = Never\n[core]\nServer = " + Serve(t, dir) + "/$repo/os/$arch\n"
+	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"--config", conf, "--dbpath", filepath.Join(root, "db"), "--cachedir", filepath.Join(root, "cache"), "--logfile", "/dev/null", "--noconfirm"}
+	if _, err := run("", "", "pacman", append(args, "-Sy")...); err != nil {
+		t.Fatal(err)
+	}
+	out, err := run("", "", "pacman", append(args, "-Si", "linux-headers", "pahole")...)
+	if err != nil || !strings.Contains(string(out), "1:1.26-1") || !strings.Contains(string(out), "Signature") {
+		t.Errorf("pacman -Si: %v\n%s; want a version and that a signature is there", err, out)
+	}
+	if _, err := run("", "", "pacman", append(args, "-Sw", "pahole")...); err != nil {
+		t.Errorf("pacman -Sw: %v", err)
+	}
+}

@@ -132,6 +132,7 @@ func (k Kernel) flavour() Files {
 		}
 		out[name] = Text(strings.ReplaceAll(strings.ReplaceAll(string(b), k.m.Compiler, k.Compiler), k.m.Release, k.Release))
 	}
+	out["include/config/kernel.release"] = Text(k.Release + "\n") // Debian's has the version of the sources
 	return out
 }
 

@@ -46,6 +46,9 @@ func Keyring(t testing.TB) openpgp.EntityList {
 	return list
 }
 
+// fingerprint is the key's. What is signed is made again for another.
+func fingerprint(t testing.TB) string { return fmt.Sprintf("%x", Keyring(t)[0].PrimaryKey.Fingerprint) }
+
 // withGPG calls use with the home folder of a gpg that has the key. Its agent ends with it.
 func withGPG(keyFile string, use func(home string) error) (err error) {
 	home, err := os.MkdirTemp("", "gpg-") // short, for sockets

@@ -30,7 +30,7 @@ func RPM(t testing.TB, signed bool, packages ...Package) string {
 	programs(t, "rpmbuild", "rpmsign")
 	private, program := key(t), need.Program(t, "gpg")
 	packages = sorted(packages)
-	return kept(t, "rpm", []any{packages, signed}, func(dir string) error {
+	return kept(t, "rpm", []any{fingerprint(t), packages, signed}, func(dir string) error {
 		for i, b := range batches(packages) {
 			if err := b.build(dir, filepath.Join(dir, fmt.Sprintf("batch-%d", i))); err != nil {
 				return err
@@ -154,7 +154,7 @@ func (y YUM) Repository(t testing.TB) string {
 		dirs = append(dirs, RPM(t, y.SignPackages, list...))
 	}
 	private := key(t)
-	return kept(t, "yum", y, func(dir string) error {
+	return kept(t, "yum", []any{fingerprint(t), y}, func(dir string) error {
 		for _, from := range dirs {
 			files, err := filepath.Glob(filepath.Join(from, "*.rpm"))
 			if err != nil {

@@ -7,19 +7,16 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/godkms-hermetic/godkms-hermetic/kernels/repo"
 )
 
-// mirrors settles each archive's URL, in the archives' order: given, else the sibling of a given main archive, else from the apt
-// configuration, else the sibling of the main archive found there, else the default.
-func (d *distro) mirrors(all map[string][]string, aptDir string) ([]repo.Mirror, error) {
-	given := map[string]string{}
-	for name, list := range all {
-		given[name] = list[0]
-	}
+// mirrors settles each archive's URLs, in the archives' order: those given, else the siblings of the given ones of the main archive, else
+// the one of the apt configuration, else the sibling of the main archive found there, else the default.
+func (d *distro) mirrors(given map[string][]string, aptDir string) ([]repo.Mirror, error) {
 	known := make([]string, len(d.archives))
 	for i, a := range d.archives {
 		known[i] = a.name
@@ -28,27 +25,38 @@ func (d *distro) mirrors(all map[string][]string, aptDir string) ([]repo.Mirror,
 		if !slices.Contains(known, name) {
 			return nil, fmt.Errorf("mirror of %q: the archives of %s are %s", name, d.name, strings.Join(known, ", "))
 		}
-		u, err := url.Parse(given[name])
-		if err != nil {
-			return nil, fmt.Errorf("mirror of %q: %w", name, err)
-		}
-		if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" {
-			return nil, fmt.Errorf("mirror of %q: %q is no http or https URL of a folder", name, given[name])
+		for _, m := range given[name] {
+			u, err := url.Parse(m)
+			if err != nil {
+				return nil, fmt.Errorf("mirror of %q: %w", name, err)
+			}
+			if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" {
+				return nil, fmt.Errorf("mirror of %q: %q is no http or https URL of a folder", name, m)
+			}
 		}
 	}
 	main := d.archives[0]
 	apt := d.aptMirrors(aptDir)
 	var out []repo.Mirror
 	for _, a := range d.archives {
-		for _, m := range []repo.Mirror{
-			{Archive: a.name, URL: given[a.name], From: repo.Given},
-			{Archive: a.name, URL: sibling(given[main.name], main.name, a.name), From: repo.Given},
-			{Archive: a.name, URL: apt[a.name], From: repo.FromHost},
-			{Archive: a.name, URL: sibling(apt[main.name], main.name, a.name), From: repo.FromHost},
-			{Archive: a.name, URL: a.url, From: repo.BuiltIn},
+		for _, from := range []struct {
+			what string
+			urls []string
+		}{
+			{repo.Given, given[a.name]},
+			{repo.Given, siblings(given[main.name], main.name, a.name)},
+			{repo.FromHost, []string{apt[a.name]}},
+			{repo.FromHost, siblings([]string{apt[main.name]}, main.name, a.name)},
+			{repo.BuiltIn, []string{a.url}},
 		} {
-			if m.URL = strings.TrimRight(m.URL, "/"); m.URL != "" {
-				out = append(out, m)
+			before := len(out)
+			for _, u := range from.urls {
+				m := repo.Mirror{Archive: a.name, URL: strings.TrimRight(u, "/"), From: from.what}
+				if m.URL != "" && !slices.Contains(out[before:], m) {
+					out = append(out, m)
+				}
+			}
+			if len(out) > before {
 				break
 			}
 		}
@@ -56,13 +64,22 @@ func (d *distro) mirrors(all map[string][]string, aptDir string) ([]repo.Mirror,
 	return out, nil
 }
 
-// sibling replaces the last part of a URL's path, if that is from; else it is empty.
-func sibling(u, from, to string) string {
-	dir, ok := strings.CutSuffix(strings.TrimRight(u, "/"), "/"+from)
-	if !ok {
-		return ""
+// snapshotForm is the last part of the path of an archive as it was at a time: "20240301T083000Z".
+var snapshotForm = regexp.MustCompile(`^[0-9]{8}T[0-9]{6}Z$`)
+
+// siblings replaces the last part of URLs' paths, a snapshot's time aside, by to. Those where it isn't from have none.
+func siblings(urls []string, from, to string) []string {
+	var out []string
+	for _, u := range urls {
+		u, time := strings.TrimRight(u, "/"), ""
+		if i := strings.LastIndexByte(u, '/'); i >= 0 && snapshotForm.MatchString(u[i+1:]) {
+			u, time = u[:i], u[i:]
+		}
+		if dir, ok := strings.CutSuffix(u, "/"+from); ok {
+			out = append(out, dir+"/"+to+time)
+		}
 	}
-	return dir + "/" + to
+	return out
 }
 
 // An aptSource is one source of binary packages in an apt configuration.

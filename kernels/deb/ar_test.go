@@ -183,7 +183,7 @@ func TestPayloadOfRealPackages(t *testing.T) {
 	need.Program(t, "dpkg-deb")
 	l := newestLock(t, p, "bookworm", "amd64", "")
 	for _, k := range append(l.Headers, l.Toolchain[:3]...) {
-		got, err := p.net.Fetch(t.Context(), k.URL, nil, k.Size)
+		got, err := p.asker.Net.Fetch(t.Context(), k.URL, nil, k.Size)
 		if err != nil {
 			t.Fatalf("%s: %v", k.URL, err)
 		}

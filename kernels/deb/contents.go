@@ -46,57 +46,54 @@ func (p *Provider) Holders(ctx context.Context, suite, arch string, wanted []ker
 }
 
 func (p *Provider) holders(ctx context.Context, suite, arch string, wanted []kernels.Wanted, progress func(done, total int64)) ([][]string, error) {
-	v, err := p.view(ctx, suite)
-	if err != nil {
-		return nil, err
-	}
-	if err := v.offers(arch); err != nil {
-		return nil, err
-	}
-	var lists []string
-	for _, a := range []string{arch, "all"} { // a suite may list the latter with each of the others
-		if _, ok := v.states[0].Contents[a]; ok {
-			lists = append(lists, a)
+	return answer(ctx, p, suite, arch, func(v *view) ([][]string, error) {
+		var lists []listed
+		var archs []string
+		for _, a := range []string{arch, "all"} { // a suite may list the latter with each of the others
+			l := indexesOf(v.main(), func(t part) (indexRef, bool) { ref, ok := t.Contents[a]; return ref, ok })
+			if len(l) > 0 { // of several mirrors the first one's will do
+				lists, archs = append(lists, l[0]), append(archs, a)
+			}
 		}
-	}
-	if len(lists) == 0 {
-		return nil, fmt.Errorf("there is no list of files: %w", kernels.ErrNotFound)
-	}
-	sum := &progressSum{report: progress}
-	found, errs := make([][][]holder, len(lists)), make([]error, len(lists))
-	var wg sync.WaitGroup
-	for i, a := range lists {
-		part := sum.part(v.states[0].Contents[a].Size)
-		wg.Go(func() { found[i], errs[i] = p.searchFiles(ctx, v, a, wanted, part) })
-	}
-	wg.Wait()
-	for _, err := range errs {
+		if len(lists) == 0 {
+			return nil, fmt.Errorf("there is no list of files: %w", kernels.ErrNotFound)
+		}
+		sum := &progressSum{report: progress}
+		found, errs := make([][][]holder, len(lists)), make([]error, len(lists))
+		var wg sync.WaitGroup
+		for i, l := range lists {
+			part := sum.part(l.ref.Size)
+			wg.Go(func() { found[i], errs[i] = p.searchFiles(ctx, l, archs[i], wanted, part) })
+		}
+		wg.Wait()
+		for _, err := range errs {
+			if err != nil {
+				return nil, err
+			}
+		}
+		pool, err := p.pool(ctx, v, arch, false)
 		if err != nil {
 			return nil, err
 		}
-	}
-	pool, err := p.pool(ctx, v, arch, false)
-	if err != nil {
-		return nil, err
-	}
-	pool.Lock()
-	defer pool.Unlock()
-	out := make([][]string, len(wanted))
-	for i, w := range wanted {
-		var all []holder
-		for _, f := range found {
-			all = append(all, f[i]...)
-		}
-		names := best(w, all)
-		for _, name := range names {
-			if have, err := pool.named(name); err != nil {
-				return nil, err
-			} else if len(have) > 0 {
-				out[i] = append(out[i], name)
+		pool.Lock()
+		defer pool.Unlock()
+		out := make([][]string, len(wanted))
+		for i, w := range wanted {
+			var all []holder
+			for _, f := range found {
+				all = append(all, f[i]...)
+			}
+			names := best(w, all)
+			for _, name := range names {
+				if have, err := pool.named(name); err != nil {
+					return nil, err
+				} else if len(have) > 0 {
+					out[i] = append(out[i], name)
+				}
 			}
 		}
-	}
-	return out, nil
+		return out, nil
+	})
 }
 
 // progressSum adds up the progress of parts.
@@ -120,9 +117,9 @@ func (s *progressSum) part(size int64) func(done int64) {
 }
 
 // searchFiles searches the list of files of one architecture, which it fetches if need be.
-func (p *Provider) searchFiles(ctx context.Context, v *view, arch string, wanted []kernels.Wanted, progress func(done int64)) ([][]holder, error) {
-	pk, base, ref := v.pockets[0], v.bases[0], v.states[0].Contents[arch]
-	path := p.keep.Path(pk.name, arch+"-"+ref.SHA256[:32]+".files")
+func (p *Provider) searchFiles(ctx context.Context, l listed, arch string, wanted []kernels.Wanted, progress func(done int64)) ([][]holder, error) {
+	pk := l.parts[0].pocket
+	path := p.keep.Path(pk.name, arch+"-"+l.ref.SHA256[:32]+".files")
 	found, err := searchFile(ctx, path, wanted)
 	if err == nil || ctx.Err() != nil {
 		return found, err
@@ -138,7 +135,7 @@ func (p *Provider) searchFiles(ctx context.Context, v *view, arch string, wanted
 	if found, err = searchFile(ctx, path, wanted); err == nil || ctx.Err() != nil { // another one may have fetched it
 		return found, err
 	}
-	err = p.fetchIndex(ctx, "files of "+pk.name+" "+arch, pk, base, ref, progress, func(url string, text io.Reader) error {
+	err = p.fetchIndex(ctx, "files of "+pk.name+" "+arch, l, progress, func(url string, text io.Reader) error {
 		return p.keep.Write(path, func(w io.Writer) error {
 			if err := buildFiles(ctx, w, text); err != nil {
 				return fmt.Errorf("read %s: %w", url, err)

@@ -18,7 +18,6 @@ import (
 	"github.com/ProtonMail/go-crypto/openpgp"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
-	"github.com/godkms-hermetic/godkms-hermetic/internal/mirror"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels/repo"
 )
@@ -32,15 +31,16 @@ type Options = repo.Options
 
 // Provider is a kernels.Provider for one distribution.
 //
-// Indexes are asked for again when the last time is 6 hours ago, expired ones included. When the mirror cannot be reached, or offers an index that is
-// older or damaged, the one from before is used with a warning: until its Valid-Until, or for 7 days if it has none.
+// Of several mirrors each is asked, and what any of them has can be used: of a package that several have, with the same digest, all URLs
+// are locked; where one version has several digests, it's the first mirror's. A mirror that can't be looked into is told of by a warning,
+// and by the error of what isn't found. Else it is as repo.Asker says.
 type Provider struct {
 	distro *distro
 	ports  *Provider // see distro
 	opts   Options
 	from   []repo.Mirror
-	bases  map[string]string // URL by archive, without a slash at its end
-	net    mirror.Fetcher
+	bases  map[string][]string // URLs by archive, without slashes at their ends
+	asker  *repo.Asker
 	keys   func() (openpgp.EntityList, error)
 
 	mu    sync.Mutex
@@ -55,6 +55,7 @@ type Provider struct {
 var (
 	_ kernels.Provider = (*Provider)(nil)
 	_ kernels.Finder   = (*Provider)(nil)
+	_ kernels.Partial  = (*Provider)(nil)
 )
 
 // distros are those that New takes.
@@ -124,12 +125,12 @@ func newProvider(d *distro, o Options) (*Provider, error) {
 	if err != nil {
 		return nil, err
 	}
-	bases := map[string]string{}
+	bases := map[string][]string{}
 	for _, m := range from {
-		bases[m.Archive] = m.URL
+		bases[m.Archive] = append(bases[m.Archive], m.URL)
 	}
-	p := &Provider{distro: d, opts: o, from: from, bases: bases, net: mirror.NewFetcher(o.Client),
-		keep: repo.Keep{Dir: filepath.Join(o.CacheDir, d.archives[0].name)}, warned: map[string]bool{}}
+	keep := repo.Keep{Dir: filepath.Join(o.CacheDir, d.archives[0].name)}
+	p := &Provider{distro: d, opts: o, from: from, bases: bases, asker: repo.NewAsker(o, keep), keep: keep, warned: map[string]bool{}}
 	p.keys = sync.OnceValues(func() (openpgp.EntityList, error) {
 		if o.Keyring != nil {
 			return o.Keyring, nil
@@ -163,11 +164,6 @@ func (p *Provider) Claims(release string) []string {
 // ofSuite finds the suite's number that a release of Debian's says it was made for: "6.12.115+deb13-amd64", "6.1.0-0.deb11.21-amd64".
 var ofSuite = regexp.MustCompile(`[+.]deb([0-9]+)`)
 
-// Indexes implements kernels.Provider.
-func (p *Provider) Indexes(ctx context.Context, suite, arch string) ([]kernels.Index, error) {
-	return nil, errors.ErrUnsupported
-}
-
 // Kernels implements kernels.Provider. A kernel is listed when the suite has its headers.
 func (p *Provider) Kernels(ctx context.Context, suite, arch string) ([]kernels.Candidate, error) {
 	out, err := p.of(arch).kernels(ctx, suite, arch)
@@ -178,21 +174,16 @@ func (p *Provider) Kernels(ctx context.Context, suite, arch string) ([]kernels.C
 }
 
 func (p *Provider) kernels(ctx context.Context, suite, arch string) ([]kernels.Candidate, error) {
-	v, err := p.view(ctx, suite)
-	if err != nil {
-		return nil, err
-	}
-	if err := v.offers(arch); err != nil {
-		return nil, err
-	}
-	list, err := repo.Memo(p.keep, v.key("kernels", arch), p.opts.Warn, func() ([]kernels.Candidate, error) {
-		pool, err := p.pool(ctx, v, arch, false)
-		if err != nil {
-			return nil, err
-		}
-		pool.Lock()
-		defer pool.Unlock()
-		return pool.kernels(p.distro, suite)
+	list, err := answer(ctx, p, suite, arch, func(v *view) ([]kernels.Candidate, error) {
+		return repo.Memo(p.keep, v.key("kernels", arch), p.opts.Warn, func() ([]kernels.Candidate, error) {
+			pool, err := p.pool(ctx, v, arch, false)
+			if err != nil {
+				return nil, err
+			}
+			pool.Lock()
+			defer pool.Unlock()
+			return pool.kernels(p.distro, suite)
+		})
 	})
 	for i, c := range list {
 		if c.Compiler == "" {
@@ -232,15 +223,9 @@ func (p *Provider) lock(ctx context.Context, k kernels.Kernel, extra kernels.Ext
 	if err != nil {
 		return kernels.Lock{}, err
 	}
-	v, err := p.view(ctx, k.Suite)
-	if err != nil {
-		return kernels.Lock{}, err
-	}
-	if err := v.offers(k.Arch); err != nil {
-		return kernels.Lock{}, err
-	}
-	l, err := repo.Memo(p.keep, v.key("lock", k.Arch, k.Release, p.opts.Compiler, asField(packages), asField(depends)), p.opts.Warn, func() (locked, error) {
-		return p.resolve(ctx, v, k, packages, depends)
+	l, err := answer(ctx, p, k.Suite, k.Arch, func(v *view) (locked, error) {
+		key := v.key("lock", k.Arch, k.Release, p.opts.Compiler, asField(packages), asField(depends))
+		return repo.Memo(p.keep, key, p.opts.Warn, func() (locked, error) { return p.resolve(ctx, v, k, packages, depends) })
 	})
 	if err != nil {
 		return kernels.Lock{}, err
@@ -617,7 +602,7 @@ func pin(chosen []*candidate) []kernels.Package {
 	out := make([]kernels.Package, len(chosen))
 	for i, k := range chosen {
 		out[i] = kernels.Package{Name: k.name, Version: k.version, Arch: k.arch, Digest: k.digest(), Size: k.size,
-			URL: k.base + "/" + strings.ReplaceAll(k.filename, "%", "%25")}
+			URL: k.urls[0], Mirrors: append([]string(nil), k.urls[1:]...)}
 		if k.all {
 			out[i].Arch = "all"
 		}

@@ -204,12 +204,29 @@ func TestMirrorResolve(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := kernels.Resolver{Providers: map[string]kernels.Provider{"debian": p}, Arch: "amd64", Running: bookworm.Release,
+	r := kernels.Resolver{Providers: map[string]kernels.Provider{"debian": p}, Arch: "amd64", Running: bookworm,
 		Warn: func(s string) { t.Log("warning: " + s) }}
-	got, err := r.Resolve(t.Context(), sel)
-	if err != nil || !slices.Equal(got, []kernels.Kernel{trixie, bookworm}) {
-		t.Errorf("Resolve = %v, %v; want %v, %v", got, err, trixie, bookworm)
+	if got := resolved(t, r, sel); !slices.Equal(got, []kernels.Kernel{trixie, bookworm}) {
+		t.Errorf("Resolve = %v; want %v, %v", got, trixie, bookworm)
 	}
+}
+
+// resolved are the kernels of a request that has answers.
+func resolved(t testing.TB, r kernels.Resolver, request []kernels.Selector) (out []kernels.Kernel) {
+	t.Helper()
+	answers, err := r.Resolve(t.Context(), request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range answers {
+		if a.Err != nil {
+			t.Fatal(a.Err)
+		}
+		for _, k := range a.Kernels {
+			out = append(out, k.Kernel)
+		}
+	}
+	return out
 }
 
 // aptOptions sets up an apt of its own, for an empty root and the indexes of one suite. What this machine's apt has fetched, and
@@ -221,7 +238,7 @@ func aptOptions(t *testing.T, p *Provider, suite string) []string {
 	keys, list := filepath.Join(dir, "keys.asc"), ""
 	s, _ := p.distro.suite(suite)
 	for _, pk := range s.pockets {
-		list += fmt.Sprintf("deb [arch=amd64 signed-by=%s] %s %s main\n", keys, p.bases[pk.archive], pk.name)
+		list += fmt.Sprintf("deb [arch=amd64 signed-by=%s] %s %s main\n", keys, p.bases[pk.archive][0], pk.name)
 	}
 	for name, text := range map[string]string{"keys.asc": p.distro.keyring, "sources.list": list, "status": "", "preferences": ""} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
@@ -313,10 +330,7 @@ func BenchmarkMirror(b *testing.B) {
 		run := func() {
 			p := mirrorProvider(b, Options{})
 			r := kernels.Resolver{Providers: map[string]kernels.Provider{"debian": p}, Arch: "amd64"}
-			list, err := r.Resolve(b.Context(), sel)
-			if err != nil {
-				b.Fatal(err)
-			}
+			list := resolved(b, r, sel)
 			n = len(list)
 			for _, k := range list {
 				if _, err := p.Lock(b.Context(), k, kernels.Extra{}); err != nil {

@@ -19,23 +19,23 @@ func (p *Provider) Mirrors() []repo.Mirror {
 
 // Probe asks a mirror for an index of its archive, and verifies its signature; it keeps nothing. A mirror need have
 // one suite only. The error doesn't name the mirror, whose URL may have a password.
-func (p *Provider) Probe(ctx context.Context, name string) error {
-	if p.ports != nil && !slices.ContainsFunc(p.distro.archives, func(a archive) bool { return a.name == name }) {
-		return p.ports.Probe(ctx, name)
+func (p *Provider) Probe(ctx context.Context, m repo.Mirror) error {
+	if p.ports != nil && !slices.ContainsFunc(p.distro.archives, func(a archive) bool { return a.name == m.Archive }) {
+		return p.ports.Probe(ctx, m)
 	}
 	keys, err := p.keys()
 	if err != nil {
 		return fmt.Errorf("read the keys of %s: %w", p.distro.name, err)
 	}
-	err = fmt.Errorf("no archive %q", name)
+	err = fmt.Errorf("no archive %q", m.Archive)
 	for _, s := range p.distro.suites {
 		for _, pk := range s.pockets {
-			if pk.archive != name {
+			if pk.archive != m.Archive {
 				continue
 			}
-			file := "dists/" + pk.name + "/InRelease"
+			file := pk.release()
 			var got *mirror.Reply
-			if got, err = p.net.Fetch(ctx, p.bases[name]+"/"+file, nil, maxRelease); err == nil {
+			if got, err = p.asker.Net.Fetch(ctx, m.URL+"/"+file, nil, maxRelease); err == nil {
 				_, err = readRelease(got.Body, p.distro.components, keys, p.opts.Now)
 			}
 			if err == nil {

@@ -275,7 +275,7 @@ func (b *bench) client(o Options) *Provider {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	p.net.Wait = time.Millisecond
+	p.asker.Net.Wait = time.Millisecond
 	return p
 }
 

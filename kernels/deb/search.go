@@ -18,37 +18,32 @@ func (p *Provider) Packages(ctx context.Context, suite, arch string, wanted func
 }
 
 func (p *Provider) packages(ctx context.Context, suite, arch string, wanted func(name string) bool) ([]kernels.Package, error) {
-	v, err := p.view(ctx, suite)
-	if err != nil {
-		return nil, err
-	}
-	if err := v.offers(arch); err != nil {
-		return nil, err
-	}
-	pool, err := p.pool(ctx, v, arch, false)
-	if err != nil {
-		return nil, err
-	}
-	pool.Lock()
-	defer pool.Unlock()
-	var names []string
-	for _, s := range pool.sources {
-		for _, name := range s.names() {
-			if wanted(name) {
-				names = append(names, name)
-			}
-		}
-	}
-	slices.Sort(names)
-	var found []*candidate
-	for _, name := range slices.Compact(names) {
-		c, err := pool.current(name)
+	return answer(ctx, p, suite, arch, func(v *view) ([]kernels.Package, error) {
+		pool, err := p.pool(ctx, v, arch, false)
 		if err != nil {
 			return nil, err
 		}
-		if c != nil {
-			found = append(found, c)
+		pool.Lock()
+		defer pool.Unlock()
+		var names []string
+		for _, s := range pool.sources {
+			for _, name := range s.names() {
+				if wanted(name) {
+					names = append(names, name)
+				}
+			}
 		}
-	}
-	return pin(found), nil
+		slices.Sort(names)
+		var found []*candidate
+		for _, name := range slices.Compact(names) {
+			c, err := pool.current(name)
+			if err != nil {
+				return nil, err
+			}
+			if c != nil {
+				found = append(found, c)
+			}
+		}
+		return pin(found), nil
+	})
 }

@@ -12,15 +12,15 @@ import (
 // A source is one pocket's index, with where its packages are.
 type source struct {
 	*index
-	base      string // the archive's URL, without a slash at its end
-	backports bool   // lower priority: used only for what the other pockets cannot satisfy; also a component other than the first
+	bases     []string // the archive's URLs at the mirrors that have this index, without slashes at their ends
+	backports bool     // lower priority: used only for what the other pockets cannot satisfy; also a component other than the first
 }
 
 // candidate is a package that can be chosen. It is compared by pointer: a pool gives the same one each time.
 type candidate struct {
 	*pkg
-	arch      string // of the pool
-	base      string
+	arch      string   // of the pool
+	urls      []string // of its file, at all mirrors that have it
 	backports bool
 }
 
@@ -42,7 +42,7 @@ func newPool(arch string, sources []source) *pool {
 	return &pool{sources: sources, arch: arch, byName: map[string][]*candidate{}, byOffer: map[string][]virtual{}}
 }
 
-// named gives all versions of a package, newest first; of one that several pockets have, the first pocket's.
+// named gives all versions of a package, newest first; of one that several pockets or mirrors have, the first one's.
 func (p *pool) named(name string) ([]*candidate, error) {
 	if c, ok := p.byName[name]; ok {
 		return c, nil
@@ -54,15 +54,27 @@ func (p *pool) named(name string) ([]*candidate, error) {
 			return nil, err
 		}
 		for _, k := range pkgs {
-			known := slices.ContainsFunc(out, func(c *candidate) bool { return c.version == k.version && c.all == k.all })
-			if !known {
-				out = append(out, &candidate{k, p.arch, s.base, s.backports})
+			i := slices.IndexFunc(out, func(c *candidate) bool { return c.version == k.version && c.all == k.all })
+			if i < 0 {
+				i = len(out)
+				out = append(out, &candidate{pkg: k, arch: p.arch, backports: s.backports})
+			}
+			if c := out[i]; c.sha256 == k.sha256 && c.size == k.size {
+				c.addURLs(s.bases, k.filename)
 			}
 		}
 	}
 	slices.SortStableFunc(out, func(a, b *candidate) int { return -compareVersions(a.version, b.version) })
 	p.byName[name] = out
 	return out, nil
+}
+
+func (c *candidate) addURLs(bases []string, filename string) {
+	for _, base := range bases {
+		if u := base + "/" + strings.ReplaceAll(filename, "%", "%25"); !slices.Contains(c.urls, u) {
+			c.urls = append(c.urls, u)
+		}
+	}
 }
 
 // current is what apt would install: the newest version outside backports, or nil.
@@ -96,7 +108,7 @@ func (p *pool) offering(name string) ([]virtual, error) {
 				return nil, err
 			}
 			for _, c := range all {
-				if c.version == o.version && c.all == o.all && c.backports == s.backports {
+				if c.version == o.version && c.all == o.all && c.sha256 == o.sha256 && c.backports == s.backports {
 					out = append(out, virtual{c, o.as})
 				}
 				if c.backports == s.backports {
@@ -109,6 +121,7 @@ func (p *pool) offering(name string) ([]virtual, error) {
 		return cmp.Or(cmp.Compare(a.priority, b.priority), cmp.Compare(a.name, b.name), -compareVersions(a.version, b.version),
 			strings.Compare(a.as, b.as))
 	})
+	out = slices.Compact(out) // several indexes have one package
 	p.byOffer[name] = out
 	return out, nil
 }

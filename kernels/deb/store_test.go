@@ -14,6 +14,7 @@ import (
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/mirror"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
+	"github.com/godkms-hermetic/godkms-hermetic/kernels/repo"
 )
 
 const inRelease = "/debian/dists/bookworm/InRelease"
@@ -457,7 +458,7 @@ func TestStalledMirrorIsGivenUp(t *testing.T) {
 		return true
 	}
 	p := b.client(Options{})
-	p.net.Stall = 20 * time.Millisecond
+	p.asker.Net.Stall = 20 * time.Millisecond
 	done := make(chan error, 1)
 	go func() { done <- use(p) }()
 	select {
@@ -475,8 +476,8 @@ func TestClientUsesTheEnvironmentsProxy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if tr, ok := p.net.Client.Transport.(*http.Transport); !ok || tr.Proxy == nil {
-		t.Errorf("no proxy function in %v", p.net.Client.Transport)
+	if tr, ok := p.asker.Net.Client.Transport.(*http.Transport); !ok || tr.Proxy == nil {
+		t.Errorf("no proxy function in %v", p.asker.Net.Client.Transport)
 	}
 }
 
@@ -530,7 +531,7 @@ func TestUnfinishedFilesAreRemoved(t *testing.T) {
 	if err := os.WriteFile(left, []byte("half"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	b.clock.add(maxAge + time.Minute)
+	b.clock.add(repo.MaxAge + time.Minute)
 	if err := use(b.client(Options{})); err != nil {
 		t.Fatal(err)
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -36,12 +37,24 @@ type Asker struct {
 	said sync.Map // warnings that come once
 }
 
+// NewAsker makes an Asker with the usual patience. o has its defaults.
+func NewAsker(o Options, k Keep) *Asker {
+	net := mirror.NewFetcher(o.Client)
+	net.Health = o.Health
+	return &Asker{Options: o, Keep: k, Net: net}
+}
+
+// ErrNotBeside is wrapped by the error of a further file that a mirror doesn't have.
+var ErrNotBeside = errors.New("is not beside it")
+
 // A Question is one file that all mirrors of an archive are asked for.
 type Question[T any] struct {
 	Name    string   // of the index, which is also its folder of the Keep: "bookworm-updates"
 	Mirrors []string // URLs of the archive there, without a slash at their ends; at least one
 	File    string   // below them: "dists/bookworm-updates/InRelease"
 	Limit   int64    // bytes of it
+	// Form names what Read makes a Value of. What is kept of another form is asked for anew.
+	Form string
 	// Optional says that a mirror need not have it. An answer that it hasn't is kept like any other.
 	Optional bool
 	// Read verifies the file, in which nothing is to be trusted before, and tells what it says. What it refuses is an error that needs
@@ -74,6 +87,7 @@ type Answers[T any] struct {
 // state is what is kept of an answer, in NAME/HASH.state, by the mirror's URL.
 type state[T any] struct {
 	Mirror       string    `json:"mirror"`  // its URL, without a password
+	Form         string    `json:"form"`    // Question.Form
 	Checked      time.Time `json:"checked"` // when it was last asked
 	Missing      bool      `json:"missing"` // it has no such file
 	ETag         string    `json:"etag"`
@@ -138,7 +152,7 @@ func (q Question[T]) stranger(a *Asker, why error) (Answers[T], error) {
 		if filepath.Ext(e.Name()) != ".state" || slices.ContainsFunc(q.Mirrors, func(m string) bool { return stateFile(m) == e.Name() }) {
 			continue
 		}
-		if s := q.held(a, e.Name()); s != nil && (best == nil || s.Checked.After(best.Checked)) && (a.Offline || a.usable(s.Checked, s.ValidUntil)) {
+		if s, _ := q.held(a, e.Name()); s != nil && (best == nil || s.Checked.After(best.Checked)) && (a.Offline || a.usable(s.Checked, s.ValidUntil)) {
 			best = s
 		}
 	}
@@ -177,12 +191,18 @@ func stateFile(base string) string {
 	return fmt.Sprintf("%x.state", sum[:10])
 }
 
-func (q Question[T]) held(a *Asker, file string) *state[T] {
-	s := &state[T]{}
-	if !a.Keep.ReadJSON(a.Keep.Path(q.Name, file), s) {
-		return nil
+// held gives what is kept of a mirror, or nil, and the date that no answer of it may be older than.
+func (q Question[T]) held(a *Asker, file string) (*state[T], time.Time) {
+	var form struct {
+		Form string    `json:"form"`
+		Date time.Time `json:"date"`
 	}
-	return s
+	path := a.Keep.Path(q.Name, file)
+	s := &state[T]{}
+	if !a.Keep.ReadJSON(path, &form) || form.Form != q.Form || !a.Keep.ReadJSON(path, s) {
+		return nil, form.Date
+	}
+	return s, form.Date
 }
 
 func (s *state[T]) expired(now time.Time) bool {
@@ -192,7 +212,7 @@ func (s *state[T]) expired(now time.Time) bool {
 // one gives what one mirror has, asking it if it's time to.
 func (q Question[T]) one(ctx context.Context, a *Asker, base string) (*state[T], error) {
 	file, start := stateFile(base), a.Now()
-	held := q.held(a, file)
+	held, _ := q.held(a, file)
 	if a.Offline {
 		if held == nil {
 			return nil, fmt.Errorf("no index of %q in the cache: run once without --offline", q.Name)
@@ -206,29 +226,28 @@ func (q Question[T]) one(ctx context.Context, a *Asker, base string) (*state[T],
 	if held != nil && !a.Refresh && fresh() {
 		return held, q.valid(a, held, base)
 	}
-	lock, err := durable.Lock(ctx, a.Keep.Path(q.Name, ".lock-"+file), false)
+	lock, err := durable.Lock(ctx, a.Keep.Path(q.Name, ".lock-"+strings.TrimSuffix(file, ".state")), false)
 	if err != nil {
 		return nil, err
 	}
 	defer lock.Close()
-	if again := q.held(a, file); again != nil { // another process may have asked while this one waited
+	again, date := q.held(a, file)
+	if again != nil { // another process may have asked while this one waited
 		asked := held == nil || again.Checked.After(held.Checked)
 		if held = again; asked && fresh() && (!a.Refresh || !held.Checked.Before(start)) {
 			return held, q.valid(a, held, base)
 		}
 	}
-	next, err := q.request(ctx, a, held, base)
+	next, err := q.request(ctx, a, held, date, base)
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
 	usable := held != nil && !held.Missing && a.usable(held.Checked, held.ValidUntil)
 	if mirror.IsMissing(err) && q.Optional && !usable {
-		next, err = &state[T]{Mirror: mirror.Public(base), Checked: start, Missing: true}, nil
-		if held != nil {
-			next.Date = held.Date // what comes back may not be older
-		}
+		next, err = &state[T]{Checked: start, Missing: true, Date: date}, nil // what comes back may not be older
 	}
 	if err == nil {
+		next.Mirror, next.Form = mirror.Public(base), q.Form
 		next.Expired = next.expired(start) // so that it is not fetched again only to be refused again
 		if err := a.Keep.WriteJSON(a.Keep.Path(q.Name, file), next); err != nil {
 			return nil, err
@@ -294,8 +313,9 @@ func Advice(err error) string {
 	return "check the network and the mirror (--mirror)"
 }
 
-// request fetches the file unless it is the one that is held, and checks everything but whether it's expired.
-func (q Question[T]) request(ctx context.Context, a *Asker, held *state[T], base string) (*state[T], error) {
+// request fetches the file unless it is the one that is held, and checks everything but whether it's expired. It may not be older
+// than date.
+func (q Question[T]) request(ctx context.Context, a *Asker, held *state[T], date time.Time, base string) (*state[T], error) {
 	net := a.Net
 	net.Others = len(q.Mirrors) > 1
 	get := func(file string, header http.Header, limit int64) (*mirror.Reply, error) {
@@ -330,7 +350,7 @@ func (q Question[T]) request(ctx context.Context, a *Asker, held *state[T], base
 	r, err := q.Read(ctx, got.Body, func(file string, limit int64) ([]byte, error) {
 		got, err := get(file, http.Header{"Cache-Control": {"max-age=0"}}, limit)
 		if mirror.IsMissing(err) { // not to be taken for an index that isn't there
-			return nil, fmt.Errorf("%s is not beside it", file)
+			return nil, fmt.Errorf("%s %w", file, ErrNotBeside)
 		}
 		if err != nil {
 			return nil, err
@@ -345,10 +365,10 @@ func (q Question[T]) request(ctx context.Context, a *Asker, held *state[T], base
 		return nil, Refuse(fmt.Errorf("refused %s: %w: use another mirror", url, err))
 	case r.Date.After(now.Add(maxSkew)):
 		return nil, fmt.Errorf("refused %s: it is dated %s, in the future: check this machine's clock", url, day(r.Date))
-	case held != nil && r.Date.Before(held.Date):
+	case r.Date.Before(date):
 		return nil, Refuse(fmt.Errorf("refused %s: it is of %s, older than the one of %s that was seen before: use another mirror",
-			url, day(r.Date), day(held.Date)))
+			url, day(r.Date), day(date)))
 	}
-	return &state[T]{Mirror: mirror.Public(base), Checked: now, ETag: got.Header.Get("ETag"), LastModified: got.Header.Get("Last-Modified"),
+	return &state[T]{Checked: now, ETag: got.Header.Get("ETag"), LastModified: got.Header.Get("Last-Modified"),
 		Date: r.Date, ValidUntil: r.ValidUntil, Value: r.Value}, nil
 }

@@ -1,0 +1,124 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"log"
+	"net/http/httptest"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1registry "github.com/google/go-containerregistry/pkg/registry"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+
+	"github.com/godkms-hermetic/godkms-hermetic/images"
+	"github.com/godkms-hermetic/godkms-hermetic/kernels"
+)
+
+func TestPick(t *testing.T) {
+	var have []kernels.Kernel
+	for _, text := range []string{"debian/bookworm:6.1.0-1-amd64", "debian/bookworm:6.1.0-1-rt-amd64", "rocky/9:5.14.0-1.el9.x86_64+rt", "ubuntu/noble:" + running()} {
+		where, release, _ := strings.Cut(text, ":")
+		distro, suite, _ := strings.Cut(where, "/")
+		have = append(have, kernels.Kernel{Distro: distro, Suite: suite, Arch: "amd64", Release: release})
+	}
+	for list, want := range map[string]string{
+		"":                  "0 1 2 3",
+		"!*rt*":             "0 3",
+		"running,6.1.0-*":   "3 0 1",
+		"*/*:*,!debian/*:*": "2 3",
+		"6.1.0-*,!6.1.0-1-rt-amd64,rocky/[0-9]:*": "0 2",
+		"7.*,6.1.0-*":        "nothing of 7.*",
+		"6.1.0-*,!6.*-amd64": "nothing of 6.1.0-*,!6.*-amd64",
+	} {
+		request, err := listSelectors(strings.Split(list, ","))
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, none := pick(have, func(k kernels.Kernel) kernels.Kernel { return k }, request)
+		var got []string
+		for _, k := range out {
+			got = append(got, fmt.Sprint(slices.Index(have, k)))
+		}
+		if none != "" {
+			got = []string{"nothing of " + none}
+		}
+		if s := strings.Join(got, " "); s != want {
+			t.Errorf("pick(%s) = %s; want %s", list, s, want)
+		}
+	}
+}
+
+// What the indexes of whatever distribution haven't got is looked for in a repository of header images.
+func TestArchivedDistros(t *testing.T) {
+	s := httptest.NewServer(v1registry.New(v1registry.Logger(log.New(io.Discard, "", 0))))
+	defer s.Close()
+	repo := strings.TrimPrefix(s.URL, "http://") + "/headers"
+	for _, k := range []kernels.Kernel{
+		{Distro: "ubuntu", Suite: "noble", Arch: "amd64", Release: "6.8.0-31-generic"},
+		{Distro: "ubuntu", Suite: "noble", Arch: "amd64", Release: "6.8.0-35-generic"},
+		{Distro: "ubuntu", Suite: "jammy", Arch: "amd64", Release: "6.8.0-35-generic"},
+		{Distro: "rocky", Suite: "9", Arch: "amd64", Release: "5.14.0-427.13.1.el9_4.x86_64+rt"},
+		{Distro: "rhel", Suite: "9", Arch: "amd64", Release: "5.14.0-427.el9.x86_64"},
+		{Distro: "opensuse-leap", Suite: "15.6", Arch: "amd64", Release: "6.4.0-150600.21-default"},
+		{Distro: "opensuse-leap", Suite: "15.6", Arch: "arm64", Release: "6.4.0-150600.23-default"},
+	} {
+		k.Arch = strings.Replace(k.Arch, "amd64", kernels.HostArch(), 1)
+		tag, err := name.NewTag(repo + ":" + images.KernelTag(k, kernels.Extra{}))
+		if err == nil {
+			err = remote.Write(tag, empty.Image)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	a := &app{stderr: io.Discard, env: os.Getenv, cacheDir: t.TempDir(), format: "text"}
+	if err := a.start(); err != nil {
+		t.Fatal(err)
+	}
+	from, err := a.openHeaders(repo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for list, want := range map[string]string{
+		"6.8.0-31-generic":                           "ubuntu/noble:6.8.0-31-generic",
+		"ubuntu/*:6.8.0-3?-generic":                  "ubuntu/jammy:6.8.0-35-generic ubuntu/noble:6.8.0-31-generic ubuntu/noble:6.8.0-35-generic",
+		"6.8.0-*-generic,!ubuntu/jammy:*":            "ubuntu/noble:6.8.0-31-generic ubuntu/noble:6.8.0-35-generic",
+		"6.8.0-35-generic":                           `gone: not found; "` + repo + `" has the release "6.8.0-35-generic" of several suites: write DISTRO/SUITE:6.8.0-35-generic`,
+		"rocky/9:5.14.0-427.13.1.el9_4.x86_64+rt":    "rocky/9:5.14.0-427.13.1.el9_4.x86_64+rt",
+		"opensuse-leap/15.6:*":                       "opensuse-leap/15.6:6.4.0-150600.21-default",
+		"opensuse-leap/15.6:6.4.0-150600.23-default": `gone: not found; "` + repo + `" has no header image of it either`,
+		"opensuse-leap/15.6:latest":                  "gone: not found",
+		"opensuse-leap/15.6:*,!*-default":            `gone: not found; "` + repo + `" has no header image of it either`,
+		"rhel/9:5.14.0-427.el9.x86_64":               "rhel/9:5.14.0-427.el9.x86_64",
+		"debian/bookworm:since=2026-01-01@*,!6.8.*":  "gone: not found",
+	} {
+		request, err := readSelectors(strings.Split(list, ","))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var targets []target
+		for _, s := range wantedOf(request) {
+			targets = append(targets, target{asked: s, err: fmt.Errorf("gone: %w", kernels.ErrNotFound)})
+		}
+		found, err := a.archived(t.Context(), from, request, targets)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, f := range found {
+			if f.err != nil {
+				got = append(got, f.err.Error())
+			} else if got = append(got, f.label); !f.archived {
+				t.Errorf("%s: %s isn't archived", list, f.label)
+			}
+		}
+		if s := strings.Join(got, " "); s != want {
+			t.Errorf("%s: %s; want %s", list, s, want)
+		}
+	}
+}

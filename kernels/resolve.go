@@ -34,7 +34,7 @@ type Answer struct {
 // suite. What is excluded, wherever in the request that stands, is as if it weren't there: the latest is then the one before.
 //
 // A selector without a suite looks into those whose kernels are named in that way: a release that several have belongs to the newest of
-// them if its header packages are the same, and is an error if not. One with a pattern of suites stands for the kernels of each. What it
+// them if its header packages are the same, and is an error if not. A pattern of releases is to fit those of one distribution. One with a pattern of suites stands for the kernels of each. What it
 // can't look into is passed over where another suite has what is wanted.
 //
 // An error is of a request that has nothing but excludes, or nothing left beside them, or of ctx.
@@ -326,6 +326,14 @@ func (l *lookup) suites(s Selector) ([]suite, error) {
 	if s.Distro == "" {
 		if len(claiming) == 0 {
 			return nil, unclaimed(s, l.Providers)
+		}
+		var distros []string
+		for _, at := range claiming {
+			distros = append(distros, at.distro)
+		}
+		if distros = slices.Compact(distros); s.IsPattern() && len(distros) > 1 { // dozens of indexes, for what may be a slip
+			return nil, fmt.Errorf("the pattern %q fits the kernels of %s: write DISTRO/SUITE:%[1]s, as in %[3]s/*:%[1]s, or */*:%[1]s for all of them",
+				s.Release, series(distros, "and"), distros[0])
 		}
 		return claiming, nil
 	}

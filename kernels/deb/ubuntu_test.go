@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -279,5 +281,38 @@ func TestUbuntuKey(t *testing.T) {
 	}
 	if got, want := fmt.Sprintf("%X", keys[0].PrimaryKey.Fingerprint), "F6ECB3762474EDA9D21B7022871920D1991BC93C"; got != want {
 		t.Errorf("fingerprint %s; want %s", got, want)
+	}
+}
+
+func TestUbuntuSources(t *testing.T) {
+	for _, c := range []struct{ name, file, text, main, ports string }{
+		{"24.04", "sources.list.d/ubuntu.sources", "Types: deb\nURIs: http://de.archive.example/ubuntu/\nSuites: noble noble-updates noble-backports\n" +
+			"Components: main restricted universe multiverse\nSigned-By: /usr/share/keyrings/ubuntu-archive-keyring.gpg\n",
+			"http://de.archive.example/ubuntu", ""},
+		{"22.04", "sources.list", "deb http://archive.example/ubuntu jammy main restricted\ndeb http://security.example/ubuntu jammy-security main restricted\n",
+			"http://archive.example/ubuntu", ""},
+		{"arm64", "sources.list", "deb http://ports.example/ubuntu-ports/ jammy main universe\n", "", "http://ports.example/ubuntu-ports"},
+		{"others'", "sources.list.d/a.list", "deb http://ppa.example/someone/ppa/ubuntu noble main\ndeb [signed-by=/etc/apt/keyrings/x.gpg] http://x.example/ubuntu noble main universe\n" +
+			"deb [arch=amd64] http://chrome.example/deb stable main\ndeb http://other.example/ubuntu bookworm main universe\n", "", ""},
+	} {
+		dir := t.TempDir()
+		file := filepath.Join(dir, "apt", c.file)
+		os.MkdirAll(filepath.Dir(file), 0o755)
+		if err := os.WriteFile(file, []byte(c.text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		p, err := New("ubuntu", Options{CacheDir: t.TempDir(), Etc: dir})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := map[string]string{}
+		for _, m := range p.Mirrors() {
+			if m.From == "host" && got[m.Archive] == "" {
+				got[m.Archive] = m.URL
+			}
+		}
+		if got["ubuntu"] != c.main || got["ubuntu-ports"] != c.ports {
+			t.Errorf("%s: mirrors of this host are %v; want %q and %q", c.name, got, c.main, c.ports)
+		}
 	}
 }

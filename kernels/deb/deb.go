@@ -538,7 +538,7 @@ func (p *pool) lock(k kernels.Kernel, d *distro, root *candidate, by choice, pac
 func (p *pool) noCompiler(k kernels.Kernel, root *candidate, by choice) error {
 	var have []string
 	for _, s := range p.sources {
-		for _, name := range s.names() {
+		for _, name := range s.Names() {
 			if c, ok := compilerOf(name); ok && c == name {
 				have = append(have, name)
 			}
@@ -589,7 +589,7 @@ func (p *pool) known(g group) error {
 	}
 	var have []string
 	for _, s := range p.sources {
-		have = append(have, s.names()...)
+		have = append(have, s.Names()...)
 	}
 	return fmt.Errorf("no package %q%s: %w", g[0].name, kernels.DidYouMean(g[0].name, have), kernels.ErrNotFound)
 }

@@ -206,7 +206,7 @@ func TestIndexFindsAll(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := strings.Join(x.names(), " "); got != "a ab b c" {
+	if got := strings.Join(x.Names(), " "); got != "a ab b c" {
 		t.Errorf("names = %s", got)
 	}
 	list := func(prefix string, exact bool) string {
@@ -253,11 +253,11 @@ func TestIndexOnBrokenDisk(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	x.file = brokenFile{}
+	x.File = brokenFile{}
 	_, named := x.withPrefix("a", true)
 	_, provided := x.providers("v")
 	_, essential := x.essentials()
-	_, opened := openIndex(x.file, int64(len(data)))
+	_, opened := openIndex(x.File, int64(len(data)))
 	for what, err := range map[string]error{"withPrefix": named, "providers": provided, "essentials": essential, "openIndex": opened} {
 		if !errors.Is(err, errDamagedIndex) || !errors.Is(err, io.ErrClosedPipe) {
 			t.Errorf("%s: %v", what, err)
@@ -283,7 +283,7 @@ func FuzzPackages(f *testing.F) {
 
 func readAll(t *testing.T, x *index) {
 	t.Helper()
-	for _, n := range x.names() {
+	for _, n := range x.Names() {
 		if pkgs, err := x.withPrefix(n, true); err != nil || len(pkgs) == 0 {
 			t.Fatalf("withPrefix(%q) = %v, %v", n, pkgs, err)
 		}
@@ -306,7 +306,7 @@ func FuzzCompact(f *testing.F) {
 		if err != nil {
 			return
 		}
-		x.names()
+		x.Names()
 		x.withPrefix("a", false)
 		x.providers("awk")
 		x.essentials()
@@ -320,7 +320,7 @@ func resum(data []byte) []byte {
 		return data
 	}
 	data = bytes.Clone(data)
-	binary.LittleEndian.PutUint32(data[at:], crc32.Checksum(data[:at], castagnoli))
+	binary.LittleEndian.PutUint32(data[at:], crc32.Checksum(data[:at], crc32.MakeTable(crc32.Castagnoli)))
 	return data
 }
 

@@ -3,8 +3,10 @@ package images
 import (
 	"bytes"
 	"context"
+	"crypto/sha512"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net/http"
 	"os"
@@ -18,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/need"
@@ -36,7 +39,7 @@ func fetched(t *testing.T, s *Store, p kernels.Package) error {
 	var total atomic.Int64
 	err := s.fetch(context.Background(), p, func(n int64) { total.Add(n) })
 	if err == nil {
-		if verr := verifyFile(context.Background(), s.packageFile(p), p.Digest.Hex); verr != nil {
+		if verr := verifyFile(context.Background(), s.packageFile(p), p.Digest); verr != nil {
 			t.Errorf("fetch returned nil for a wrong file: %v", verr)
 		}
 		if total.Load() != p.Size {
@@ -66,6 +69,34 @@ func TestFetchKeepsByHash(t *testing.T) {
 }
 
 // A server that breaks off and then takes no ranges never gets further than to the same byte: it is given up.
+// Some indexes have only SHA-512 sums.
+func TestFetchBySHA512(t *testing.T) {
+	m := newMirror(t)
+	body := randomBytes(1 << 16)
+	p, s := m.add("a", body), openStore(t, t.TempDir())
+	p.Digest = v1.Hash{Algorithm: "sha512", Hex: fmt.Sprintf("%x", sha512.Sum512(body))}
+	if err := fetched(t, s, p); err != nil {
+		t.Fatal(err)
+	}
+	r, err := s.Package(t.Context(), p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, body) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	r.Close()
+	if _, damaged, err := s.Verify(t.Context()); err != nil || len(damaged) > 0 {
+		t.Errorf("Verify = %v, %v", damaged, err)
+	}
+	if err := os.WriteFile(s.packageFile(p), randomBytes(1<<16-1), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, damaged, err := s.Verify(t.Context()); err != nil || len(damaged) != 1 {
+		t.Errorf("of a damaged file, Verify = %v, %v", damaged, err)
+	}
+}
+
 func TestFetchGivesUp(t *testing.T) {
 	m := newMirror(t)
 	m.hook = func(w http.ResponseWriter, r *http.Request, _ string, body []byte) bool {
@@ -372,7 +403,7 @@ func TestFetchOnFullDisk(t *testing.T) {
 	}
 	for _, f := range files(t, dir) {
 		if strings.HasPrefix(f, "packages/sha256/") {
-			if err := verifyFile(context.Background(), filepath.Join(dir, f), filepath.Base(f)); err != nil {
+			if err := verifyFile(context.Background(), filepath.Join(dir, f), v1.Hash{Algorithm: "sha256", Hex: filepath.Base(f)}); err != nil {
 				t.Error(err)
 			}
 		} else if !strings.HasPrefix(f, "packages/partial/") && !strings.HasPrefix(f, "roots/") {

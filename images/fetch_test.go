@@ -493,3 +493,66 @@ func TestFetchResumesAfterKill(t *testing.T) {
 		t.Errorf("tmp has %v", left)
 	}
 }
+
+// A package comes from whichever mirror has it whole; what one began, or an earlier run, another completes.
+func TestFetchFromSeveralMirrors(t *testing.T) {
+	body := randomBytes(1 << 20)
+	half := len(body) / 2
+	status := func(code int) func(http.ResponseWriter, *http.Request, string, []byte) bool {
+		return func(w http.ResponseWriter, _ *http.Request, _ string, _ []byte) bool {
+			w.WriteHeader(code)
+			return true
+		}
+	}
+	garbage := func(w http.ResponseWriter, _ *http.Request, _ string, body []byte) bool {
+		w.Write(make([]byte, len(body)))
+		return true
+	}
+	cut := func(w http.ResponseWriter, _ *http.Request, _ string, body []byte) bool {
+		w.Header().Set("Content-Length", fmt.Sprint(len(body)))
+		w.Write(body[:half])
+		w.(http.Flusher).Flush()
+		time.Sleep(50 * time.Millisecond)
+		panic(http.ErrAbortHandler)
+	}
+	for name, c := range map[string]struct {
+		bad     func(http.ResponseWriter, *http.Request, string, []byte) bool
+		partial []byte // of an earlier run
+		want    []string
+	}{
+		"gone":    {status(404), nil, []string{"a"}},
+		"down":    {status(503), nil, []string{"a"}},
+		"garbage": {garbage, nil, []string{"a"}},
+		"cut":     {cut, nil, []string{fmt.Sprintf("a bytes=%d-", half)}},
+		"begun":   {status(404), body[:half], []string{fmt.Sprintf("a bytes=%d-", half)}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			bad, good := newMirror(t), newMirror(t)
+			bad.hook = c.bad
+			p := bad.add("a", body)
+			p.Mirrors = []string{good.add("a", body).URL}
+			s := openStore(t, t.TempDir())
+			if c.partial != nil {
+				if err := os.WriteFile(s.path("packages", "partial", p.Digest.Hex), c.partial, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := fetched(t, s, p); err != nil {
+				t.Fatal(err)
+			}
+			if got := good.seen(); !slices.Equal(got, c.want) || len(bad.seen()) != 1 {
+				t.Errorf("requests = %q after %q; want %q", got, bad.seen(), c.want)
+			}
+		})
+	}
+	a, b := newMirror(t), newMirror(t)
+	a.hook, b.hook = status(404), garbage
+	p := a.add("a", body)
+	p.Mirrors = []string{b.add("a", body).URL}
+	err := fetched(t, openStore(t, t.TempDir()), p)
+	if pe := (*PackageError)(nil); !errors.As(err, &pe) || !errors.Is(err, ErrGone) || !errors.Is(err, ErrMismatch) ||
+		!strings.Contains(err.Error(), a.URL) || !strings.Contains(err.Error(), b.URL) || strings.Contains(err.Error(), "\n") {
+		t.Errorf("both bad: %v", err)
+	}
+}

@@ -154,7 +154,7 @@ func (p *Provider) Claims(release string) []string {
 	}
 	var out []string
 	for _, s := range p.distro.suites {
-		if !s.ended && (number == 0 || s.number == 0 || s.number == number || s.name == "sid" && number > s.number) {
+		if !s.ended && (number == 0 || s.number == number || s.name == "sid" && number > s.number) {
 			out = append(out, s.name)
 		}
 	}
@@ -249,7 +249,7 @@ func (p *Provider) resolve(ctx context.Context, v *view, k kernels.Kernel, packa
 	c := choice{name: by}
 	switch {
 	case p.opts.Compiler != "":
-		c = choice{name: p.opts.Compiler, forced: p.opts.Compiler != by}
+		c = choice{name: p.opts.Compiler, forced: true}
 	case by == "":
 		facts, err := repo.Facts(ctx, p.keep, p.opts, p.Payload, pin([]*candidate{root})[0])
 		if err != nil {

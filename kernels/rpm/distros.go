@@ -219,9 +219,13 @@ func leap() *distro {
 
 // tumbleweed is a snapshot of some day each day, which history/ keeps the last of: a mirror is history/20261120 too.
 func tumbleweed() *distro {
+	var forms []string
+	for _, flavour := range []string{"default", "longterm", "vanilla", "kvmsmall", "rt", "64kb", "debug", "pae", "lpae"} {
+		forms = append(forms, "[0-9]*.[0-9]*-[0-9]-"+flavour, "[0-9]*.[0-9]*-[0-9][0-9]-"+flavour)
+	}
 	return &distro{name: "opensuse-tumbleweed", keyrings: []string{opensuseKeys, suseKeys}, names: suse, signedIndexes: true,
 		urls: []string{"https://download.opensuse.org"}, past: "https://download.opensuse.org/history/20261101",
-		suites: []suite{{name: "rolling", forms: []string{"*-[0-9]-*", "*-[0-9][0-9]-*"}, repos: []repository{
+		suites: []suite{{name: "rolling", forms: forms, repos: []repository{
 			{name: "oss", path: "tumbleweed/repo/oss", ports: "ports/$arch/tumbleweed/repo/oss"},
 			{name: "update", path: "update/tumbleweed", ports: "ports/$arch/update/tumbleweed", optional: true},
 		}}}}

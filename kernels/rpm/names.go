@@ -82,9 +82,20 @@ func isOfImage(d *depend) bool {
 	return d.op == plain && strings.HasPrefix(d.name, "kernel") && !strings.Contains(d.name, "devel") && !strings.Contains(d.name, "macros")
 }
 
-// claims tells whether kernels of a suite can be named as a release, or as what a shell pattern of releases matches.
+// marks begin what tells distributions apart in the releases of their kernels.
+var marks = []string{".fc", ".el", ".amzn"}
+
+// claims tells whether kernels of a suite can be named as a release, or as what a shell pattern of releases matches. A release has one
+// mark, though a pattern's stars would leave room for others.
 func (s suite) claims(release string) bool {
+next:
 	for _, form := range s.forms {
+		for _, m := range marks {
+			i, j := strings.Index(release, m), strings.Index(form, m)
+			if i >= 0 && (j < 0 || !kernels.Overlap(form[j:], release[i:])) {
+				continue next
+			}
+		}
 		if kernels.Overlap(form, release) {
 			return true
 		}

@@ -300,6 +300,7 @@ func TestRPMDistributions(t *testing.T) {
 			}
 		})
 	}
+	t.Run("lock", func(t *testing.T) { lockAgain(t, keys, cache, selectors, args, results) })
 }
 
 // What nobody vouches for isn't used.

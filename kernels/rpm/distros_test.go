@@ -31,9 +31,7 @@ func TestKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	var named, have []string
-	for _, f := range regexp.MustCompile(`[0-9A-F]{40}`).FindAllString(string(text), -1) {
-		named = append(named, f)
-	}
+	named = append(named, regexp.MustCompile(`[0-9A-F]{40}`).FindAllString(string(text), -1)...)
 	for name := range Distros() {
 		keys, err := newTestProvider(t, name).keys()
 		if err != nil {

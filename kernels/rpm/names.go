@@ -1,6 +1,8 @@
 package rpm
 
 import (
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
@@ -82,23 +84,38 @@ func isOfImage(d *depend) bool {
 	return d.op == plain && strings.HasPrefix(d.name, "kernel") && !strings.Contains(d.name, "devel") && !strings.Contains(d.name, "macros")
 }
 
+// redHatEnds are what releases of Red Hat's kin end in: ".x86_64", ".aarch64+64k-debug".
+var redHatEnds = func() []string {
+	var out []string
+	for _, arch := range slices.Sorted(maps.Values(architectures)) {
+		out = append(out, "."+arch)
+		for _, variant := range []string{"16k", "16k-debug", "64k", "64k-debug", "debug", "rt", "rt-64k", "rt-64k-debug", "rt-debug", "zfcpdump"} {
+			out = append(out, "."+arch+"+"+variant)
+		}
+	}
+	return out
+}()
+
+// suseEnds are what releases of SUSE's end in, their flavours.
+var suseEnds = []string{"-64kb", "-azure", "-coco", "-coco_debug", "-debug", "-default", "-kvmsmall", "-longterm", "-lpae", "-pae", "-preempt", "-rt",
+	"-rt_debug", "-vanilla", "-zfcpdump"}
+
 // marks begin what tells distributions apart in the releases of their kernels.
 var marks = []string{".fc", ".el", ".amzn"}
 
 // claims tells whether kernels of a suite can be named as a release, or as what a shell pattern of releases matches. A release has one
 // mark, though a pattern's stars would leave room for others.
 func (s suite) claims(release string) bool {
-next:
-	for _, form := range s.forms {
+	fits := func(form string) bool {
 		for _, m := range marks {
 			i, j := strings.Index(release, m), strings.Index(form, m)
 			if i >= 0 && (j < 0 || !kernels.Overlap(form[j:], release[i:])) {
-				continue next
+				return false
 			}
 		}
-		if kernels.Overlap(form, release) {
-			return true
-		}
+		return kernels.Overlap(form, release)
 	}
-	return false
+	return slices.ContainsFunc(s.forms, func(form string) bool {
+		return fits(form+"*") && slices.ContainsFunc(s.ends, func(end string) bool { return fits(form + end) })
+	})
 }

@@ -36,9 +36,10 @@ const (
 
 // A found repository is one as one or more mirrors have it: with the same list of packages.
 type found struct {
-	name  string // of the repository
-	keep  string // folder of the cache
-	bases []string
+	name  string   // of the repository
+	keep  string   // folder of the cache
+	bases []string // of the repository at each mirror
+	roots []string // of the suite there
 	date  time.Time
 	list  listRef
 }
@@ -47,8 +48,8 @@ type found struct {
 type view struct {
 	suite, arch string
 	found       []found
-	unread      []error   // of mirrors that couldn't be looked into
-	until       time.Time // good until then within this process
+	unread      []repo.Unread // of each mirror the first repository
+	until       time.Time     // good until then within this process
 }
 
 // minor is a release within a suite, as folders of archives are named by: 9.3.
@@ -110,13 +111,14 @@ func (p *Provider) view(ctx context.Context, name, arch string) (*view, error) {
 			return nil, errs[i]
 		}
 		if len(answers[i].found) == 0 && !r.optional && len(answers[i].unread) > 0 {
-			return nil, answers[i].unread[0]
+			return nil, answers[i].unread[0].Err
 		}
 		if len(answers[i].found) == 0 && !r.optional {
 			return nil, fmt.Errorf("no repository %s/%s for %s: use a mirror that has it (--mirror): %w",
 				roots[0], r.at(theirs), arch, kernels.ErrNotFound)
 		}
-		v.found, v.unread = append(v.found, answers[i].found...), append(v.unread, answers[i].unread...)
+		v.found = append(v.found, answers[i].found...)
+		v.addUnread(answers[i].unread...)
 		if answers[i].until.Before(v.until) {
 			v.until = answers[i].until
 		}
@@ -132,7 +134,9 @@ func (p *Provider) Unread(suite string) []error {
 		slot := p.views.At(suite + " " + arch)
 		slot.Lock()
 		if slot.OK {
-			out = append(out, slot.Value.unread...)
+			for _, u := range slot.Value.unread {
+				out = append(out, u)
+			}
 		}
 		slot.Unlock()
 	}
@@ -157,17 +161,24 @@ func answer[T any](ctx context.Context, p *Provider, suite, arch string, compute
 	}
 }
 
+// addUnread keeps the first of each mirror.
+func (v *view) addUnread(list ...repo.Unread) {
+	for _, u := range list {
+		if !slices.ContainsFunc(v.unread, func(have repo.Unread) bool { return have.Mirror == u.Mirror }) {
+			v.unread = append(v.unread, u)
+		}
+	}
+}
+
 // note adds to an error which mirrors couldn't be looked into.
 func (v *view) note(err error) error {
-	if err == nil || len(v.unread) == 0 {
-		return err
+	if err == nil {
+		return nil
 	}
-	var text []string
 	for _, u := range v.unread {
-		text = append(text, u.Error())
+		err = fmt.Errorf("%w; not looked into: %s", err, u)
 	}
-	slices.Sort(text) // of several repositories one mirror may say the same
-	return fmt.Errorf("%w; not looked into: %s", err, strings.Join(slices.Compact(text), "; "))
+	return err
 }
 
 // lostError is the error of a list without which there are others of the same repository.
@@ -180,7 +191,10 @@ type lostError struct {
 func (p *Provider) without(v *view, key string, lost *lostError) *view {
 	p.warnOnce(fmt.Sprintf("%v; going on with the archive's other mirrors", lost.error))
 	next := *v
-	next.unread = append(slices.Clone(v.unread), lost.error)
+	next.unread = slices.Clone(v.unread)
+	for _, root := range lost.roots {
+		next.addUnread(repo.Unread{Mirror: root, Err: lost.error})
+	}
 	next.found = slices.DeleteFunc(slices.Clone(v.found), func(f found) bool { return f.name == lost.name && f.list == lost.list })
 	slot := p.views.At(key)
 	slot.Lock()
@@ -215,16 +229,24 @@ func (p *Provider) ask(ctx context.Context, s suite, r repository, roots []strin
 	if err != nil {
 		return nil, err
 	}
-	v.unread = got.Unread
+	rootOf := func(base string) string {
+		if i := slices.Index(bases, base); i >= 0 {
+			return roots[i]
+		}
+		return base
+	}
+	for _, u := range got.Unread {
+		v.addUnread(repo.Unread{Mirror: rootOf(u.Mirror), Err: u.Err})
+	}
 	if got.Until.Before(v.until) {
 		v.until = got.Until
 	}
 	for _, a := range got.Have {
 		if i := slices.IndexFunc(v.found, func(f found) bool { return f.list.Digest == a.Value.Digest }); i >= 0 {
-			v.found[i].bases = append(v.found[i].bases, a.Mirror)
+			v.found[i].bases, v.found[i].roots = append(v.found[i].bases, a.Mirror), append(v.found[i].roots, rootOf(a.Mirror))
 			continue
 		}
-		v.found = append(v.found, found{name: r.name, keep: keep, bases: []string{a.Mirror}, date: a.Date, list: a.Value})
+		v.found = append(v.found, found{name: r.name, keep: keep, bases: []string{a.Mirror}, roots: []string{rootOf(a.Mirror)}, date: a.Date, list: a.Value})
 	}
 	return v, nil
 }

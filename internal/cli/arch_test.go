@@ -14,6 +14,7 @@ import (
 	"github.com/godkms-hermetic/godkms-hermetic/internal/need"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
+	"github.com/godkms-hermetic/godkms-hermetic/kernels/pacman"
 )
 
 // archSonames are the packages that Arch has libraries in, where they aren't called like those.
@@ -22,6 +23,8 @@ var archSonames = map[string]string{"libacl.so.1": "acl", "libattr.so.1": "attr"
 	"libsframe.so.0": "binutils"}
 
 var soname = regexp.MustCompile(`^(.*\.so)\.([0-9]+)$`)
+
+var _ prober = (*pacman.Provider)(nil) // doctor asks its mirrors
 
 // archTools are a toolchain in the names, places and kinds of dependencies of Arch.
 func archTools(t *testing.T) []distrotest.Package {

@@ -236,3 +236,63 @@ func BenchmarkDatabase(b *testing.B) {
 		}
 	}
 }
+
+// atEnd tells whether it was read to its end.
+type atEnd struct {
+	io.Reader
+	reached bool
+}
+
+func (a *atEnd) Read(b []byte) (int, error) {
+	n, err := a.Reader.Read(b)
+	a.reached = a.reached || err == io.EOF
+	return n, err
+}
+
+func TestPayload(t *testing.T) {
+	info := [2]string{".PKGINFO", "# makepkg\npkgname = a\npkgver = 1-1\narch = any\ndepend = sh\ndepend = glibc>=2.38\n"}
+	whole := packed([2]string{".BUILDINFO", "x"}, [2]string{".MTREE", "x"}, info, [2]string{"usr/a", "1"}, [2]string{".INSTALL", "x"}, [2]string{"usr/.b", "2"})
+	p, err := New("arch", repo.Options{CacheDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := func(b []byte) (names string, depends []string, err error) {
+		in := &atEnd{Reader: bytes.NewReader(append(b, make([]byte, 100000)...))}
+		if len(b) < len(whole) {
+			in.Reader = bytes.NewReader(b)
+		}
+		r, depends, err := p.Open(in)
+		if err != nil {
+			return "", nil, err
+		}
+		defer r.Close()
+		out := tar.NewReader(r)
+		for {
+			h, err := out.Next()
+			if err == io.EOF {
+				if _, err := io.Copy(io.Discard, r); err != nil {
+					return names, depends, err
+				}
+				if !in.reached {
+					t.Error("the package wasn't read to its end")
+				}
+				return names, depends, nil
+			}
+			if err != nil {
+				return names, depends, err
+			}
+			names += h.Name + " "
+		}
+	}
+	if names, depends, err := read(whole); err != nil || names != "usr/a usr/.b " || strings.Join(depends, " ") != "sh glibc>=2.38" {
+		t.Errorf("%q, %q, %v; want what is installed, and two dependencies", names, depends, err)
+	}
+	for _, n := range []int{0, 600, len(whole) - 1024, len(whole) - 1600} {
+		if names, _, err := read(whole[:n]); err == nil {
+			t.Errorf("%d of %d bytes are taken, with %q", n, len(whole), names)
+		}
+	}
+	if _, _, err := read(packed([2]string{"usr/a", "1"}, info)); err == nil {
+		t.Error("a package that doesn't begin with what it says of itself is taken")
+	}
+}

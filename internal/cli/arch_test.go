@@ -157,8 +157,12 @@ func TestArch(t *testing.T) {
 	var list struct{ Kernels []kernels.Candidate }
 	runRPM(t, keys, 0, &list, append([]string{"kernels", "arch"}, args...)...)
 	for _, k := range list.Kernels {
-		if releases[k.Release] != k.Flavour || k.Latest != (k.Release == "6.8.9-arch1-2") || k.Compiler != "gcc-12" || k.Date.IsZero() {
-			t.Errorf("%+v; want %s", k, releases[k.Release])
+		compiler := "gcc-12"
+		if k.Flavour == "hardened" { // whose headers nothing has read yet
+			compiler = ""
+		}
+		if releases[k.Release] != k.Flavour || k.Latest != (k.Release == "6.8.9-arch1-2") || k.Compiler != compiler || k.Date.IsZero() {
+			t.Errorf("%+v; want %s, and the compiler %q", k, releases[k.Release], compiler)
 		}
 	}
 	if len(list.Kernels) != len(releases) {

@@ -169,6 +169,18 @@ func TestArch(t *testing.T) {
 		t.Errorf("%d kernels; want %d", len(list.Kernels), len(releases))
 	}
 
+	// What is locked needs no database any more, and comes to the same.
+	file := filepath.Join(cache, "godkms.lock")
+	runRPM(t, keys, 0, nil, append([]string{"lock", "../../testdata/hello", "--kernels", "6.6.30-1-lts", "-o", file}, args...)...)
+	if err := os.RemoveAll(filepath.Join(cache, "index")); err != nil {
+		t.Fatal(err)
+	}
+	var again struct{ Results []ui.Result }
+	runRPM(t, keys, 0, &again, "build", "../../testdata/hello", "--lock", file, "--offline", "--engine", "sandbox", "--out", cache+"/again", "--cache-dir", cache, "--format", "json")
+	if r := again.Results; len(r) != 1 || r[0].Status != ui.Cached || r[0].Kernel != "arch/rolling:6.6.30-1-lts" {
+		t.Errorf("with the lock: %+v; want it cached", r)
+	}
+
 	for name, change := range map[string]func(dir string) error{
 		"unsigned": func(dir string) error {
 			return os.Remove(dir + "/extra/os/x86_64/linux-zen-headers-6.8.9.zen1-1-x86_64.pkg.tar.zst.sig")

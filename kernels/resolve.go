@@ -88,6 +88,7 @@ type listing struct {
 	suite
 	kernels []Candidate
 	err     error
+	partly  []error // why mirrors of it couldn't be looked into, of which warnings were given
 }
 
 // lookup keeps listings for the time of one Resolve.
@@ -119,6 +120,7 @@ func (l *lookup) resolve(ctx context.Context, s Selector) ([]Candidate, error) {
 		found    []Candidate
 		have     []string
 		unread   []error
+		partly   []error
 		undated  []string
 		suites   int // that have what is looked for
 		excluded bool
@@ -127,6 +129,7 @@ func (l *lookup) resolve(ctx context.Context, s Selector) ([]Candidate, error) {
 		if list.err != nil {
 			unread = append(unread, list.err)
 		}
+		partly = append(partly, list.partly...)
 		for _, k := range list.kernels {
 			have = append(have, k.Release)
 		}
@@ -158,7 +161,7 @@ func (l *lookup) resolve(ctx context.Context, s Selector) ([]Candidate, error) {
 		}
 	}
 	if len(found) == 0 && !excluded {
-		return nil, l.nothing(asked, s, have, unread)
+		return nil, l.nothing(asked, s, have, append(unread, partly...))
 	}
 	for _, err := range unread {
 		if text := err.Error(); l.Warn != nil && !l.told[text] && !errors.Is(err, ErrNoMirror) && !(suites == 1 && errors.Is(err, ErrExpired)) {
@@ -269,8 +272,12 @@ func (l *lookup) nothing(asked, s Selector, have []string, unread []error) error
 	default:
 		text = fmt.Sprintf("no release %q in %s%s", s.Release, where, DidYouMean(s.Release, have))
 	}
+	told := map[string]bool{} // of two suites one mirror may say the same
 	for _, u := range unread {
-		text += fmt.Sprintf("; not looked into: %v", u)
+		if why := u.Error(); !told[why] {
+			told[why] = true
+			text += "; not looked into: " + why
+		}
 	}
 	return &missingError{text, append([]error{ErrNotFound}, unread...)}
 }
@@ -374,6 +381,9 @@ func (l *lookup) listings(ctx context.Context, s Selector) ([]*listing, error) {
 			slots <- struct{}{}
 			defer func() { <-slots }()
 			lists[i].kernels, lists[i].err = l.Providers[at.distro].Kernels(ctx, at.name, l.Arch)
+			if p, ok := l.Providers[at.distro].(Partial); ok && lists[i].err == nil {
+				lists[i].partly = p.Unread(at.name)
+			}
 		})
 	}
 	wg.Wait()

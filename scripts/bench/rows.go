@@ -91,7 +91,7 @@ func (b *bench) rows() []row {
 			other: func(ctx context.Context) (sample, error) { return b.firstImage(ctx) },
 			asked: limit{Ratio: 0.25},
 		},
-	}, slices.Concat(b.registryRows(), b.statusRows(), b.signRows(), b.installRows())...)
+	}, slices.Concat(b.indexRows(), b.registryRows(), b.statusRows(), b.signRows(), b.installRows())...)
 }
 
 // run times the tool, from its start to its end, and follows its memory. The results of wait4 are of no use for the latter: they

@@ -89,7 +89,7 @@ func TestFetchBySHA512(t *testing.T) {
 	if _, damaged, err := s.Verify(t.Context()); err != nil || len(damaged) > 0 {
 		t.Errorf("Verify = %v, %v", damaged, err)
 	}
-	if err := os.WriteFile(s.packageFile(p), randomBytes(1<<16 - 1), 0o644); err != nil {
+	if err := os.WriteFile(s.packageFile(p), randomBytes(1<<16-1), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	if _, damaged, err := s.Verify(t.Context()); err != nil || len(damaged) != 1 {

@@ -2,7 +2,6 @@ package images
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -12,6 +11,7 @@ import (
 	"os"
 	"strconv"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/durable"
@@ -44,7 +44,7 @@ func (e *PackageError) Error() string {
 func (e *PackageError) Unwrap() error { return e.Err }
 
 func (s *Store) packageFile(p kernels.Package) string {
-	return s.path("packages", "sha256", p.Digest.Hex)
+	return s.path("packages", p.Digest.Algorithm, p.Digest.Hex)
 }
 
 // have tells whether a package file of the right size is there. Its hash is checked when it is read.
@@ -154,12 +154,16 @@ func (s *Store) partial(ctx context.Context, p kernels.Package) (*os.File, error
 
 // openPackage gives a package file as a stream that fails, when it ends, if its hash is not the package's.
 func (s *Store) openPackage(p kernels.Package, progress func(int64)) (*packageReader, error) {
+	sum, err := v1.Hasher(p.Digest.Algorithm)
+	if err != nil {
+		return nil, err
+	}
 	f, err := os.Open(s.packageFile(p))
 	if err != nil {
 		return nil, err
 	}
 	unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_SEQUENTIAL)
-	return &packageReader{pkg: p, file: f, sum: sha256.New(), progress: progress}, nil
+	return &packageReader{pkg: p, file: f, sum: sum, progress: progress}, nil
 }
 
 type packageReader struct {

@@ -3,8 +3,10 @@ package images
 import (
 	"bytes"
 	"context"
+	"crypto/sha512"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net/http"
 	"os"
@@ -18,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/need"
@@ -36,7 +39,7 @@ func fetched(t *testing.T, s *Store, p kernels.Package) error {
 	var total atomic.Int64
 	err := s.fetch(context.Background(), p, func(n int64) { total.Add(n) })
 	if err == nil {
-		if verr := verifyFile(context.Background(), s.packageFile(p), p.Digest.Hex); verr != nil {
+		if verr := verifyFile(context.Background(), s.packageFile(p), p.Digest); verr != nil {
 			t.Errorf("fetch returned nil for a wrong file: %v", verr)
 		}
 		if total.Load() != p.Size {
@@ -66,6 +69,34 @@ func TestFetchKeepsByHash(t *testing.T) {
 }
 
 // A server that breaks off and then takes no ranges never gets further than to the same byte: it is given up.
+// Some indexes have only SHA-512 sums.
+func TestFetchBySHA512(t *testing.T) {
+	m := newMirror(t)
+	body := randomBytes(1 << 16)
+	p, s := m.add("a", body), openStore(t, t.TempDir())
+	p.Digest = v1.Hash{Algorithm: "sha512", Hex: fmt.Sprintf("%x", sha512.Sum512(body))}
+	if err := fetched(t, s, p); err != nil {
+		t.Fatal(err)
+	}
+	r, err := s.Package(t.Context(), p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, body) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	r.Close()
+	if _, damaged, err := s.Verify(t.Context()); err != nil || len(damaged) > 0 {
+		t.Errorf("Verify = %v, %v", damaged, err)
+	}
+	if err := os.WriteFile(s.packageFile(p), randomBytes(1<<16-1), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, damaged, err := s.Verify(t.Context()); err != nil || len(damaged) != 1 {
+		t.Errorf("of a damaged file, Verify = %v, %v", damaged, err)
+	}
+}
+
 func TestFetchGivesUp(t *testing.T) {
 	m := newMirror(t)
 	m.hook = func(w http.ResponseWriter, r *http.Request, _ string, body []byte) bool {
@@ -372,7 +403,7 @@ func TestFetchOnFullDisk(t *testing.T) {
 	}
 	for _, f := range files(t, dir) {
 		if strings.HasPrefix(f, "packages/sha256/") {
-			if err := verifyFile(context.Background(), filepath.Join(dir, f), filepath.Base(f)); err != nil {
+			if err := verifyFile(context.Background(), filepath.Join(dir, f), v1.Hash{Algorithm: "sha256", Hex: filepath.Base(f)}); err != nil {
 				t.Error(err)
 			}
 		} else if !strings.HasPrefix(f, "packages/partial/") && !strings.HasPrefix(f, "roots/") {
@@ -460,5 +491,68 @@ func TestFetchResumesAfterKill(t *testing.T) {
 	}
 	if left := files(t, filepath.Join(dir, "tmp")); len(left) > 0 {
 		t.Errorf("tmp has %v", left)
+	}
+}
+
+// A package comes from whichever mirror has it whole; what one began, or an earlier run, another completes.
+func TestFetchFromSeveralMirrors(t *testing.T) {
+	body := randomBytes(1 << 20)
+	half := len(body) / 2
+	status := func(code int) func(http.ResponseWriter, *http.Request, string, []byte) bool {
+		return func(w http.ResponseWriter, _ *http.Request, _ string, _ []byte) bool {
+			w.WriteHeader(code)
+			return true
+		}
+	}
+	garbage := func(w http.ResponseWriter, _ *http.Request, _ string, body []byte) bool {
+		w.Write(make([]byte, len(body)))
+		return true
+	}
+	cut := func(w http.ResponseWriter, _ *http.Request, _ string, body []byte) bool {
+		w.Header().Set("Content-Length", fmt.Sprint(len(body)))
+		w.Write(body[:half])
+		w.(http.Flusher).Flush()
+		time.Sleep(50 * time.Millisecond)
+		panic(http.ErrAbortHandler)
+	}
+	for name, c := range map[string]struct {
+		bad     func(http.ResponseWriter, *http.Request, string, []byte) bool
+		partial []byte // of an earlier run
+		want    []string
+	}{
+		"gone":    {status(404), nil, []string{"a"}},
+		"down":    {status(503), nil, []string{"a"}},
+		"garbage": {garbage, nil, []string{"a"}},
+		"cut":     {cut, nil, []string{fmt.Sprintf("a bytes=%d-", half)}},
+		"begun":   {status(404), body[:half], []string{fmt.Sprintf("a bytes=%d-", half)}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			bad, good := newMirror(t), newMirror(t)
+			bad.hook = c.bad
+			p := bad.add("a", body)
+			p.Mirrors = []string{good.add("a", body).URL}
+			s := openStore(t, t.TempDir())
+			if c.partial != nil {
+				if err := os.WriteFile(s.path("packages", "partial", p.Digest.Hex), c.partial, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := fetched(t, s, p); err != nil {
+				t.Fatal(err)
+			}
+			if got := good.seen(); !slices.Equal(got, c.want) || len(bad.seen()) != 1 {
+				t.Errorf("requests = %q after %q; want %q", got, bad.seen(), c.want)
+			}
+		})
+	}
+	a, b := newMirror(t), newMirror(t)
+	a.hook, b.hook = status(404), garbage
+	p := a.add("a", body)
+	p.Mirrors = []string{b.add("a", body).URL}
+	err := fetched(t, openStore(t, t.TempDir()), p)
+	if pe := (*PackageError)(nil); !errors.As(err, &pe) || !errors.Is(err, ErrGone) || !errors.Is(err, ErrMismatch) ||
+		!strings.Contains(err.Error(), a.URL) || !strings.Contains(err.Error(), b.URL) || strings.Contains(err.Error(), "\n") {
+		t.Errorf("both bad: %v", err)
 	}
 }

@@ -71,6 +71,7 @@ type Options struct {
 // A Store keeps packages and layers in a folder:
 //
 //	packages/sha256/<hex>   package files
+//	packages/sha512/<hex>   those of which an index has no SHA-256
 //	packages/partial/<hex>  downloads that were cut off
 //	layers/<key>/fs         an unpacked layer; beside it index, its entries, and record.json, their totals, hash and origin
 //	packed/<key>/           the layer's tar form: layer.tar.gz and packed.json
@@ -110,7 +111,7 @@ func Open(o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, d := range []string{"packages/sha256", "packages/partial", "layers", "packed", "roots", "tmp", "locks"} {
+	for _, d := range []string{"packages/sha256", "packages/sha512", "packages/partial", "layers", "packed", "roots", "tmp", "locks"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			return nil, fmt.Errorf("make cache folder: %w", err)
 		}
@@ -240,10 +241,7 @@ func (r *Root) Close() error {
 	return err
 }
 
-var (
-	releaseForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9.+~_-]*$`)
-	hexForm     = regexp.MustCompile(`^[0-9a-f]{64}$`)
-)
+var releaseForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9.+~_-]*$`)
 
 // check refuses locks with names that can't be part of a path or a script.
 func check(lock kernels.Lock) error {
@@ -257,7 +255,7 @@ func check(lock kernels.Lock) error {
 		return errors.New("lock names no packages")
 	}
 	for _, p := range append(lock.Toolchain[:len(lock.Toolchain):len(lock.Toolchain)], lock.Headers...) {
-		if p.Digest.Algorithm != "sha256" || !hexForm.MatchString(p.Digest.Hex) || p.Size <= 0 {
+		if _, err := v1.NewHash(p.Digest.String()); err != nil || p.Size <= 0 {
 			return fmt.Errorf("lock has no usable digest and size for package %q", p.Name)
 		}
 	}

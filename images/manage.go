@@ -2,7 +2,6 @@ package images
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -283,6 +282,7 @@ func (s *Store) sweep(temp string, roots []cachedRoot, packages bool) error {
 	}
 	if packages {
 		folders["packages/sha256"] = func(name string) string { return name }
+		folders["packages/sha512"] = folders["packages/sha256"]
 		folders["packages/partial"] = func(name string) string { return name }
 	}
 	for folder, key := range folders {
@@ -380,7 +380,7 @@ func (s *Store) GC(ctx context.Context, o GCOptions) (int64, error) {
 
 // usage counts the bytes of packages and layers.
 func (s *Store) usage() (n int64) {
-	for _, d := range []string{"packages/sha256", "packages/partial"} {
+	for _, d := range []string{"packages/sha256", "packages/sha512", "packages/partial"} {
 		entries, _ := os.ReadDir(s.path(d))
 		for _, e := range entries {
 			if st, err := e.Info(); err == nil {
@@ -419,7 +419,7 @@ func (s *Store) Verify(ctx context.Context) (checked int, damaged []Damage, err 
 	found := func(elem []string, cause error, remove func() error) {
 		damaged = append(damaged, Damage{filepath.Join(elem...), cause, remove() == nil})
 	}
-	for _, kind := range []string{"packages/sha256", "packed", "layers", "roots"} {
+	for _, kind := range []string{"packages/sha256", "packages/sha512", "packed", "layers", "roots"} {
 		entries, err := os.ReadDir(s.path(kind))
 		if err != nil {
 			return fail(err)
@@ -433,12 +433,12 @@ func (s *Store) Verify(ctx context.Context) (checked int, damaged []Damage, err 
 			var cause error
 			remove := func() error { return s.drop(file) }
 			switch kind {
-			case "packages/sha256":
-				cause = verifyFile(ctx, file, e.Name())
+			case "packages/sha256", "packages/sha512":
+				cause = verifyFile(ctx, file, v1.Hash{Algorithm: strings.TrimPrefix(kind, "packages/"), Hex: e.Name()})
 			case "packed":
 				var p packed
 				if p, cause = readPacked(file); cause == nil {
-					cause = verifyFile(ctx, filepath.Join(file, "layer.tar.gz"), p.Digest.Hex)
+					cause = verifyFile(ctx, filepath.Join(file, "layer.tar.gz"), p.Digest)
 				}
 			case "layers":
 				cause = s.verifyLayer(ctx, e.Name())
@@ -485,13 +485,16 @@ func (s *Store) dropLayer(ctx context.Context, key string) error {
 	})
 }
 
-func verifyFile(ctx context.Context, name, want string) error {
+func verifyFile(ctx context.Context, name string, want v1.Hash) error {
 	f, err := os.Open(name)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	sum := sha256.New()
+	sum, err := v1.Hasher(want.Algorithm)
+	if err != nil {
+		return err
+	}
 	if _, err := io.Copy(sum, readerFunc(func(b []byte) (int, error) {
 		if ctx.Err() != nil {
 			return 0, context.Cause(ctx)
@@ -500,8 +503,8 @@ func verifyFile(ctx context.Context, name, want string) error {
 	})); err != nil {
 		return err
 	}
-	if got := hex.EncodeToString(sum.Sum(nil)); got != want {
-		return fmt.Errorf("its hash is %s; want %s", got, want)
+	if got := hex.EncodeToString(sum.Sum(nil)); got != want.Hex {
+		return fmt.Errorf("its hash is %s; want %s", got, want.Hex)
 	}
 	return nil
 }

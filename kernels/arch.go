@@ -20,6 +20,19 @@ func (k Kernel) Machine() string {
 	return k.Arch
 }
 
+// ArchOf is Debian's name of an architecture that uname -m or RPM call by another, "amd64" for x86_64. Other names stay as they are.
+func ArchOf(name string) string {
+	if name == "armv7hl" {
+		return "armhf"
+	}
+	for arch, machine := range machines {
+		if machine == name {
+			return arch
+		}
+	}
+	return name
+}
+
 // HostArch is the architecture of this machine, in Debian's words.
 func HostArch() string {
 	switch runtime.GOARCH {

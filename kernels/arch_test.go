@@ -64,3 +64,11 @@ func fields(text string) map[string]string {
 	}
 	return m
 }
+
+func TestArchOf(t *testing.T) {
+	for name, want := range map[string]string{"x86_64": "amd64", "aarch64": "arm64", "ppc64le": "ppc64el", "armv7l": "armhf", "armv7hl": "armhf", "amd64": "amd64", "vax": "vax"} {
+		if got := ArchOf(name); got != want {
+			t.Errorf("ArchOf(%s) = %s; want %s", name, got, want)
+		}
+	}
+}

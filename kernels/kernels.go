@@ -57,7 +57,7 @@ type Package struct {
 	Arch    string   `json:"arch"` // in the distribution's words: "amd64", "x86_64", "noarch"
 	URL     string   `json:"url"`
 	Mirrors []string `json:"mirrors,omitempty"` // further URLs of the same file, for when that one fails
-	Digest  v1.Hash  `json:"digest"`            // sha256 of the package file
+	Digest  v1.Hash  `json:"digest"`            // sha256 of the package file; sha512 where the index has no other
 	Size    int64    `json:"size"`              // bytes of the package file
 }
 

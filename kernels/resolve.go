@@ -34,7 +34,7 @@ type Answer struct {
 // suite. What is excluded, wherever in the request that stands, is as if it weren't there: the latest is then the one before.
 //
 // A selector without a suite looks into those whose kernels are named in that way: a release that several have belongs to the newest of
-// them if its header packages are the same, and is an error if not. One with a pattern of suites stands for the kernels of each. What it
+// them if its header packages are the same, and is an error if not. A pattern of releases is to fit those of one distribution. One with a pattern of suites stands for the kernels of each. What it
 // can't look into is passed over where another suite has what is wanted.
 //
 // An error is of a request that has nothing but excludes, or nothing left beside them, or of ctx.
@@ -88,6 +88,7 @@ type listing struct {
 	suite
 	kernels []Candidate
 	err     error
+	partly  []error // why mirrors of it couldn't be looked into, of which warnings were given
 }
 
 // lookup keeps listings for the time of one Resolve.
@@ -119,6 +120,7 @@ func (l *lookup) resolve(ctx context.Context, s Selector) ([]Candidate, error) {
 		found    []Candidate
 		have     []string
 		unread   []error
+		partly   []error
 		undated  []string
 		suites   int // that have what is looked for
 		excluded bool
@@ -127,6 +129,7 @@ func (l *lookup) resolve(ctx context.Context, s Selector) ([]Candidate, error) {
 		if list.err != nil {
 			unread = append(unread, list.err)
 		}
+		partly = append(partly, list.partly...)
 		for _, k := range list.kernels {
 			have = append(have, k.Release)
 		}
@@ -158,7 +161,7 @@ func (l *lookup) resolve(ctx context.Context, s Selector) ([]Candidate, error) {
 		}
 	}
 	if len(found) == 0 && !excluded {
-		return nil, l.nothing(asked, s, have, unread)
+		return nil, l.nothing(asked, s, have, append(unread, partly...))
 	}
 	for _, err := range unread {
 		if text := err.Error(); l.Warn != nil && !l.told[text] && !errors.Is(err, ErrNoMirror) && !(suites == 1 && errors.Is(err, ErrExpired)) {
@@ -269,8 +272,12 @@ func (l *lookup) nothing(asked, s Selector, have []string, unread []error) error
 	default:
 		text = fmt.Sprintf("no release %q in %s%s", s.Release, where, DidYouMean(s.Release, have))
 	}
+	told := map[string]bool{} // of two suites one mirror may say the same
 	for _, u := range unread {
-		text += fmt.Sprintf("; not looked into: %v", u)
+		if why := u.Error(); !told[why] {
+			told[why] = true
+			text += "; not looked into: " + why
+		}
 	}
 	return &missingError{text, append([]error{ErrNotFound}, unread...)}
 }
@@ -320,6 +327,14 @@ func (l *lookup) suites(s Selector) ([]suite, error) {
 		if len(claiming) == 0 {
 			return nil, unclaimed(s, l.Providers)
 		}
+		var distros []string
+		for _, at := range claiming {
+			distros = append(distros, at.distro)
+		}
+		if distros = slices.Compact(distros); s.IsPattern() && len(distros) > 1 { // dozens of indexes, for what may be a slip
+			return nil, fmt.Errorf("the pattern %q fits the kernels of %s: write DISTRO/SUITE:%[1]s, as in %[3]s/*:%[1]s, or */*:%[1]s for all of them",
+				s.Release, series(distros, "and"), distros[0])
+		}
 		return claiming, nil
 	}
 	var known []string
@@ -366,6 +381,9 @@ func (l *lookup) listings(ctx context.Context, s Selector) ([]*listing, error) {
 			slots <- struct{}{}
 			defer func() { <-slots }()
 			lists[i].kernels, lists[i].err = l.Providers[at.distro].Kernels(ctx, at.name, l.Arch)
+			if p, ok := l.Providers[at.distro].(Partial); ok && lists[i].err == nil {
+				lists[i].partly = p.Unread(at.name)
+			}
 		})
 	}
 	wg.Wait()

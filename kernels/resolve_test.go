@@ -29,7 +29,7 @@ type fixed struct {
 func (f *fixed) Suites() []string { return f.suites }
 
 func (f *fixed) Claims(release string) []string {
-	if f.claims == "" || isPattern(release) || match(f.claims, release) {
+	if f.claims == "" || Overlap(f.claims, release) {
 		return slices.DeleteFunc(slices.Clone(f.suites), func(s string) bool { return s == f.ended })
 	}
 	return nil
@@ -231,12 +231,12 @@ func world() map[string]Provider {
 		}},
 		"rocky":     el("rocky", "a"),
 		"almalinux": el("almalinux", "b"),
-		"rhel":      &fixed{distro: "rhel", claims: "*.el?*.x86_64*", suites: []string{"9", "8"}, lists: map[string][]string{"9": {"nowhere"}, "8": {"nowhere"}}},
+		"rhel":      &fixed{distro: "rhel", claims: "*.el[0-9]*.x86_64", suites: []string{"9", "8"}, lists: map[string][]string{"9": {"nowhere"}, "8": {"nowhere"}}},
 	}
 }
 
 func el(distro, digest string) *fixed {
-	return &fixed{distro: distro, claims: "*.el?*.x86_64*", suites: []string{"9"}, lists: map[string][]string{"9": {
+	return &fixed{distro: distro, claims: "*.el[0-9]*.x86_64", suites: []string{"9"}, lists: map[string][]string{"9": {
 		"5.14.0-503.el9_5.x86_64+rt=" + digest + "1 - rt 2024-11-12T09:00:00+02:00",
 		"*5.14.0-503.el9_5.x86_64=" + digest + "1 - default 2024-11-12T00:30:00+02:00",
 		"+5.14.0-427.13.1.el9_4.x86_64=" + digest + "2 - default 2024-05-01T12:00:00Z",
@@ -269,6 +269,8 @@ func TestResolveDistros(t *testing.T) {
 		{in: "rocky/9:5.14.0-427.13.1.el9_4.x86_64", want: "rocky/9:5.14.0-427.13.1.el9_4.x86_64"},
 		{in: "5.14.0-1.el9.x86_64", err: `no release "5.14.0-1.el9.x86_64" in any suite whose kernels are named like that; near are "5.14.0-503.el9_5.x86_64", "5.14.0-503.el9_5.x86_64+rt", "5.14.0-427.13.1.el9_4.x86_64"; not looked into: kernels of 9: no mirror; give one`},
 		{in: "6.8.0-31-genric", err: `no known distribution has releases like "6.8.0-31-genric"; near are "6.8.0-31-generic" (ubuntu), "6.1.0-56-amd64" (debian), "6.12.43+deb13-amd64" (debian); write DISTRO/SUITE:6.8.0-31-genric to look into a suite for it`},
+		{in: "6.8.0-*", err: `the pattern "6.8.0-*" fits the kernels of almalinux, debian, rhel, rocky and ubuntu: write DISTRO/SUITE:6.8.0-*, as in almalinux/*:6.8.0-*, or */*:6.8.0-* for all of them`},
+		{in: "6.8.0-3*-generic", want: "ubuntu/noble:6.8.0-31-generic"},
 		// The latest, of a flavour, and of a time.
 		{in: "debian/bookworm:latest=2", want: "debian/bookworm:6.1.0-56-amd64 debian/bookworm:6.1.0-55-amd64"},
 		{in: "debian/bookworm:latest=9", want: "debian/bookworm:6.1.0-56-amd64 debian/bookworm:6.1.0-55-amd64 debian/bookworm:6.1.0-54-amd64"},

@@ -107,7 +107,8 @@ func TestInstallable(t *testing.T) {
 		want           bool
 	}{
 		{"debian", "updates/dkms", true}, {"debian", "updates", false}, {"debian", "build", false}, {"debian", "", false},
-		{"fedora", "extra", true}, {"fedora", "updates/dkms", false}, {"opensuse", "updates", true},
+		{"fedora", "extra", true}, {"fedora", "updates/dkms", false}, {"opensuse-leap", "updates", true}, {"sles", "extra", false},
+		{"almalinux", "extra", true}, {"ol", "extra", true}, {"amzn", "updates", false}, {"arch", "updates/dkms", true},
 		{"alpine", "kernel/drivers/net", true}, {"alpine", "extra", true}, {"alpine", "build", false}, {"alpine", ".", false},
 		{"alpine", "kernel/../build", false}, {"alpine", "/kernel", false}, {"alpine", "source/kernel", false},
 	} {

@@ -272,12 +272,13 @@ func leaves(file string) bool {
 	return clean == ".." || strings.HasPrefix(clean, "../")
 }
 
-// destination is dkms's override_dest_module_location: on most distributions the conf's own word does not count.
+// destination is dkms's override_dest_module_location: on most distributions the conf's own word does not count. dkms goes by ID_LIKE of
+// os-release(5), which is fedora's or rhel's for Red Hat's kin, and suse's for SUSE's.
 func destination(distro, location string) string {
 	switch distro {
-	case "fedora", "rhel", "rocky", "alma", "centos", "oracle", "amazon":
+	case "fedora", "rhel", "rocky", "almalinux", "centos", "ol", "amzn":
 		return "extra"
-	case "opensuse", "sles":
+	case "opensuse-leap", "opensuse-tumbleweed", "sles":
 		return "updates"
 	case "debian", "ubuntu", "arch":
 		return "updates/dkms"

@@ -269,7 +269,7 @@ func (r *buildRun) finder(lock string, list []string) (func(context.Context) ([]
 		if err != nil {
 			return nil, err
 		}
-		r.distros = distros
+		r.distros, r.locked = distros, lock
 		targets, err := lockedTargets(lock, file, list)
 		return func(context.Context) ([]target, error) { return targets, nil }, err
 	}
@@ -366,7 +366,8 @@ type buildRun struct {
 	options buildOptions
 	distros map[string]kernels.Provider
 	units   units
-	jobs    int // builds at a time
+	locked  string // the lock file that distros answer from; empty: they read indexes
+	jobs    int    // builds at a time
 	builder *builder.Builder
 	engine  engineOf
 	partial partialDir
@@ -393,6 +394,9 @@ func (r *buildRun) root(ctx context.Context, l kernels.Lock, progress func(phase
 		return nil, r.failed
 	}
 	root, err := r.store.Root(ctx, l, progress)
+	if r.locked != "" && errors.As(err, new(*images.PackageError)) && !errors.Is(err, images.ErrOffline) {
+		err = fmt.Errorf("%w; %s can be renewed with 'godkms-hermetic lock --update'", err, r.locked)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -395,7 +395,7 @@ type asked struct {
 func toProbe(all map[string]prober, own string) []asked {
 	var out []asked
 	for _, name := range slices.Sorted(maps.Keys(all)) {
-		list := all[name].Mirrors()
+		list := slices.Clone(all[name].Mirrors())
 		if name != own {
 			list = slices.DeleteFunc(list, func(m repo.Mirror) bool { return m.From != repo.Given })
 		}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -148,13 +149,86 @@ func TestCheckKernel(t *testing.T) {
 
 // keyring is a distribution with these keys.
 type keyring struct {
-	keys []repo.Key
-	err  error
+	keys    []repo.Key
+	err     error
+	mirrors []repo.Mirror
 }
 
 func (k keyring) Keys() ([]repo.Key, error)              { return k.keys, k.err }
-func (keyring) Mirrors() []repo.Mirror                   { return nil }
+func (k keyring) Mirrors() []repo.Mirror                 { return k.mirrors }
 func (keyring) Probe(context.Context, repo.Mirror) error { return nil }
+
+func TestToProbe(t *testing.T) {
+	of := func(from string, archives ...string) (out []repo.Mirror) {
+		for _, a := range archives {
+			out = append(out, repo.Mirror{Archive: a, URL: "http://" + from + "/" + a, From: from})
+		}
+		return out
+	}
+	for name, c := range map[string]struct {
+		own, given string
+		want       string
+	}{
+		"a Debian":                    {"debian", "", "debian debian-security"},
+		"a Rocky":                     {"rocky", "", "rocky"},
+		"of which nothing is known":   {"gentoo", "", "debian debian-security"},
+		"a Rocky, for Fedora":         {"rocky", "fedora", "fedora rocky"},
+		"for two of Debian's mirrors": {"", "debian", "debian debian"},
+	} {
+		all := map[string]prober{}
+		for distro, archives := range map[string][]string{"debian": {"debian", "debian-security"}, "rocky": {"rocky"}, "fedora": {"fedora"}, "arch": {"arch"}} {
+			k := keyring{mirrors: of(repo.BuiltIn, archives...)}
+			if distro == c.given {
+				k.mirrors = append(of(repo.Given, archives[0]), k.mirrors[1:]...)
+				if distro == "debian" {
+					k.mirrors = append(k.mirrors, of(repo.Given, "debian")...)
+				}
+			}
+			all[distro] = k
+		}
+		var got []string
+		for _, a := range toProbe(all, c.own) {
+			for _, m := range a.mirrors {
+				got = append(got, m.Archive)
+			}
+		}
+		if strings.Join(got, " ") != c.want {
+			t.Errorf("%s: %q are asked; want %q", name, got, c.want)
+		}
+	}
+}
+
+func TestConfigOfMirrors(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "config.toml")
+	for text, want := range map[string]string{
+		`[mirrors]` + "\n" + `debian = "http://a/debian"`:                      "[http://a/debian]",
+		`[mirrors]` + "\n" + `debian = ["http://a/debian", "http://b/debian"]`: "[http://a/debian http://b/debian]",
+		`[mirrors]` + "\n" + `debian = ["http://a/debian", 1]`:                 "a URL must be a string",
+		`[mirrors]` + "\n" + `debian = 1`:                                      "a URL, or a list of URLs",
+	} {
+		writeFile(t, file, text)
+		c := config{}
+		got := fmt.Sprint(c.read(file))
+		if got == "<nil>" {
+			got = fmt.Sprint(c.Mirrors["debian"])
+		}
+		if !strings.Contains(got, want) {
+			t.Errorf("%s: %s; want %s", text, got, want)
+		}
+	}
+	// The user's own file wins over the system's, a list over a list.
+	c := config{}
+	for _, text := range []string{`mirrors.debian = ["http://a/debian", "http://b/debian"]`, `mirrors.debian = ["http://c/debian"]`} {
+		writeFile(t, file, text)
+		if err := c.read(file); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := fmt.Sprint(c.Mirrors["debian"]); got != "[http://c/debian]" {
+		t.Errorf("after two files: %s", got)
+	}
+}
 
 func TestCheckKeys(t *testing.T) {
 	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -170,10 +171,7 @@ func (a *app) kernelsOf(r *host.Root, o hostOptions) ([]artifact.Kernel, error) 
 // complete adds to releases what the root says of itself. Where it says nothing the distribution and the suite are empty.
 func (o hostOptions) complete(r *host.Root, releases []string) ([]artifact.Kernel, error) {
 	h := readMachine(r.Dir(), "")
-	arch := o.arch
-	if own := (kernels.Kernel{Arch: kernels.HostArch()}); arch == "" || arch == own.Machine() {
-		arch = own.Arch
-	}
+	arch := kernels.ArchOf(cmp.Or(o.arch, kernels.HostArch()))
 	var out []artifact.Kernel
 	for _, release := range releases {
 		if err := errors.Join(host.CheckName("kernel", release), host.CheckName("architecture", arch)); err != nil {
@@ -194,7 +192,7 @@ func (o hostOptions) releasesOf(a *app, r *host.Root) ([]string, error) {
 			continue
 		}
 		if release, arch, ok := strings.Cut(text, "/"); ok && !strings.Contains(text, ":") { // as dkms takes it, too
-			if k := (kernels.Kernel{Arch: o.arch}); arch != k.Arch && arch != k.Machine() {
+			if kernels.ArchOf(arch) != kernels.ArchOf(o.arch) {
 				return nil, fmt.Errorf("kernel %q: the architecture is %q; name another one with -a", text, o.arch)
 			}
 			text = release

@@ -121,13 +121,13 @@ KERNEL is [DISTRO/SUITE:]RELEASE; it may be left away where there is one kernel 
   godkms-hermetic inspect oci:out/layout --kernel 6.1.0-56-amd64 --log`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.runInspect(cmd.Context(), args[0], list, arch, log)
+			return a.runInspect(cmd.Context(), args[0], list, kernels.ArchOf(arch), log)
 		},
 		ValidArgsFunction: completeReference(cobra.ShellCompDirectiveNoFileComp),
 	}
 	f := cmd.Flags()
 	f.StringSliceVar(&list, "kernel", nil, "`KERNEL` whose modules are shown")
-	f.StringVar(&arch, "arch", kernels.HostArch(), "architecture, as the distribution names it")
+	f.StringVar(&arch, "arch", kernels.HostArch(), "architecture, as Debian names it or uname -m")
 	f.BoolVar(&log, "log", false, "print the build's log instead")
 	for _, name := range []string{"kernel", "arch"} {
 		cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions)

@@ -47,7 +47,7 @@ index has dates.` + exitStatus(
 		},
 		ValidArgsFunction: a.completeKernels,
 	}
-	cmd.Flags().StringVar(&arch, "arch", kernels.HostArch(), "architecture, as Debian names it: amd64, arm64")
+	cmd.Flags().StringVar(&arch, "arch", kernels.HostArch(), "architecture, as Debian names it or uname -m")
 	return cmd
 }
 
@@ -84,7 +84,7 @@ func (a *app) runKernels(ctx context.Context, args []string, arch string) error 
 	if err != nil {
 		return err
 	}
-	answers, err := a.resolver(distros, arch).Resolve(ctx, selectors)
+	answers, err := a.resolver(distros, kernels.ArchOf(arch)).Resolve(ctx, selectors)
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"net/url"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -58,8 +59,8 @@ or added. Arguments that aren't files are KERNELS then. A kernel that its distri
 --diff writes nothing. It shows what --update would change: compilers, and the packages of toolchains and headers, each with the
 kernels where that is so. With two lock files it shows what changes from one to the other. A change is no failure.
 
-Passwords in the URLs of mirrors aren't written. A build tries the mirrors that it is given with --mirror or in the configuration
-first, and with their passwords; then those that the file names.` + exitStatus(
+Passwords in the URLs of mirrors aren't written: a build takes them from --mirror or the configuration. The mirrors that are given
+there are asked first where the distribution's packages have the same paths in all of them, then those that the file names.` + exitStatus(
 			"  0  the file was written, or its changes are shown",
 			"  1  the command line, the source or the configuration is wrong, or FILE is no lock file or can't be written",
 			" 13  modules of BUILD_DEPENDS go in a circle",
@@ -288,7 +289,7 @@ func (a *app) lockAll(ctx context.Context, distros map[string]kernels.Provider, 
 		}
 		indexed[k] = true
 		list, err := distros[k.Distro].Indexes(ctx, k.Suite, k.Arch)
-		if err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		if err != nil {
 			return nil, &exitError{code: lockCode(err), err: err}
 		}
 		for _, i := range list {
@@ -412,7 +413,7 @@ func (a *app) useLock(name string, distros map[string]kernels.Provider) (map[str
 	}
 	out := maps.Clone(distros)
 	for distro, p := range distros {
-		locked := lockProvider{Provider: f.Provider(distro, p), name: name, file: f, distro: distro}
+		locked := lockProvider{Provider: f.Provider(distro, p), name: name, file: f, users: a.mirrorUsers()}
 		if p, ok := p.(interface{ Mirrors() []repo.Mirror }); ok {
 			locked.mirrors = p.Mirrors()
 		}
@@ -426,8 +427,43 @@ type lockProvider struct {
 	kernels.Provider
 	name    string
 	file    *kernels.LockFile
-	distro  string
 	mirrors []repo.Mirror
+	users   []*url.URL // mirrors with a password
+}
+
+// mirrorUsers gives the mirrors with a user's name or password, of the command line and the configuration.
+func (a *app) mirrorUsers() []*url.URL {
+	var all []string
+	for _, archive := range slices.Sorted(maps.Keys(a.config.Mirrors)) {
+		all = append(all, a.config.Mirrors[archive]...)
+	}
+	for _, m := range a.mirrors {
+		_, from, _ := strings.Cut(m, "=")
+		all = append(all, from)
+	}
+	var out []*url.URL
+	for _, from := range all {
+		if u, err := url.Parse(from); err == nil && u.User != nil {
+			u.Path = strings.TrimRight(u.Path, "/") + "/"
+			out = append(out, u)
+		}
+	}
+	return out
+}
+
+// withUser adds to a URL what its mirror wants to know of who asks.
+func (p lockProvider) withUser(from string) string {
+	u, err := url.Parse(from)
+	if err != nil || u.User != nil {
+		return from
+	}
+	for _, m := range p.users {
+		if m.Scheme == u.Scheme && m.Host == u.Host && strings.HasPrefix(u.Path, m.Path) {
+			u.User = m.User
+			return u.String()
+		}
+	}
+	return from
 }
 
 func (p lockProvider) Lock(ctx context.Context, k kernels.Kernel, extra kernels.Extra) (kernels.Lock, error) {
@@ -465,7 +501,7 @@ func (p lockProvider) placed(k kernels.Kernel, list []kernels.Package) []kernels
 		}
 		var urls []string
 		for _, u := range slices.Concat(first, locked, last) {
-			if !slices.Contains(urls, u) {
+			if u = p.withUser(u); !slices.Contains(urls, u) {
 				urls = append(urls, u)
 			}
 		}

@@ -12,9 +12,35 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/ProtonMail/go-crypto/openpgp"
+
+	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels/repo"
 )
+
+// lockAgain locks the kernels of results that were built, and wants the same from the lock file without any index.
+func lockAgain(t *testing.T, keys openpgp.EntityList, cache string, selectors, args []string, results map[string]ui.Result) {
+	name := filepath.Join(cache, "godkms.lock")
+	var locked struct{ Kernels []lockedKernel }
+	runRPM(t, keys, 0, &locked, append([]string{"lock", "../../testdata/hello", "--kernels", strings.Join(selectors, ","), "--out", name}, args...)...)
+	if err := os.RemoveAll(filepath.Join(cache, "index")); err != nil {
+		t.Fatal(err)
+	}
+	var built struct{ Results []ui.Result }
+	runRPM(t, keys, 0, &built, append([]string{"build", "../../testdata/hello", "--lock", name, "--out", filepath.Join(cache, "again"), "--offline"}, args...)...)
+	if len(locked.Kernels) != len(selectors) || len(built.Results) != len(selectors) {
+		t.Errorf("%d kernels were locked, and %d built; want %d", len(locked.Kernels), len(built.Results), len(selectors))
+	}
+	for _, r := range built.Results {
+		if want := results[r.Kernel]; r.Status != ui.Cached || r.Key != want.Key || r.Digest != want.Digest || r.Compiler != want.Compiler {
+			t.Errorf("from the lock file: %+v; want %+v", r, want)
+		}
+	}
+	if text, err := os.ReadFile(name); err != nil || !bytes.Contains(text, []byte("\nindex ")) {
+		t.Errorf("the lock file names no index (%v):\n%s", err, text)
+	}
+}
 
 // lockOne locks a module for a kernel of the real archive, changes that, and writes it.
 func lockOne(t *testing.T, change func(*kernels.LockFile)) (name, release string) {
@@ -72,7 +98,8 @@ func TestLockedPackagesAreGone(t *testing.T) {
 		}
 	})
 	args := []string{"build", "../../testdata/hello", "--lock", name, "--cache-dir", t.TempDir(), "--out", filepath.Join(t.TempDir(), "out"), "--mirror", "debian=" + s.URL + "/none"}
-	if out, errs := tryMain(t, 21, args...); !strings.Contains(out, " failed ") || !strings.Contains(errs, "no longer") {
+	if out, errs := tryMain(t, 21, args...); !strings.Contains(out, " failed ") || !strings.Contains(errs, "no longer") ||
+		!strings.Contains(errs, "godkms.lock can be renewed with 'godkms-hermetic lock --update'") {
 		t.Errorf("%s%s", out, errs)
 	}
 	answer = func(w http.ResponseWriter, r *http.Request) { w.Write(make([]byte, sizes[r.URL.Path])) }
@@ -82,6 +109,9 @@ func TestLockedPackagesAreGone(t *testing.T) {
 	tryMain(t, 21, append(args, "--offline")...)
 	if len(asked) == 0 || slices.ContainsFunc(asked, func(path string) bool { return !strings.Contains(path, "/pool/") }) {
 		t.Errorf("it was asked for %q; want packages alone", asked)
+	}
+	if !strings.HasPrefix(asked[0], "/none/pool/") {
+		t.Errorf("it was asked for %q first; want what --mirror has", asked[0])
 	}
 }
 
@@ -148,7 +178,10 @@ func TestLockedPackagesPlaces(t *testing.T) {
 			{Archive: "debian-security", URL: "http://host.example/s", From: repo.FromHost},
 		},
 	}
+	a := &app{mirrors: []string{"rhel=https://me:secret@cdn.example/rhel", "debian=http://none.example/debian"}}
+	p.users = a.mirrorUsers()
 	in := []kernels.Package{
+		{Name: "d", URL: "https://cdn.example/rhel/d.rpm", Mirrors: []string{"https://cdn.example/rhel9/d.rpm", "http://cdn.example/rhel/d.rpm"}},
 		{Name: "a", URL: "http://m.example/debian/pool/a.deb", Mirrors: []string{"http://second.example/a.deb"}},
 		{Name: "b", URL: "http://m.example/debian-security/pool/b.deb"},
 		{Name: "c", URL: "http://other.example/debian/pool/c.deb"},
@@ -158,11 +191,12 @@ func TestLockedPackagesPlaces(t *testing.T) {
 		got = append(got, append([]string{p.URL}, p.Mirrors...))
 	}
 	want := [][]string{
+		{"https://me:secret@cdn.example/rhel/d.rpm", "https://cdn.example/rhel9/d.rpm", "http://cdn.example/rhel/d.rpm"},
 		{"http://u:p@m.example/debian/pool/a.deb", "http://new.example/d/pool/a.deb", "http://m.example/debian/pool/a.deb", "http://second.example/a.deb"},
 		{"http://m.example/debian-security/pool/b.deb", "http://host.example/s/pool/b.deb"},
 		{"http://other.example/debian/pool/c.deb"},
 	}
-	if !reflect.DeepEqual(got, want) || in[0].URL != "http://m.example/debian/pool/a.deb" {
+	if !reflect.DeepEqual(got, want) || in[1].URL != "http://m.example/debian/pool/a.deb" {
 		t.Errorf("%q; want %q", got, want)
 	}
 }

@@ -492,15 +492,26 @@ func licenceOf(names []string) string {
 }
 
 // kernelDepends is what a package for a kernel depends on. Debian's and Ubuntu's kernels are signed by a second package, which has the
-// plain name; who builds without that has the other.
+// plain name; who builds without that has the other. Those of Red Hat's kin provide their release. SUSE's release leaves out how often the
+// package was built again, and its kernels provide the version without that (rpm/kernel-binary.spec.in).
 func kernelDepends(f distpkg.Format, k kernels.Kernel) []string {
-	switch {
-	case f == distpkg.RPM && k.Distro != "debian" && k.Distro != "ubuntu":
-		return []string{"kernel-uname-r = " + k.Release}
-	case f == distpkg.Deb && k.Distro == "debian":
-		return []string{fmt.Sprintf("linux-image-%s | linux-image-%[1]s-unsigned", k.Release)}
-	case f == distpkg.Deb && k.Distro == "ubuntu":
-		return []string{fmt.Sprintf("linux-image-%s | linux-image-unsigned-%[1]s", k.Release)}
+	switch k.Distro {
+	case "debian":
+		if f == distpkg.Deb {
+			return []string{fmt.Sprintf("linux-image-%s | linux-image-%[1]s-unsigned", k.Release)}
+		}
+	case "ubuntu":
+		if f == distpkg.Deb {
+			return []string{fmt.Sprintf("linux-image-%s | linux-image-unsigned-%[1]s", k.Release)}
+		}
+	case "fedora", "rhel", "centos", "rocky", "almalinux", "ol", "amzn":
+		if f == distpkg.RPM {
+			return []string{"kernel-uname-r = " + k.Release}
+		}
+	case "opensuse-leap", "opensuse-tumbleweed", "sles":
+		if i := strings.LastIndexByte(k.Release, '-'); f == distpkg.RPM && i > 0 {
+			return []string{"kernel" + k.Release[i:], "kernel = " + k.Release[:i]}
+		}
 	}
 	return nil
 }

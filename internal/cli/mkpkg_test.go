@@ -242,7 +242,10 @@ func TestKernelPackages(t *testing.T) {
 		want string
 	}{
 		{distpkg.Deb, debian, "linux-image-R | linux-image-R-unsigned"}, {distpkg.Deb, ubuntu, "linux-image-R | linux-image-unsigned-R"}, {distpkg.Deb, fedora, ""},
-		{distpkg.RPM, fedora, "kernel-uname-r = R"}, {distpkg.RPM, debian, ""},
+		{distpkg.RPM, fedora, "kernel-uname-r = R"}, {distpkg.RPM, debian, ""}, {distpkg.Deb, kernels.Kernel{Distro: "sles", Release: "1-2"}, ""},
+		{distpkg.RPM, kernels.Kernel{Distro: "almalinux", Release: "5.14.0-427.el9.x86_64+rt"}, "kernel-uname-r = 5.14.0-427.el9.x86_64+rt"},
+		{distpkg.RPM, kernels.Kernel{Distro: "opensuse-leap", Release: "6.4.0-150600.21-default"}, "kernel-default, kernel = 6.4.0-150600.21"},
+		{distpkg.RPM, kernels.Kernel{Distro: "arch", Release: "6.9.3-arch1-1"}, ""},
 	} {
 		if got := strings.Join(kernelDepends(c.f, c.k), ", "); got != c.want {
 			t.Errorf("a .%s for %s depends on %q; want %q", c.f, c.k, got, c.want)

@@ -49,14 +49,14 @@ Module.symvers is the one that the modules were built against.` + exitStatus(
   godkms-hermetic pull registry.example/modules/hello:1.0 --kernel debian/bookworm:6.1.0-56-amd64 --out modules`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.runPull(cmd.Context(), args[0], list, arch, out)
+			return a.runPull(cmd.Context(), args[0], list, kernels.ArchOf(arch), out)
 		},
 		ValidArgsFunction: completeReference(cobra.ShellCompDirectiveNoFileComp),
 	}
 	f := cmd.Flags()
 	f.StringSliceVar(&list, "kernel", []string{kernels.Running}, "`KERNELS` to get modules for")
 	f.StringVar(&out, "out", "out", "`DIR` for the modules")
-	f.StringVar(&arch, "arch", kernels.HostArch(), "architecture, as the distribution names it")
+	f.StringVar(&arch, "arch", kernels.HostArch(), "architecture, as Debian names it or uname -m")
 	cmd.MarkFlagDirname("out")
 	for _, name := range []string{"kernel", "arch"} {
 		cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions)

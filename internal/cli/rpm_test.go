@@ -283,6 +283,7 @@ func TestRPMDistributions(t *testing.T) {
 			}
 		})
 	}
+	t.Run("lock", func(t *testing.T) { lockAgain(t, keys, cache, selectors, args, results) })
 }
 
 // runRPM runs the program with other keys, and gives what it says.

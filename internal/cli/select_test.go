@@ -122,3 +122,52 @@ func TestArchivedDistros(t *testing.T) {
 		}
 	}
 }
+
+// The form of a release, or of a pattern, says whose indexes are looked into.
+func TestClaims(t *testing.T) {
+	a := &app{stderr: io.Discard, env: os.Getenv, cacheDir: t.TempDir(), format: "text"}
+	if err := a.start(); err != nil {
+		t.Fatal(err)
+	}
+	distros, err := a.distros()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for release, want := range map[string]string{
+		"6.1.0-56-amd64":                   "debian",
+		"6.12.115+deb13-cloud-amd64":       "debian",
+		"6.1.0-*-amd64":                    "debian",
+		"6.5.0-14-generic":                 "ubuntu",
+		"6.8.0-*-generic":                  "ubuntu",
+		"6.8.0-1009-aws":                   "ubuntu",
+		"6.8.9-300.fc40.x86_64":            "fedora",
+		"6.8.*.fc40.x86_64":                "fedora",
+		"5.14.0-427.13.1.el9_4.x86_64":     "almalinux ol rocky",
+		"5.14.0-427.13.1.el9_4.x86_64+rt":  "almalinux ol rocky",
+		"5.14.0-503.el9.x86_64":            "almalinux centos ol rocky",
+		"4.18.0-553.rt7.342.el8_10.x86_64": "almalinux ol rocky",
+		"5.15.0-209.161.7.2.el9uek.x86_64": "ol",
+		"6.4.0-150600.21-default":          "opensuse-leap",
+		"6.9.3-1-default":                  "opensuse-tumbleweed",
+		"6.1.90-99.173.amzn2023.x86_64":    "amzn",
+		"6.8.0-arch1-1":                    "arch",
+		"6.6.32-1-lts":                     "arch",
+		"6.9.3-zen1-1-zen":                 "arch",
+		"6.8.0-31-genric":                  "",
+		"6.6.31+rpt-rpi-v8":                "",
+	} {
+		if want == "arch" && distros["arch"] == nil {
+			continue
+		}
+		var got []string
+		for name, p := range distros {
+			if len(p.Claims(release)) > 0 {
+				got = append(got, name)
+			}
+		}
+		slices.Sort(got)
+		if s := strings.Join(got, " "); s != want {
+			t.Errorf("%s is claimed by %q; want %q", release, s, want)
+		}
+	}
+}

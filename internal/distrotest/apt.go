@@ -2,6 +2,7 @@ package distrotest
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"fmt"
 	"maps"
@@ -16,6 +17,7 @@ import (
 type Pocket struct {
 	Codename   string // "noble-updates"; also the name of its folder
 	Suite      string // default: the codename
+	Series     string // what it gives as its codename, as Ubuntu's do: "noble"; default: the codename
 	Origin     string
 	Components map[string][]Package // by name: "main"
 	Indexes    string               // compressions of the lists of packages, "gz", "xz" or both; default: "gz xz"
@@ -148,7 +150,7 @@ func (k Pocket) write(dir string) error {
 	}
 	args := []string{"release", at}
 	for name, value := range map[string]string{
-		"Origin": k.Origin, "Suite": suite, "Codename": k.Codename, "Components": strings.Join(slices.Sorted(maps.Keys(k.Components)), " "),
+		"Origin": k.Origin, "Suite": suite, "Codename": cmp.Or(k.Series, k.Codename), "Components": strings.Join(slices.Sorted(maps.Keys(k.Components)), " "),
 		"Architectures": strings.Join(slices.Sorted(maps.Keys(archs)), " "),
 	} {
 		args = append([]string{"-o", "APT::FTPArchive::Release::" + name + "=" + value}, args...)

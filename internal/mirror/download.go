@@ -147,12 +147,12 @@ func (d *download) restart() error {
 
 func (d *download) run(ctx context.Context) error {
 	var (
-		failed     = map[string]*Failure{} // given up
-		tries      = map[string]int{}      // in a row that brought nothing new
-		pause      = map[string]bool{}     // before the next
-		wait, best = d.Wait, d.n           // best: as far as any attempt got
-		last       string                  // whose bytes came last
-		single     bool                    // all bytes are to be from one URL, the last
+		failed = map[string]*Failure{}      // given up
+		tries  = map[string]int{}           // in a row that brought nothing new
+		wait   = map[string]time.Duration{} // before the next
+		best   = d.n                        // as far as any attempt got
+		last   string                       // whose bytes came last
+		single bool                         // all bytes are to be from one URL, the last
 	)
 	giveUp := func(from string, err error) { failed[from] = &Failure{Public(from), tries[from], err} }
 	for {
@@ -191,12 +191,11 @@ func (d *download) run(ctx context.Context) error {
 				return err
 			}
 		}
-		if pause[from] {
+		if pause := wait[from]; pause > 0 {
 			select {
 			case <-ctx.Done():
-			case <-time.After(wait + rand.N(max(wait/2, 1))):
+			case <-time.After(pause + rand.N(max(pause/2, 1))):
 			}
-			wait *= 2
 		}
 		last = from
 		err := d.attempt(ctx, from, len(left) > 1)
@@ -205,9 +204,9 @@ func (d *download) run(ctx context.Context) error {
 			return context.Cause(ctx)
 		}
 		if d.n > best {
-			best, wait = d.n, d.Wait
+			best = d.n
 			clear(tries)
-			clear(pause)
+			clear(wait)
 		}
 		var again *retryError
 		switch {
@@ -217,7 +216,7 @@ func (d *download) run(ctx context.Context) error {
 			tries[from]++
 		case errors.As(err, &again):
 			d.Health.note(from, false)
-			pause[from] = true
+			wait[from] = max(2*wait[from], d.Wait)
 			if tries[from]++; tries[from] >= attempts {
 				giveUp(from, again.error)
 			}

@@ -8,20 +8,20 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 	"time"
 )
 
-// A Fetcher's usual patience, and how often it tries.
+// A Fetcher's usual patience, and how often Fetch tries.
 const (
 	userAgent = "godkms-hermetic"
 	tries     = 3
-	FirstWait = 200 * time.Millisecond
-	StallTime = 30 * time.Second
+	firstWait = 200 * time.Millisecond
+	stallTime = 30 * time.Second
 )
 
 // NewClient is the client that is used unless the caller has one: proxies from the environment, no waiting for ever.
@@ -30,7 +30,7 @@ func NewClient() *http.Client {
 		Proxy:                 http.ProxyFromEnvironment,
 		DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
 		TLSHandshakeTimeout:   10 * time.Second,
-		ResponseHeaderTimeout: StallTime,
+		ResponseHeaderTimeout: stallTime,
 		IdleConnTimeout:       30 * time.Second,
 		ForceAttemptHTTP2:     true,
 		MaxIdleConnsPerHost:   16,
@@ -60,9 +60,9 @@ var (
 	ErrStalled  = errors.New("the mirror stopped sending")
 )
 
-// A Reply is a whole answer; NotModified leaves body empty.
+// A Reply is a whole answer.
 type Reply struct {
-	Body        []byte // only of fetch
+	Body        []byte // empty where NotModified
 	Header      http.Header
 	NotModified bool
 }
@@ -79,68 +79,51 @@ type Fetcher struct {
 
 // NewFetcher gives a client the usual patience, and no memory of any mirror.
 func NewFetcher(c *http.Client) Fetcher {
-	return Fetcher{Client: c, Health: new(Health), Wait: FirstWait, Stall: StallTime}
+	return Fetcher{Client: c, Health: new(Health), Wait: firstWait, Stall: stallTime}
 }
 
-// Fetch gets a whole file of at most limit bytes into memory.
+// Fetch gets a whole file of at most limit bytes into memory. Broken connections and server errors are tried again.
 func (f Fetcher) Fetch(ctx context.Context, from string, header http.Header, limit int64) (*Reply, error) {
-	var body bytes.Buffer
-	r, err := f.FetchTo(ctx, func() (io.Writer, error) { body.Reset(); return &body, nil }, from, header, limit, nil)
-	if err != nil {
-		return nil, err
-	}
-	r.Body = body.Bytes()
-	return r, nil
-}
-
-// FetchTo gets a whole file of at most limit bytes into what start gives, which is called before each try. Broken connections and
-// server errors are tried again.
-func (f Fetcher) FetchTo(ctx context.Context, start func() (io.Writer, error), from string, header http.Header, limit int64,
-	progress func(done int64)) (*Reply, error) {
-	r, err := f.fetchTo(ctx, start, from, header, limit, progress)
-	if e, ok := errors.AsType[*StatusError](err); ctx.Err() == nil {
-		f.Health.note(from, err == nil || ok && e.Code < 500)
-	}
-	return r, err
-}
-
-func (f Fetcher) fetchTo(ctx context.Context, start func() (io.Writer, error), from string, header http.Header, limit int64,
-	progress func(done int64)) (*Reply, error) {
 	wait := f.Wait
 	for try := 1; ; try++ {
-		w, err := start()
-		if err != nil {
-			return nil, err
-		}
-		r, err := f.once(ctx, w, from, header, limit, progress)
-		if err == nil {
-			return r, nil
-		}
+		r, err := f.once(ctx, from, header, limit)
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		if e, ok := errors.AsType[*StatusError](err); ok && e.Code < 500 && e.Code != http.StatusTooManyRequests {
-			return nil, err
+		status, answered := errors.AsType[*StatusError](err)
+		late, timed := errors.AsType[net.Error](err)
+		var final bool
+		switch {
+		case err == nil, errors.Is(err, ErrTooLarge):
+			final = true
+		case answered:
+			final = status.Code < 500 && status.Code != http.StatusTooManyRequests
+		default:
+			final = f.Others && (errors.Is(err, ErrStalled) || timed && late.Timeout())
 		}
-		late, ok := errors.AsType[net.Error](err)
-		if f.Others && (errors.Is(err, ErrStalled) || ok && late.Timeout()) {
-			return nil, err
-		}
-		if _, local := errors.AsType[*os.PathError](err); try == tries || local || errors.Is(err, ErrTooLarge) {
-			return nil, err
+		if final || try == tries {
+			f.Health.note(from, err == nil || answered && status.Code < 500)
+			return r, err
 		}
 		select {
 		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		case <-time.After(wait):
+		case <-time.After(wait + rand.N(max(wait/2, 1))):
 		}
 		wait *= 3
 	}
 }
 
-func (f Fetcher) once(ctx context.Context, w io.Writer, from string, header http.Header, limit int64, progress func(int64)) (*Reply, error) {
+func (f Fetcher) once(ctx context.Context, from string, header http.Header, limit int64) (*Reply, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	stall := time.AfterFunc(f.Stall, func() { cancel(ErrStalled) })
+	defer stall.Stop()
+	broken := func(err error) error {
+		if cause := context.Cause(ctx); cause != nil {
+			return cause
+		}
+		return err
+	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, from, nil)
 	if err != nil {
 		return nil, err
@@ -151,10 +134,10 @@ func (f Fetcher) once(ctx context.Context, w io.Writer, from string, header http
 	req.Header.Set("User-Agent", userAgent)
 	resp, err := f.Client.Do(req)
 	if e, ok := errors.AsType[*url.Error](err); ok {
-		return nil, e.Err // callers name the URL
+		err = e.Err // callers name the URL
 	}
 	if err != nil {
-		return nil, err
+		return nil, broken(err)
 	}
 	defer resp.Body.Close()
 	switch resp.StatusCode {
@@ -167,34 +150,23 @@ func (f Fetcher) once(ctx context.Context, w io.Writer, from string, header http
 	if resp.ContentLength > limit {
 		return nil, ErrTooLarge
 	}
-	stall := time.AfterFunc(f.Stall, func() { cancel(ErrStalled) })
-	defer stall.Stop()
-	var done int64
+	var body bytes.Buffer
 	in := io.LimitReader(resp.Body, limit+1)
 	buf := make([]byte, 64<<10)
 	for {
 		n, err := in.Read(buf)
 		if n > 0 {
 			stall.Reset(f.Stall)
-			done += int64(n)
-			if progress != nil {
-				progress(done)
-			}
 		}
-		if done > limit {
+		body.Write(buf[:n])
+		if int64(body.Len()) > limit {
 			return nil, ErrTooLarge
 		}
-		if _, err := w.Write(buf[:n]); err != nil {
-			return nil, err
-		}
 		if err == io.EOF {
-			return &Reply{Header: resp.Header}, nil
+			return &Reply{Body: body.Bytes(), Header: resp.Header}, nil
 		}
 		if err != nil {
-			if cause := context.Cause(ctx); cause != nil {
-				err = cause
-			}
-			return nil, err
+			return nil, broken(err)
 		}
 	}
 }

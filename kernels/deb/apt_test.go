@@ -26,6 +26,10 @@ func TestMirrors(t *testing.T) {
 		{"both given", map[string][]string{"debian": {"https://m.example/debian"}, "debian-security": {"https://s.example/y"}}, nil,
 			"https://m.example/debian", "https://s.example/y"},
 		{"security given", map[string][]string{"debian-security": {"https://s.example/y"}}, nil, main, "https://s.example/y"},
+		{"several given", map[string][]string{"debian": {"https://m.example/debian", "https://m.example/x", "https://n.example/debian/", "https://m.example/debian/"}}, nil,
+			"https://m.example/debian https://m.example/x https://n.example/debian", "https://m.example/debian-security https://n.example/debian-security"},
+		{"a snapshot given", map[string][]string{"debian": {"https://s.example/archive/debian/20240301T083000Z/"}}, nil,
+			"https://s.example/archive/debian/20240301T083000Z", "https://s.example/archive/debian-security/20240301T083000Z"},
 		{"one line", nil, map[string]string{"sources.list": `
 # deb http://comment.example/debian bookworm main
 deb-src http://source.example/debian bookworm main
@@ -90,7 +94,7 @@ Components: main
 			}
 			got := map[string]string{}
 			for _, m := range list {
-				got[m.Archive] = m.URL
+				got[m.Archive] = strings.TrimSpace(got[m.Archive] + " " + m.URL)
 			}
 			want := map[string]string{"debian": c.main, "debian-security": c.security}
 			if !maps.Equal(got, want) {
@@ -102,6 +106,9 @@ Components: main
 		if _, err := debian().mirrors(map[string][]string{"debian": {given}}, t.TempDir()); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("mirror %q: error is %v; want %q", given, err, want)
 		}
+	}
+	if _, err := debian().mirrors(map[string][]string{"debian": {main, "/srv"}}, t.TempDir()); err == nil || !strings.Contains(err.Error(), `"/srv"`) {
+		t.Errorf("a bad second one: error is %v", err)
 	}
 	if _, err := debian().mirrors(map[string][]string{"ubuntu": {main}}, t.TempDir()); err == nil || !strings.Contains(err.Error(), "debian, debian-security") {
 		t.Errorf("unknown archive: error is %v", err)

@@ -154,7 +154,7 @@ func (p *Provider) Claims(release string) []string {
 	}
 	var out []string
 	for _, s := range p.distro.suites {
-		if !s.ended && (number == 0 || s.number == 0 || s.number == number || s.name == "sid" && number > s.number) {
+		if !s.ended && (number == 0 || s.number == number || s.name == "sid" && number > s.number) {
 			out = append(out, s.name)
 		}
 	}
@@ -249,7 +249,7 @@ func (p *Provider) resolve(ctx context.Context, v *view, k kernels.Kernel, packa
 	c := choice{name: by}
 	switch {
 	case p.opts.Compiler != "":
-		c = choice{name: p.opts.Compiler, forced: p.opts.Compiler != by}
+		c = choice{name: p.opts.Compiler, forced: true}
 	case by == "":
 		facts, err := repo.Facts(ctx, p.keep, p.opts, p.Payload, pin([]*candidate{root})[0])
 		if err != nil {
@@ -538,7 +538,7 @@ func (p *pool) lock(k kernels.Kernel, d *distro, root *candidate, by choice, pac
 func (p *pool) noCompiler(k kernels.Kernel, root *candidate, by choice) error {
 	var have []string
 	for _, s := range p.sources {
-		for _, name := range s.names() {
+		for _, name := range s.Names() {
 			if c, ok := compilerOf(name); ok && c == name {
 				have = append(have, name)
 			}
@@ -589,7 +589,7 @@ func (p *pool) known(g group) error {
 	}
 	var have []string
 	for _, s := range p.sources {
-		have = append(have, s.names()...)
+		have = append(have, s.Names()...)
 	}
 	return fmt.Errorf("no package %q%s: %w", g[0].name, kernels.DidYouMean(g[0].name, have), kernels.ErrNotFound)
 }

@@ -355,6 +355,25 @@ func BenchmarkMirror(b *testing.B) {
 			}
 		}
 	})
+	b.Run("50 locks that were never made", func(b *testing.B) { // at most 2 s
+		list, err := mirrorProvider(b, Options{}).Kernels(b.Context(), "bookworm", "amd64")
+		if err != nil {
+			b.Fatal(err)
+		}
+		for b.Loop() {
+			b.StopTimer()
+			p := mirrorProvider(b, Options{})
+			os.RemoveAll(p.keep.Path("memo"))
+			b.StartTimer()
+			for i := range 50 { // where the suite has fewer, with packages that make it another lock
+				extra := kernels.Extra{Packages: []string{"perl", "flex", "bison", "gawk", "rsync"}[:i/len(list)]}
+				if _, err := p.Lock(b.Context(), list[i%len(list)].Kernel, extra); err != nil {
+					b.Fatal(err)
+				}
+			}
+		}
+		b.ReportMetric(float64(len(list)), "kernels")
+	})
 	b.Run("cold", func(b *testing.B) {
 		for b.Loop() {
 			p := mirrorProvider(b, Options{})

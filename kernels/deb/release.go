@@ -160,7 +160,7 @@ func parseRelease(text []byte, components []string) (*release, error) {
 var indexFiles = []string{"Packages.xz", "Packages.gz", "Packages"}
 
 func parseDate(s string) (time.Time, error) {
-	for _, layout := range []string{time.RFC1123, "Mon, _2 Jan 2006 15:04:05 MST", time.RFC1123Z} {
+	for _, layout := range []string{time.RFC1123Z, time.RFC1123, "Mon, _2 Jan 2006 15:04:05 MST"} {
 		if t, err := time.Parse(layout, s); err == nil {
 			if name, offset := t.Zone(); offset == 0 && name != "UTC" && name != "GMT" && name != "" {
 				return time.Time{}, fmt.Errorf("%q is not in UTC", s)

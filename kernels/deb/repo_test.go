@@ -90,9 +90,23 @@ func (r *archiveRepo) count(suffix string) int {
 	return n
 }
 
+// hitsOf counts the requests whose paths have a part.
+func (r *archiveRepo) hitsOf(part string) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := 0
+	for path, hits := range r.hits {
+		if strings.Contains(path, part) {
+			n += hits
+		}
+	}
+	return n
+}
+
 // published is one index to publish. Zero values are replaced by what is right.
 type published struct {
 	archive, pocket, codename, packages string
+	suite, arch, universe               string // universe: packages of that component
 	date, validUntil                    time.Time
 	noByHash                            bool
 	noHashFiles                         bool // by-hash is promised, and not there
@@ -130,7 +144,16 @@ func (r *archiveRepo) publish(p published) {
 			files[dir+folder+"by-hash/SHA256/"+sum] = packed.Bytes()
 		}
 	}
-	pack("main/binary-amd64/", "Packages.gz", p.packages)
+	if p.arch == "" {
+		p.arch = "amd64"
+	}
+	if p.suite == "" {
+		p.suite = "whatever"
+	}
+	pack("main/binary-"+p.arch+"/", "Packages.gz", p.packages)
+	if p.universe != "" {
+		pack("universe/binary-"+p.arch+"/", "Packages.gz", p.universe)
+	}
 	for arch, text := range p.contents {
 		pack("main/", "Contents-"+arch+".gz", text)
 	}
@@ -138,7 +161,7 @@ func (r *archiveRepo) publish(p published) {
 		p.sums = sums
 	}
 	var text strings.Builder
-	fmt.Fprintf(&text, "Origin: Test\nSuite: whatever\nCodename: %s\nDate: %s\n", p.codename, p.date.Format(time.RFC1123))
+	fmt.Fprintf(&text, "Origin: Test\nSuite: %s\nCodename: %s\nDate: %s\n", p.suite, p.codename, p.date.Format(time.RFC1123))
 	if !p.validUntil.IsZero() {
 		fmt.Fprintf(&text, "Valid-Until: %s\n", p.validUntil.Format(time.RFC1123))
 	}
@@ -258,6 +281,11 @@ func newBench(t *testing.T) *bench {
 // client stands for a process of its own.
 func (b *bench) client(o Options) *Provider {
 	b.t.Helper()
+	return b.clientOf("debian", o)
+}
+
+func (b *bench) clientOf(distro string, o Options) *Provider {
+	b.t.Helper()
 	o.CacheDir, o.Now = b.cache, b.clock.now
 	o.Etc = b.t.TempDir()
 	if o.Keyring == nil {
@@ -271,11 +299,13 @@ func (b *bench) client(o Options) *Provider {
 		defer b.mu.Unlock()
 		b.warnings = append(b.warnings, s)
 	}
-	p, err := New("debian", o)
+	p, err := New(distro, o)
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	p.asker.Net.Wait = time.Millisecond
+	for q := p; q != nil; q = q.ports {
+		q.asker.Net.Wait = time.Millisecond
+	}
 	return p
 }
 

@@ -27,7 +27,7 @@ func (p *Provider) packages(ctx context.Context, suite, arch string, wanted func
 		defer pool.Unlock()
 		var names []string
 		for _, s := range pool.sources {
-			for _, name := range s.names() {
+			for _, name := range s.Names() {
 				if wanted(name) {
 					names = append(names, name)
 				}

@@ -54,9 +54,9 @@ type part struct {
 type view struct {
 	distro *distro
 	suite  string
-	parts  []part    // in the order of the pockets, and of the mirrors of each
-	unread []error   // why mirrors couldn't be looked into
-	until  time.Time // good until then within this process
+	parts  []part        // in the order of the pockets, and of the mirrors of each
+	unread []repo.Unread // of each mirror the first index
+	until  time.Time     // good until then within this process
 }
 
 // view brings what is known of a suite up to date.
@@ -90,13 +90,21 @@ func (p *Provider) view(ctx context.Context, name string) (*view, error) {
 			p.opts.Warn(fmt.Sprintf("%s does not exist: security updates of it are left out",
 				mirror.Public(p.bases[pk.archive][0])+"/"+pk.release()))
 		}
-		v.unread = append(v.unread, answers[i].Unread...)
+		v.addUnread(answers[i].Unread...)
 		if t := answers[i].Until; t.Before(v.until) {
 			v.until = t
 		}
 	}
 	slot.Value, slot.OK = v, true
 	return v, nil
+}
+
+func (v *view) addUnread(list ...repo.Unread) {
+	for _, u := range list {
+		if !slices.ContainsFunc(v.unread, func(have repo.Unread) bool { return have.Mirror == u.Mirror }) {
+			v.unread = append(v.unread, u)
+		}
+	}
 }
 
 // release is a pocket's signed file.
@@ -157,15 +165,13 @@ func (v *view) key(what, arch string, more ...string) string {
 
 // note adds to an error which mirrors couldn't be looked into.
 func (v *view) note(err error) error {
-	if err == nil || len(v.unread) == 0 {
-		return err
+	if err == nil {
+		return nil
 	}
-	var text []string
 	for _, u := range v.unread {
-		text = append(text, u.Error())
+		err = fmt.Errorf("%w; not looked into: %s", err, u)
 	}
-	slices.Sort(text) // of several pockets one mirror may say the same
-	return fmt.Errorf("%w; not looked into: %s", err, strings.Join(slices.Compact(text), "; "))
+	return err
 }
 
 // Unread implements kernels.Partial.
@@ -175,7 +181,9 @@ func (p *Provider) Unread(suite string) []error {
 		slot := q.views.At(suite)
 		slot.Lock()
 		if slot.OK {
-			out = append(out, slot.Value.unread...)
+			for _, u := range slot.Value.unread {
+				out = append(out, u)
+			}
 		}
 		slot.Unlock()
 	}
@@ -206,7 +214,7 @@ func answer[T any](ctx context.Context, p *Provider, suite, arch string, compute
 // lostError is the error of indexes without which there are others of the same pockets.
 type lostError struct {
 	parts []part
-	errs  []error
+	errs  []error // the same number
 }
 
 func (e *lostError) Error() string { return e.errs[0].Error() }
@@ -217,7 +225,10 @@ func (p *Provider) without(v *view, lost *lostError) *view {
 		p.warnOnce(fmt.Sprintf("%v; going on with the archive's other mirrors", err))
 	}
 	next := *v
-	next.unread = append(slices.Clone(v.unread), lost.errs...)
+	next.unread = slices.Clone(v.unread)
+	for i, t := range lost.parts {
+		next.addUnread(repo.Unread{Mirror: t.base, Err: lost.errs[i]})
+	}
 	next.parts = slices.DeleteFunc(slices.Clone(v.parts), func(t part) bool {
 		return slices.ContainsFunc(lost.parts, func(l part) bool { return l.pocket == t.pocket && l.base == t.base })
 	})
@@ -305,7 +316,9 @@ func (p *Provider) pool(ctx context.Context, v *view, arch string, wide bool) (*
 		if local || !beside || ctx.Err() != nil {
 			return nil, o.err
 		}
-		lost.parts, lost.errs = append(lost.parts, o.parts...), append(lost.errs, o.err)
+		for _, t := range o.parts {
+			lost.parts, lost.errs = append(lost.parts, t), append(lost.errs, o.err)
+		}
 	}
 	if len(lost.errs) > 0 {
 		return nil, lost

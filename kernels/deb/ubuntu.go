@@ -57,7 +57,7 @@ var ubuntuForms = func() []string {
 	var out []string
 	for _, flavour := range []string{"allwinner", "aws", "azure", "bluefield", "fips", "gcp", "generic", "gke", "gkeop", "ibm", "intel", "iot",
 		"kvm", "laptop", "lowlatency", "nvidia", "oem", "oracle", "qcom", "raspi", "realtime", "starfive", "tegra", "xilinx"} {
-		for _, more := range []string{"", "-*"} { // aws-64k, azure-fde, nvidia-tegra, xilinx-zynqmp
+		for _, more := range []string{"", "-64k", "-cvm", "-fde", "-fips", "-iotg", "-lowlatency", "-lpae", "-realtime", "-tegra", "-zynqmp"} {
 			out = append(out, "[0-9]*.[0-9]*.0-[0-9]*-"+flavour+more)
 		}
 	}

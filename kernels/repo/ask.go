@@ -78,11 +78,19 @@ type Answer[T any] struct {
 
 // Answers are what the mirrors of a Question have, in its order.
 type Answers[T any] struct {
-	Have []Answer[T] // none: all that could be asked say that they don't have it, which is no error where it's Optional
-	// Unread says of each mirror that couldn't be looked into why not, in one line, where others could. A warning was given.
-	Unread []error
-	Until  time.Time // when it's time to ask again
+	Have   []Answer[T] // none: all that could be asked say that they don't have it, which is no error where it's Optional
+	Unread []Unread    // where others could be; warnings were given
+	Until  time.Time   // when it's time to ask again
 }
+
+// Unread is why a mirror couldn't be looked into, in one line that names it.
+type Unread struct {
+	Mirror string // its URL
+	Err    error
+}
+
+func (u Unread) Error() string { return u.Err.Error() }
+func (u Unread) Unwrap() error { return u.Err }
 
 // state is what is kept of an answer, in NAME/HASH.state, by the mirror's URL.
 type state[T any] struct {
@@ -125,7 +133,7 @@ func (q Question[T]) Ask(ctx context.Context, a *Asker) (Answers[T], error) {
 		if err == nil {
 			continue
 		}
-		out.Unread = append(out.Unread, err)
+		out.Unread = append(out.Unread, Unread{q.Mirrors[i], err})
 		text := fmt.Sprintf("%v; going on with the archive's other mirrors", err)
 		if down, ok := errors.AsType[*unreachable](err); ok && !mirror.IsMissing(err) { // one warning for all its indexes
 			text = fmt.Sprintf("mirror %s can't be looked into: %v; going on with the archive's other mirrors", mirror.Public(q.Mirrors[i]), down.err)

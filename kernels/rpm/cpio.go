@@ -47,7 +47,8 @@ type converter struct {
 	held    int
 	first   map[uint64]string // names of the files that hard links link to
 	after   []member          // links that come behind the content
-	done    bool
+	ended   bool              // the archive
+	done    bool              // the tar stream
 }
 
 func newConverter(in io.Reader, list []member) *converter {
@@ -83,6 +84,10 @@ func (c *converter) Read(b []byte) (int, error) {
 			}
 		case c.done:
 			return 0, io.EOF
+		case c.ended:
+			if err := c.end(); err != nil {
+				return 0, err
+			}
 		default:
 			if err := c.next(); err != nil {
 				return 0, err
@@ -115,7 +120,8 @@ func (c *converter) next() error {
 		return fmt.Errorf("cpio: %w", err)
 	}
 	if m == nil {
-		return c.end()
+		c.ended = true
+		return nil
 	}
 	if m.name == "" { // the root
 		if m.mode&modeType != modeDir || m.size != 0 {
@@ -186,13 +192,13 @@ func (c *converter) content(m member) error {
 	return c.header(m, tar.TypeReg, "")
 }
 
-// end puts out what still waits for content: empty files.
+// end puts out one file of what still waits for content, which is empty then, or else the end of the tar stream.
 func (c *converter) end() error {
 	for len(c.order) > 0 {
 		set := c.order[0]
 		c.order = c.order[1:]
 		if all := c.waiting[set]; len(all) > 0 {
-			return c.withLinks(all[0], all[1:]) // next comes here again, as the trailer was read
+			return c.withLinks(all[0], all[1:])
 		}
 	}
 	c.done = true

@@ -73,7 +73,8 @@ const (
 type suite struct {
 	name   string
 	folder string   // of all its repositories, below the archive's URL; empty: that itself
-	forms  []string // shell patterns of its kernels' releases
+	forms  []string // shell patterns of its kernels' releases, without what is in ends behind them
+	ends   []string
 	repos  []repository
 }
 
@@ -108,7 +109,7 @@ func fedora() *distro {
 	d := &distro{name: "fedora", keyrings: []string{fedoraKeys}, signedPackages: true,
 		urls: []string{"https://dl.fedoraproject.org/pub/fedora/linux", "https://archives.fedoraproject.org/pub/archive/fedora/linux"}}
 	for _, v := range []string{"45", "44", "43", "42", "41", "40"} {
-		d.suites = append(d.suites, suite{name: v, forms: []string{"*.fc" + v + ".*"}, repos: []repository{
+		d.suites = append(d.suites, suite{name: v, forms: []string{"*.fc" + v}, ends: redHatEnds, repos: []repository{
 			{name: "fedora", path: "releases/" + v + "/Everything/$arch/os"},
 			{name: "updates", path: "updates/" + v + "/Everything/$arch", optional: true},
 		}})
@@ -116,8 +117,10 @@ func fedora() *distro {
 	return d
 }
 
-// enterprise gives the forms of the kernels of an Enterprise Linux.
-func enterprise(major string) []string { return []string{"*.el" + major + ".*", "*.el" + major + "_*"} }
+// enterprise gives the forms of the kernels of an Enterprise Linux, the first without a minor release.
+func enterprise(major string) []string {
+	return []string{"*.el" + major, "*.el" + major + "_[0-9]", "*.el" + major + "_[0-9][0-9]"}
+}
 
 // elRepos are the repositories of Enterprise Linux as its public rebuilds have them.
 func elRepos(major string) []repository {
@@ -136,7 +139,7 @@ func centos() *distro {
 	d := &distro{name: "centos", keyrings: []string{centosKeys}, urls: []string{"https://mirror.stream.centos.org"},
 		signedIndexes: true, signedPackages: true}
 	for _, v := range []string{"10", "9"} {
-		d.suites = append(d.suites, suite{name: v, folder: v + "-stream", forms: enterprise(v)[:1], repos: elRepos(v)})
+		d.suites = append(d.suites, suite{name: v, folder: v + "-stream", forms: enterprise(v)[:1], ends: redHatEnds, repos: elRepos(v)})
 	}
 	return d
 }
@@ -152,7 +155,7 @@ func almalinux() *distro {
 func rebuild(name, keys, url, past string) *distro {
 	d := &distro{name: name, keyrings: []string{keys}, urls: []string{url}, past: past, signedIndexes: true, signedPackages: true}
 	for _, v := range []string{"10", "9", "8"} {
-		d.suites = append(d.suites, suite{name: v, folder: v, forms: enterprise(v), repos: elRepos(v)})
+		d.suites = append(d.suites, suite{name: v, folder: v, forms: enterprise(v), ends: redHatEnds, repos: elRepos(v)})
 	}
 	return d
 }
@@ -162,7 +165,7 @@ func rhel() *distro {
 	d := &distro{name: "rhel", keyrings: []string{rhelKeys}, signedPackages: true,
 		give: "https://satellite.example/pulp/content/ORGANISATION/Library/content/dist"}
 	for _, v := range []string{"10", "9", "8"} {
-		d.suites = append(d.suites, suite{name: v, folder: "rhel" + v + "/" + v, forms: enterprise(v), repos: []repository{
+		d.suites = append(d.suites, suite{name: v, folder: "rhel" + v + "/" + v, forms: enterprise(v), ends: redHatEnds, repos: []repository{
 			{name: "baseos", path: "$arch/baseos/os"},
 			{name: "appstream", path: "$arch/appstream/os"},
 			{name: "codeready-builder", path: "$arch/codeready-builder/os", optional: true},
@@ -181,7 +184,7 @@ func oracle() *distro {
 		major string
 		uek   []string
 	}{{"10", []string{"UEKR8"}}, {"9", []string{"UEKR7", "UEKR8"}}, {"8", []string{"UEKR6", "UEKR7"}}} {
-		s := suite{name: v.major, folder: "OL" + v.major, forms: append(enterprise(v.major), "*.el"+v.major+"uek*"), repos: []repository{
+		s := suite{name: v.major, folder: "OL" + v.major, forms: append(enterprise(v.major), "*.el"+v.major+"uek", "*.el"+v.major+"uek64k"), ends: redHatEnds, repos: []repository{
 			{name: "baseos", path: "baseos/latest/$arch"},
 			{name: "appstream", path: "appstream/$arch"},
 			{name: "codeready-builder", path: "codeready/builder/$arch", optional: true},
@@ -197,17 +200,17 @@ func oracle() *distro {
 // suseForms are those of SUSE's kernels from 15.3 on, whose package releases begin with the service pack's number: 150600.
 func suseForms(version string) []string {
 	major, minor, _ := strings.Cut(version, ".")
-	return []string{"*-" + major + "0" + minor + "00.*-*"}
+	return []string{"*-" + major + "0" + minor + "00.*"}
 }
 
 func leap() *distro {
 	d := &distro{name: "opensuse-leap", keyrings: []string{opensuseKeys, suseKeys}, names: suse, signedIndexes: true,
 		urls: []string{"https://download.opensuse.org"}}
-	d.suites = append(d.suites, suite{name: "16.0", forms: suseForms("16.0"), repos: []repository{
+	d.suites = append(d.suites, suite{name: "16.0", forms: suseForms("16.0"), ends: suseEnds, repos: []repository{
 		{name: "oss", path: "distribution/leap/16.0/repo/oss/$arch"},
 	}})
 	for _, v := range []string{"15.6", "15.5"} {
-		d.suites = append(d.suites, suite{name: v, forms: suseForms(v), repos: []repository{
+		d.suites = append(d.suites, suite{name: v, forms: suseForms(v), ends: suseEnds, repos: []repository{
 			{name: "oss", path: "distribution/leap/" + v + "/repo/oss"},
 			{name: "update", path: "update/leap/" + v + "/oss", optional: true},
 			{name: "sle-update", path: "update/leap/" + v + "/sle", optional: true},
@@ -221,7 +224,7 @@ func leap() *distro {
 func tumbleweed() *distro {
 	return &distro{name: "opensuse-tumbleweed", keyrings: []string{opensuseKeys, suseKeys}, names: suse, signedIndexes: true,
 		urls: []string{"https://download.opensuse.org"}, past: "https://download.opensuse.org/history/20261101",
-		suites: []suite{{name: "rolling", forms: []string{"*-[0-9]-*", "*-[0-9][0-9]-*"}, repos: []repository{
+		suites: []suite{{name: "rolling", forms: []string{"*-[0-9]", "*-[0-9][0-9]"}, ends: suseEnds, repos: []repository{
 			{name: "oss", path: "tumbleweed/repo/oss", ports: "ports/$arch/tumbleweed/repo/oss"},
 			{name: "update", path: "update/tumbleweed", ports: "ports/$arch/update/tumbleweed", optional: true},
 		}}}}
@@ -230,12 +233,12 @@ func tumbleweed() *distro {
 // sles is laid out as the SUSE Customer Center is below SUSE/, and what RMT mirrors of it.
 func sles() *distro {
 	d := &distro{name: "sles", keyrings: []string{suseKeys}, names: suse, signedIndexes: true, give: "https://rmt.example/repo/SUSE"}
-	d.suites = append(d.suites, suite{name: "16.0", forms: suseForms("16.0"), repos: []repository{
+	d.suites = append(d.suites, suite{name: "16.0", forms: suseForms("16.0"), ends: suseEnds, repos: []repository{
 		{name: "product", path: "Products/SLES/16.0/$arch/product"},
 	}})
 	for minor := 7; minor >= 4; minor-- {
 		v := "15." + strconv.Itoa(minor)
-		s := suite{name: v, forms: suseForms(v)}
+		s := suite{name: v, forms: suseForms(v), ends: suseEnds}
 		for i, module := range []string{"Basesystem", "Development-Tools", "Public-Cloud", "RT"} {
 			name := strings.ToLower(module)
 			path := "/SLE-Module-" + module + "/15-SP" + strconv.Itoa(minor) + "/$arch/"
@@ -252,7 +255,7 @@ func sles() *distro {
 func amazon() *distro {
 	return &distro{name: "amzn", keyrings: []string{amznKeys}, signedPackages: true,
 		urls: []string{"https://cdn.amazonlinux.com/al2023/core/mirrors/latest"}, past: "https://cdn.amazonlinux.com/al2023/core/mirrors/2023.4.20240416",
-		suites: []suite{{name: "2023", forms: []string{"*.amzn2023.*"}, repos: []repository{
+		suites: []suite{{name: "2023", forms: []string{"*.amzn2023"}, ends: redHatEnds, repos: []repository{
 			{name: "core", path: "$arch", listed: true},
 		}}}}
 }

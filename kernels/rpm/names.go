@@ -1,6 +1,8 @@
 package rpm
 
 import (
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
@@ -82,12 +84,25 @@ func isOfImage(d *depend) bool {
 	return d.op == plain && strings.HasPrefix(d.name, "kernel") && !strings.Contains(d.name, "devel") && !strings.Contains(d.name, "macros")
 }
 
-// claims tells whether kernels of a suite can be named as a release, or as what a shell pattern of releases matches.
-func (s suite) claims(release string) bool {
-	for _, form := range s.forms {
-		if kernels.Overlap(form, release) {
-			return true
+// redHatEnds are what releases of Red Hat's kin end in: ".x86_64", ".aarch64+64k-debug".
+var redHatEnds = func() []string {
+	var out []string
+	for _, arch := range slices.Sorted(maps.Values(architectures)) {
+		out = append(out, "."+arch)
+		for _, variant := range []string{"16k", "16k-debug", "64k", "64k-debug", "debug", "rt", "rt-64k", "rt-64k-debug", "rt-debug", "zfcpdump"} {
+			out = append(out, "."+arch+"+"+variant)
 		}
 	}
-	return false
+	return out
+}()
+
+// suseEnds are what releases of SUSE's end in, their flavours.
+var suseEnds = []string{"-64kb", "-azure", "-coco", "-coco_debug", "-debug", "-default", "-kvmsmall", "-longterm", "-lpae", "-pae", "-preempt", "-rt",
+	"-rt_debug", "-vanilla", "-zfcpdump"}
+
+// claims tells whether kernels of a suite can be named as a release, or as what a shell pattern of releases matches.
+func (s suite) claims(release string) bool {
+	return slices.ContainsFunc(s.forms, func(form string) bool {
+		return kernels.Overlap(form+"*", release) && slices.ContainsFunc(s.ends, func(end string) bool { return kernels.Overlap(form+end, release) })
+	})
 }

@@ -183,6 +183,22 @@ func TestPrimaryRefuses(t *testing.T) {
 	if _, err := readAll([]byte(long)); err == nil {
 		t.Error("a tag of 1 MB is read")
 	}
+	many := strings.Repeat("<rpm:entry name='"+strings.Repeat("a", maxWord)+"'/>", maxOffered/maxWord+2)
+	if _, err := readAll([]byte(strings.Replace(good, "<rpm:provides>", "<rpm:provides>"+many, 1))); err == nil || !strings.Contains(err.Error(), "too many") {
+		t.Errorf("error of 8 MB of provides is %v", err)
+	}
+}
+
+// A tag is read in one pass, however many of the signs that would end it are in its values.
+func TestPrimaryQuotedEnds(t *testing.T) {
+	tag := "<summary x='" + strings.Repeat(">", maxTag-100) + "'>"
+	start := time.Now()
+	if _, err := readAll([]byte(strings.Replace(primaryOf(samplePackage), "<summary>", tag, 1))); err != nil {
+		t.Fatal(err)
+	}
+	if d := time.Since(start); d > 5*time.Second {
+		t.Errorf("it took %v", d)
+	}
 }
 
 // xmlPackage is what encoding/xml reads of a package, for comparison.

@@ -136,6 +136,16 @@ func TestReleases(t *testing.T) {
 	}
 }
 
+// A list that nobody signed can't name a kernel as no kernel is named.
+func TestReleasesSaid(t *testing.T) {
+	p := newPool("x86_64", []source{{index: compact(t, packages("kernel-devel 6.8.9-300.fc40; Provides: kernel-devel-uname-r = 6.8.9-300.fc40.x86_64'$(id)'\n"+
+		"kernel-devel 6.8.8-300.fc40; Provides: kernel-devel-uname-r = 6.8.8-300.fc40.x86_64")), base: "http://mirror"}})
+	list, err := p.kernels(fedora(), "40", "amd64")
+	if err != nil || len(list) != 1 || list[0].Release != "6.8.8-300.fc40.x86_64" {
+		t.Errorf("kernels are %v, error %v; want 6.8.8-300.fc40.x86_64 alone", list, err)
+	}
+}
+
 func TestCompilerVersions(t *testing.T) {
 	for _, c := range []struct {
 		version, line string

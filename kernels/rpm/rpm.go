@@ -28,6 +28,7 @@ const recipe = 1
 type Provider struct {
 	distro  *distro
 	mirrors []string // without slashes at their ends
+	given   bool     // that they were, and are not the distribution's own
 	asker   *repo.Asker
 	keys    func() (openpgp.EntityList, error)
 
@@ -62,6 +63,19 @@ func New(distro string, o repo.Options) (*Provider, error) {
 	return nil, fmt.Errorf("rpm: no distribution %q", distro)
 }
 
+// Mirrors are those that the distribution's repositories are read from; none if it has no public one and none was given.
+func (p *Provider) Mirrors() []repo.Mirror {
+	from := repo.BuiltIn
+	if p.given {
+		from = repo.Given
+	}
+	var out []repo.Mirror
+	for _, m := range p.mirrors {
+		out = append(out, repo.Mirror{Archive: p.distro.name, URL: m, From: from})
+	}
+	return out
+}
+
 func newProvider(d *distro, o repo.Options) (*Provider, error) {
 	o, err := o.Defaults()
 	if err != nil {
@@ -69,6 +83,7 @@ func newProvider(d *distro, o repo.Options) (*Provider, error) {
 	}
 	p := &Provider{distro: d, asker: repo.NewAsker(o, repo.Keep{Dir: filepath.Join(o.CacheDir, d.name)})}
 	urls, ok := o.Mirrors[d.name]
+	p.given = ok
 	if !ok {
 		urls = d.urls
 	}

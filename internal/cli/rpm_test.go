@@ -334,6 +334,7 @@ func TestRPMNotFound(t *testing.T) {
 		{"sles/15.6:latest", nil, []string{"sles has no public mirror", "--mirror sles=https://"}},
 		{"rocky/8:4.18.0-553.el8_10.x86_64", vault, []string{"none of the mirrors of rocky has release 8"}},
 		{strings.Replace(r, "13.1", "13.2", 1), rocky.serve(t, true, nil), []string{"near are", "5.14.0-427.13.1.el9_4.x86_64"}},
+		{"centos/9:latest", append(centos.serve(t, true, nil), "--with", "gaw"), []string{"no package", "near are", "gawk"}},
 		{"centos/9:latest", append(toolless.serve(t, true, nil), "--compiler", "gcc-13"), []string{"gcc-13", "there are gcc-12"}},
 	} {
 		said := runRPM(t, distrotest.Keyring(t), exitNoKernel, nil, append([]string{"build", "../../testdata/hello", "--kernels", c.kernel,

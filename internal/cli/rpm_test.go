@@ -82,8 +82,9 @@ func headersOf(t *testing.T, name, release, compiler, compression string, says .
 	t.Helper()
 	version, suffix, _ := strings.Cut(release, ".x86_64")
 	p := distrotest.Package{Name: name, Version: version, Arch: "x86_64", Compression: compression,
-		Depends: []string{"/usr/bin/find", "make", "(gcc or clang or gcc-toolset-12-gcc or gcc12)"},
-		Files:   distrotest.Headers(t, release, compiler).OneFolder("usr/src/kernels/" + release)}
+		Depends: []string{"/usr/bin/find", "make", "kernel-core-uname-r = " + version + ".x86_64" + suffix, // the kernel itself isn't there
+			"(gcc or clang or gcc-toolset-12-gcc or gcc12)"},
+		Files: distrotest.Headers(t, release, compiler).OneFolder("usr/src/kernels/" + release)}
 	for _, name := range says {
 		p.Provides = append(p.Provides, name+" = "+version+".x86_64"+suffix)
 	}

@@ -322,7 +322,10 @@ func (l *lookup) claiming(s Selector) []suite {
 
 // suites are those that a selector is about: of a pattern's, those that name their kernels like that, if any does.
 func (l *lookup) suites(s Selector) ([]suite, error) {
-	claiming := l.claiming(s)
+	var claiming []suite
+	if s.Distro == "" || s.ofSuites() {
+		claiming = l.claiming(s)
+	}
 	if s.Distro == "" {
 		if len(claiming) == 0 {
 			return nil, unclaimed(s, l.Providers)
@@ -347,10 +350,9 @@ func (l *lookup) suites(s Selector) ([]suite, error) {
 			}
 		}
 	}
-	if s.ofSuites() {
-		if some := slices.DeleteFunc(slices.Clone(out), func(at suite) bool { return !slices.Contains(claiming, at) }); len(some) > 0 {
-			return some, nil
-		}
+	some := slices.DeleteFunc(slices.Clone(out), func(at suite) bool { return !slices.Contains(claiming, at) })
+	if len(some) > 0 {
+		return some, nil
 	}
 	switch {
 	case len(out) > 0:

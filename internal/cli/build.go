@@ -77,10 +77,10 @@ KERNELS is a list with commas of [DISTRO/SUITE:]SELECTOR. A SELECTOR is one of t
   running           this machine's, of the distribution and suite that its os-release names
 
 latest and since take other flavours behind @: latest@cloud-amd64, or latest=2@* for two of each. Without DISTRO/SUITE a release
-is looked for in the suites that name their kernels like that; where two have it with different packages, say which. DISTRO and
-SUITE may be patterns: 'ubuntu/*:latest' stands for each of its suites. Suites whose indexes have expired are passed over. What
-has ! before it, as '!*-rt-*', is left out of all of the list. @FILE is a list in a file, with a selector in each line and #
-before comments; @- is standard input.
+is looked for in the suites that name their kernels like that; where two have it with different packages, say which, and so
+where a pattern fits the kernels of several distributions. DISTRO and SUITE may be patterns: 'ubuntu/*:latest' stands for each
+of its suites. Suites whose indexes have expired are passed over. What has ! before it, as '!*-rt-*', is left out of all of the
+list. @FILE is a list in a file, with a selector in each line and # before comments; @- is standard input.
 
 The compiler is the one that built the kernel, in its major version, from its distribution and suite. A kernel whose suite
 hasn't got that, or whose headers turn out to name another, fails; --compiler takes another all the same.

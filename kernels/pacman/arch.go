@@ -42,7 +42,7 @@ type flavour struct {
 	headers string         // name of the package
 	tag     *regexp.Regexp // of its version, behind the kernel's; nil: none
 	suffix  string         // of its release
-	form    string         // pattern of its releases
+	form    string         // pattern of its releases, up to the package's own release
 }
 
 func arch() *distro {
@@ -50,10 +50,10 @@ func arch() *distro {
 		name: "arch", keyring: archKeys, url: "https://geo.mirror.pkgbuild.com", suite: "rolling", machine: "x86_64",
 		repositories: []string{"core", "extra"},
 		flavours: []flavour{
-			{"arch", "linux-headers", regexp.MustCompile(`^arch[0-9]+$`), "", "[0-9]*-arch[0-9]*-[0-9]*"},
-			{"lts", "linux-lts-headers", nil, "-lts", "[0-9]*-[0-9]*-lts"},
-			{"zen", "linux-zen-headers", regexp.MustCompile(`^zen[0-9]+$`), "-zen", "[0-9]*-zen[0-9]*-[0-9]*-zen"},
-			{"hardened", "linux-hardened-headers", regexp.MustCompile(`^hardened[0-9]+$`), "-hardened", "[0-9]*-hardened[0-9]*-[0-9]*-hardened"},
+			{"arch", "linux-headers", regexp.MustCompile(`^arch[0-9]+$`), "", "[0-9]*-arch[0-9]*"},
+			{"lts", "linux-lts-headers", nil, "-lts", "[0-9]*"},
+			{"zen", "linux-zen-headers", regexp.MustCompile(`^zen[0-9]+$`), "-zen", "[0-9]*-zen[0-9]*"},
+			{"hardened", "linux-hardened-headers", regexp.MustCompile(`^hardened[0-9]+$`), "-hardened", "[0-9]*-hardened[0-9]*"},
 		},
 		// The folders' links come with filesystem. kbuild and dkms run the rest; a base installation has all but make and patch of it.
 		tools: []string{"filesystem", "bash", "coreutils", "sed", "grep", "gawk", "findutils", "diffutils", "make", "patch", "binutils", "bc",
@@ -86,7 +86,11 @@ func (f flavour) release(v string) (string, bool) {
 
 // claims tells whether some flavour's kernels are named that way.
 func (d *distro) claims(release string) bool {
-	return slices.ContainsFunc(d.flavours, func(f flavour) bool { return kernels.Overlap(f.form, release) })
+	return slices.ContainsFunc(d.flavours, func(f flavour) bool {
+		return slices.ContainsFunc([]string{"-[0-9]", "-[0-9][0-9]", "-[0-9].[0-9]"}, func(own string) bool {
+			return kernels.Overlap(f.form+own+f.suffix, release)
+		})
+	})
 }
 
 // compilerPackages are the packages of a compiler, the one that gives it its version first. A kernel that clang built is linked by lld, or

@@ -88,19 +88,14 @@ func (s *Store) fetch(ctx context.Context, p kernels.Package, progress func(int6
 
 // packageFailure says why none of a package's URLs gave it, and what to do about the first of them.
 func packageFailure(p kernels.Package, all mirror.Failures) *PackageError {
-	var out *PackageError
-	for _, f := range all {
-		why, hint := explain(p, f)
-		if out == nil {
-			out = &PackageError{p, why, hint}
-		} else {
-			out.Err = fmt.Errorf("%w; %w", out.Err, why)
-		}
+	out := explain(p, all[0])
+	for _, f := range all[1:] {
+		out.Err = fmt.Errorf("%w; %w", out.Err, explain(p, f).Err)
 	}
 	return out
 }
 
-func explain(p kernels.Package, f *mirror.Failure) (why error, hint string) {
+func explain(p kernels.Package, f *mirror.Failure) *PackageError {
 	if other, ok := errors.AsType[*mirror.Another](f.Err); ok {
 		got, want := fmt.Sprintf("%d bytes", other.Size), strconv.FormatInt(p.Size, 10)
 		switch {
@@ -109,19 +104,19 @@ func explain(p kernels.Package, f *mirror.Failure) (why error, hint string) {
 		case other.Size < 0:
 			got = "more bytes"
 		}
-		return fmt.Errorf("%w: %q has %s; want %s", ErrMismatch, f.URL, got, want),
-			"the mirror may be in the middle of an update or altered: try --refresh or another --mirror"
+		return &PackageError{p, fmt.Errorf("%w: %q has %s; want %s", ErrMismatch, f.URL, got, want),
+			"the mirror may be in the middle of an update or altered: try --refresh or another --mirror"}
 	}
 	if status, ok := errors.AsType[*mirror.StatusError](f.Err); ok && mirror.IsMissing(status) {
-		return fmt.Errorf("%w: %q: %s", ErrGone, f.URL, status.Status()), "try --refresh or another --mirror"
+		return &PackageError{p, fmt.Errorf("%w: %q: %s", ErrGone, f.URL, status.Status()), "try --refresh or another --mirror"}
 	}
-	if errors.Is(f.Err, mirror.ErrAddress) {
-		return fmt.Errorf("download %q: %w", f.URL, f.Err), "give a --mirror with an http or https address"
+	switch err := fmt.Errorf("download %q: %w", f.URL, f.Err); {
+	case errors.Is(f.Err, mirror.ErrAddress):
+		return &PackageError{p, err, "give a --mirror with an http or https address"}
+	case f.Tries == 0:
+		return &PackageError{p, err, "try another --mirror"}
 	}
-	if f.Tries == 0 {
-		return fmt.Errorf("download %q: %w", f.URL, f.Err), "try another --mirror"
-	}
-	return fmt.Errorf("download %q, tried %d times: %w", f.URL, f.Tries, f.Err), "check the network, or try another --mirror"
+	return &PackageError{p, fmt.Errorf("download %q, tried %d times: %w", f.URL, f.Tries, f.Err), "check the network, or try another --mirror"}
 }
 
 // partial opens and locks the unfinished file of a package; nil means that the finished one is there.

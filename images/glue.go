@@ -103,9 +103,9 @@ func glueTar(lock kernels.Lock) ([]byte, error) {
 		if has("binutils") {
 			link("usr/bin/ld", "ld.bfd")
 		}
+		versionedCompilerLinks(lock, has, link)
 	}
 	compilerLinks(lock.Compiler, triplet(k.Arch), has, link)
-	versionedCompilerLinks(k.Distro, lock.Compiler, has, link)
 
 	// Where Makefiles and dkms.confs look for the kernel's configuration.
 	link("boot/config-"+k.Release, "/lib/modules/"+k.Release+"/build/.config")
@@ -168,7 +168,8 @@ func compilerLinks(compiler, triplet string, has func(string) bool, link func(na
 
 // versionedCompilerLinks does the same for RPM distributions whose default compiler is another than the lock's: SUSE's gcc13, Amazon Linux's
 // gcc14, and the toolsets of Enterprise Linux, which have a folder and binutils of their own.
-func versionedCompilerLinks(distro, compiler string, has func(string) bool, link func(name, to string)) {
+func versionedCompilerLinks(lock kernels.Lock, has func(string) bool, link func(name, to string)) {
+	compiler := lock.Compiler
 	family, version, ok := strings.Cut(compiler, "-")
 	if !ok || family != "gcc" {
 		return
@@ -183,12 +184,20 @@ func versionedCompilerLinks(distro, compiler string, has func(string) bool, link
 	}
 	inDir := func(p string) string { return dir + p }
 	behind := func(p string) string { return p + "-" + version } // SUSE
-	if distro == "amzn" {
+	if lock.Kernel.Distro == "amzn" {
 		behind = func(p string) string { return "gcc" + version + "-" + p }
 	}
 	names("gcc"+version, behind, "gcc", "gcc-ar", "gcc-nm", "gcc-ranlib", "gcov")
 	names("gcc"+version+"-c++", behind, "g++")
 	names("cpp"+version, behind, "cpp")
+	if lock.Forced { // it is called by its version then
+		if !has("gcc" + version) {
+			names("gcc", func(string) string { return "gcc" }, compiler)
+		} else if to := behind("gcc"); to != compiler {
+			link("usr/bin/"+compiler, to)
+		}
+		names(toolset+"-gcc", func(string) string { return dir + "gcc" }, compiler)
+	}
 	names(toolset+"-gcc", inDir, "gcc", "gcc-ar", "gcc-nm", "gcc-ranlib", "gcov", "cpp")
 	names(toolset+"-gcc-c++", inDir, "g++")
 	names(toolset+"-binutils", inDir, "ar", "as", "nm", "objcopy", "objdump", "ranlib", "readelf", "strip")

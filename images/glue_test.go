@@ -48,6 +48,18 @@ func lockOf(compiler string, packages ...string) kernels.Lock {
 	return lock
 }
 
+func rpmLock(distro, suite, compiler string, packages ...string) kernels.Lock {
+	lock := lockOf(compiler, packages...)
+	lock.Kernel = kernels.Kernel{Distro: distro, Suite: suite, Arch: "amd64", Release: "6.1-1.x86_64"}
+	lock.Build = "usr/src/kernels/6.1-1.x86_64"
+	return lock
+}
+
+func forced(lock kernels.Lock) kernels.Lock {
+	lock.Forced = true
+	return lock
+}
+
 func TestGlueLinks(t *testing.T) {
 	for name, c := range map[string]struct {
 		lock kernels.Lock
@@ -65,6 +77,17 @@ func TestGlueLinks(t *testing.T) {
 			"usr/bin/llvm-nm": "-> llvm-nm-19", "usr/bin/llvm-objcopy": "-> llvm-objcopy-19", "usr/bin/llvm-objdump": "-> llvm-objdump-19",
 			"usr/bin/llvm-readelf": "-> llvm-readelf-19", "usr/bin/llvm-strip": "-> llvm-strip-19"}},
 		"clang alone": {lockOf("clang-19", "bash", "clang-19"), map[string]string{"usr/bin/clang": "-> clang-19", "usr/bin/ld.lld": "", "usr/bin/llvm-strip": ""}},
+		"fedora 43": {rpmLock("fedora", "43", "gcc-15", "bash", "binutils", "gawk", "gcc=15.2.1-1.fc43"), map[string]string{
+			"usr/bin/ld": "-> ld.bfd", "usr/bin/cc": "-> gcc", "usr/bin/gcc": "", "usr/bin/gcc-15": "", "usr/bin/sh": "-> bash", "usr/sbin": "-> bin",
+			"usr/lib/modules/6.1-1.x86_64/build": "-> /usr/src/kernels/6.1-1.x86_64"}},
+		"rocky with a toolset": {rpmLock("rocky", "9", "gcc-13", "binutils", "gcc", "gcc-toolset-13-binutils", "gcc-toolset-13-gcc"), map[string]string{
+			"usr/bin/gcc": "-> /opt/rh/gcc-toolset-13/root/usr/bin/gcc", "usr/bin/gcc-13": "", "usr/bin/cc": "-> gcc",
+			"usr/bin/as": "-> /opt/rh/gcc-toolset-13/root/usr/bin/as", "usr/bin/ld": "-> /opt/rh/gcc-toolset-13/root/usr/bin/ld.bfd", "usr/bin/g++": ""}},
+		"fedora with a compiler that was asked for": {forced(rpmLock("fedora", "41", "gcc-14", "gcc")), map[string]string{
+			"usr/bin/gcc-14": "-> gcc", "usr/bin/ld": "", "usr/sbin": ""}},
+		"suse": {rpmLock("opensuse-leap", "15.6", "gcc-7", "binutils", "cpp7", "gcc7"), map[string]string{
+			"usr/bin/gcc": "-> gcc-7", "usr/bin/cpp": "-> cpp-7", "usr/bin/cc": "-> gcc", "usr/bin/gcc-ar": "-> gcc-ar-7", "usr/bin/gcc-7": ""}},
+		"amazon": {rpmLock("amzn", "2023", "gcc-14", "binutils", "gcc", "gcc14"), map[string]string{"usr/bin/gcc": "-> gcc14-gcc"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			files := glueFiles(t, c.lock)
@@ -194,6 +217,23 @@ func TestDate(t *testing.T) {
 		}
 		if !ok || (got != c.want && !(c.want == "20" && strings.HasPrefix(got, c.want))) {
 			t.Errorf("%s date %q = %q, %v; want %q", c.env, args, got, ok, c.want)
+		}
+	}
+}
+
+// Links that a merged /usr makes pointless are dropped from the packages of distributions that have them.
+func TestMergedLinks(t *testing.T) {
+	for link, want := range map[[2]string]bool{
+		{"bin/cat", "/usr/bin/cat"}:                 true,
+		{"bin/cat", "../usr/bin/cat"}:               true,
+		{"sbin/depmod", "/usr/bin/kmod"}:            false,
+		{"usr/sbin", "bin"}:                         true,
+		{"usr/bin/sh", "bash"}:                      false,
+		{"lib64/libz.so.1", "libz.so.1.2"}:          false,
+		{"lib64/libz.so.1", "/usr/lib64/libz.so.1"}: true,
+	} {
+		if got := isMerged(link[0], link[1]); got != want {
+			t.Errorf("isMerged(%q, %q) = %v; want %v", link[0], link[1], got, want)
 		}
 	}
 }

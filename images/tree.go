@@ -236,17 +236,21 @@ func (x *extractor) entry(ctx context.Context, h *tar.Header, r io.Reader) error
 		}
 		return x.folder(at, &node{kind: 'd', owner: x.owner, mode: mode, mtime: mtime})
 	case tar.TypeSymlink:
-		if err := checkLink(at, h.Linkname); err != nil {
+		link := h.Linkname
+		if strings.HasPrefix(at, privateDir+"/") && !path.IsAbs(link) { // it's diverted: Ubuntu's date has been a link since 25.10
+			link = path.Join("/", path.Dir(name), link)
+		}
+		if err := checkLink(at, link); err != nil {
 			return err
 		}
 		tmp := x.temp()
-		if err := unix.Symlinkat(h.Linkname, int(x.stage.Fd()), tmp); err != nil {
+		if err := unix.Symlinkat(link, int(x.stage.Fd()), tmp); err != nil {
 			return fmt.Errorf("link %q: %w", at, err)
 		}
 		if err := utimes(int(x.stage.Fd()), tmp, mtime); err != nil {
 			return fmt.Errorf("link %q: %w", at, err)
 		}
-		return x.commit(at, tmp, &node{kind: 'l', owner: x.owner, mtime: mtime, link: h.Linkname})
+		return x.commit(at, tmp, &node{kind: 'l', owner: x.owner, mtime: mtime, link: link})
 	case tar.TypeLink:
 		return x.hardLink(at, h.Linkname)
 	}

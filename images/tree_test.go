@@ -68,6 +68,22 @@ func TestExtract(t *testing.T) {
 	}
 }
 
+// A link that is out of the glue's way still leads where its package meant it to.
+func TestDivertedLink(t *testing.T) {
+	tr, _, err := extractAll(t, placePackage, makeTar(t, e("usr/lib/cargo/bin/date", "date"), e("usr/bin/date -> ../lib/cargo/bin/date", ""),
+		e("bin/uname -> /usr/lib/cargo/bin/uname", "")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := describe(t, filepath.Join(tr.dir, "fs"))
+	for _, want := range []string{"/usr/lib/godkms-hermetic/date Lrwxrwxrwx 1700000000 -> /usr/lib/cargo/bin/date\n",
+		"/usr/lib/godkms-hermetic/uname Lrwxrwxrwx 1700000000 -> /usr/lib/cargo/bin/uname\n"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("tree lacks %q:\n%s", want, got)
+		}
+	}
+}
+
 func TestExtractRefuses(t *testing.T) {
 	typed := func(flag byte, name, link string) ent {
 		h := e(name, "")

@@ -225,10 +225,10 @@ func (f *facts) define(line string) {
 // unquote takes the quotes and backslashes of Kconfig and of C from a string.
 func unquote(s string) string {
 	s = strings.TrimSpace(s)
-	inner, ok := strings.CutPrefix(s, `"`)
-	if inner, ok = strings.CutSuffix(inner, `"`); !ok {
+	if len(s) < 2 || s[0] != '"' || s[len(s)-1] != '"' {
 		return s
 	}
+	inner := s[1 : len(s)-1]
 	var out strings.Builder
 	for i := 0; i < len(inner); i++ {
 		if inner[i] == '\\' && i+1 < len(inner) {

@@ -28,6 +28,7 @@ type rpmRow struct {
 	index         string                            // compression of its lists of packages
 	repos         map[string][][]distrotest.Package // by path below the archive
 	list          string                            // a mirror.list that leads to the repository
+	mirrors       []string                          // folders that are mirrors of the archive; none: all is one
 	flavours      map[string]string                 // of its kernels, by release
 	latest        string
 }
@@ -139,15 +140,15 @@ func rpmRows(t *testing.T) []rpmRow {
 				"9-stream/BaseOS/x86_64/os":    {tools},
 				"9-stream/AppStream/x86_64/os": {redHat, {headersOf(t, "kernel-devel", "5.14.0-580.el9.x86_64", redHatGCC, "zstd", uname)}},
 			}},
-		{distro: "rocky", suite: "9", signed: true, index: "gz", latest: "5.14.0-427.13.1.el9_4.x86_64",
+		{distro: "rocky", suite: "9", signed: true, index: "gz", mirrors: []string{"/pub/rocky", "/vault/rocky/9.4"}, latest: "5.14.0-427.13.1.el9_4.x86_64",
 			flavours: map[string]string{"5.14.0-427.13.1.el9_4.x86_64": "default", "5.14.0-427.13.1.el9_4.x86_64+rt": "rt",
 				"5.14.0-427.13.1.el9_4.x86_64+64k": "64k", "5.14.0-427.13.1.el9_4.x86_64+debug": "debug"},
 			repos: map[string][][]distrotest.Package{
-				"9/BaseOS/x86_64/os": {tools},
-				"9/AppStream/x86_64/os": {redHat, {headersOf(t, "kernel-devel", "5.14.0-427.13.1.el9_4.x86_64", redHatGCC, "zstd", uname),
+				"pub/rocky/9/BaseOS/x86_64/os": {tools},
+				"pub/rocky/9/AppStream/x86_64/os": {redHat, {headersOf(t, "kernel-devel", "5.14.0-427.13.1.el9_4.x86_64", redHatGCC, "zstd", uname),
 					headersOf(t, "kernel-64k-devel", "5.14.0-427.13.1.el9_4.x86_64+64k", redHatGCC, "zstd", uname),
 					headersOf(t, "kernel-debug-devel", "5.14.0-427.13.1.el9_4.x86_64+debug", redHatGCC, "zstd")}},
-				"9/RT/x86_64/os": {{headersOf(t, "kernel-rt-devel", "5.14.0-427.13.1.el9_4.x86_64+rt", redHatGCC, "zstd", uname)}},
+				"vault/rocky/9.4/RT/x86_64/os": {{headersOf(t, "kernel-rt-devel", "5.14.0-427.13.1.el9_4.x86_64+rt", redHatGCC, "zstd", uname)}},
 			}},
 		{distro: "almalinux", suite: "8", signed: true, index: "gz", latest: "4.18.0-553.el8_10.x86_64",
 			flavours: map[string]string{"4.18.0-553.el8_10.x86_64": "default"},
@@ -195,8 +196,8 @@ func rpmRows(t *testing.T) []rpmRow {
 	}
 }
 
-// serve makes the repositories, and gives the URL that the distribution's archive is at.
-func (r rpmRow) serve(t *testing.T, signPackages bool) string {
+// serve makes the repositories, and gives the flags that say where the distribution's archive is. What is sent spoil may change.
+func (r rpmRow) serve(t *testing.T, signPackages bool, spoil func(path string, body []byte) []byte) (flags []string) {
 	t.Helper()
 	dirs := map[string]http.Handler{}
 	for at, lists := range r.repos {
@@ -210,15 +211,26 @@ func (r rpmRow) serve(t *testing.T, signPackages bool) string {
 			return
 		}
 		for at, h := range dirs {
-			if strings.HasPrefix(req.URL.Path, at) {
+			if !strings.HasPrefix(req.URL.Path, at) {
+				continue
+			}
+			if spoil == nil {
 				h.ServeHTTP(w, req)
 				return
 			}
+			got := httptest.NewRecorder()
+			h.ServeHTTP(got, req)
+			w.WriteHeader(got.Code)
+			w.Write(spoil(req.URL.Path, got.Body.Bytes()))
+			return
 		}
 		http.NotFound(w, req)
 	}))
 	t.Cleanup(s.Close)
-	return s.URL
+	for _, m := range append(r.mirrors, "")[:max(1, len(r.mirrors))] {
+		flags = append(flags, "--mirror", r.distro+"="+s.URL+m)
+	}
+	return flags
 }
 
 // Every RPM distribution, from repositories in its layout, with its names, compressions and signatures: what it has is listed, locked, and
@@ -243,9 +255,14 @@ func TestRPMDistributions(t *testing.T) {
 	var args, selectors []string
 	rows := rpmRows(t)
 	for _, r := range rows {
-		args = append(args, "--mirror", r.distro+"="+r.serve(t, !r.signed || r.distro != "opensuse-leap"))
+		args = append(args, r.serve(t, r.distro != "opensuse-leap", nil)...)
 		for release := range r.flavours {
-			selectors = append(selectors, r.distro+"/"+r.suite+":"+release)
+			switch r.distro {
+			case "fedora", "ol", "opensuse-tumbleweed", "amzn": // nobody else has such a name
+				selectors = append(selectors, release)
+			default:
+				selectors = append(selectors, r.distro+"/"+r.suite+":"+release)
+			}
 		}
 	}
 	slices.Sort(selectors)
@@ -284,6 +301,63 @@ func TestRPMDistributions(t *testing.T) {
 		})
 	}
 	t.Run("lock", func(t *testing.T) { lockAgain(t, keys, cache, selectors, args, results) })
+}
+
+// What nobody vouches for isn't used.
+func TestRPMFaults(t *testing.T) {
+	t.Parallel()
+	if kernels.HostArch() != "amd64" {
+		need.Skip(t, "the packages are amd64's")
+	}
+	rows, ours := map[string]rpmRow{}, distrotest.Keyring(t)
+	for _, r := range rpmRows(t) {
+		rows[r.distro] = r
+	}
+	other, err := openpgp.NewEntity("somebody else", "", "else@example.org", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unsigned := rows["rocky"]
+	unsigned.signed = false
+	cut := func(path string, body []byte) []byte {
+		if strings.Contains(path, "-primary.xml") {
+			return body[:len(body)/2]
+		}
+		return body
+	}
+	altered := func(offset int) func(path string, body []byte) []byte {
+		return func(path string, body []byte) []byte {
+			if strings.Contains(path, "/kernel-") {
+				body[(len(body)+offset)%len(body)] ^= 1
+			}
+			return body
+		}
+	}
+	for name, c := range map[string]struct {
+		row   rpmRow
+		sign  bool
+		keys  openpgp.EntityList
+		spoil func(path string, body []byte) []byte
+		want  string
+	}{
+		"packages without a signature":    {rows["fedora"], false, ours, nil, "is not signed"},
+		"packages of another key":         {rows["fedora"], true, openpgp.EntityList{other}, nil, "none of the distribution's keys"},
+		"an index without a signature":    {unsigned, true, ours, nil, "repodata/repomd.xml.asc is not beside it"},
+		"an index of another key":         {rows["opensuse-leap"], false, openpgp.EntityList{other}, nil, "none of the distribution's keys"},
+		"a list that was cut":             {rows["fedora"], true, ours, cut, "it ends after"},
+		"a package altered in its header": {rows["fedora"], true, ours, altered(2000), "not the file that the signed index describes"},
+		"a package altered at its end":    {rows["rhel"], true, ours, altered(-9), "not the file that the signed index describes"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var built struct{ Results []ui.Result }
+			runRPM(t, c.keys, exitNoKernel, &built, append([]string{"build", "../../testdata/hello", "--kernels", c.row.distro + "/" + c.row.suite + ":" + c.row.latest,
+				"--cache-dir", t.TempDir(), "--format", "json"}, c.row.serve(t, c.sign, c.spoil)...)...)
+			if len(built.Results) != 1 || !strings.Contains(built.Results[0].Reason, c.want) {
+				t.Errorf("%+v; want a reason with %q", built.Results, c.want)
+			}
+		})
+	}
 }
 
 // runRPM runs the program with other keys, and gives what it says.

@@ -240,8 +240,8 @@ func programs(t testing.TB, names ...string) {
 func Copy(t testing.TB, dir string) string {
 	t.Helper()
 	to := filepath.Join(t.TempDir(), "repo")
-	if _, err := run("", "", "cp", "-al", dir, to); err != nil { // TMPDIR may be another file system
-		if _, err := run("", "", "cp", "-a", dir, to); err != nil {
+	if _, err := run("", "", "cp", "-alT", dir, to); err != nil { // TMPDIR may be another file system
+		if _, err := run("", "", "cp", "-aT", dir, to); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -12,7 +12,9 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/need"
 )
@@ -75,9 +77,16 @@ func TestReportInABrowser(t *testing.T) {
 				"--host-resolver-rules=MAP * ~NOTFOUND", "--user-data-dir=" + filepath.Join(dir, "profile"),
 				fmt.Sprintf("--blink-settings=preferredColorScheme=%d", c.scheme)}, append(flags, "file://"+file)...)...)
 			cmd.Env = append(os.Environ(), "HOME="+dir)
+			cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 			var errs strings.Builder
 			cmd.Stderr = &errs
 			out, err := cmd.Output()
+			for range 100 { // its helpers outlive it for a moment, and write to the profile
+				if syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) != nil {
+					break
+				}
+				time.Sleep(20 * time.Millisecond)
+			}
 			if err != nil {
 				t.Fatalf("chromium: %v\n%s", err, errs.String())
 			}

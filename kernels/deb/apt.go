@@ -132,8 +132,11 @@ func (d *distro) archiveOf(s aptSource) (string, bool) {
 	if s.signedBy != "" && !strings.HasPrefix(path.Base(s.signedBy), d.name+"-archive-") {
 		return "", false
 	}
+	if d.isOurs != nil && !d.isOurs(s) {
+		return "", false
+	}
 	suite := strings.TrimRight(s.suite, "/")
-	for _, alias := range []string{"unstable", "testing", "stable", "oldstable", "oldoldstable"} { // any of ours: they share archives
+	for _, alias := range d.aliases { // any of ours: they share archives
 		if suite == alias || strings.HasPrefix(suite, alias+"-") || strings.HasPrefix(suite, alias+"/") {
 			suite = d.suites[len(d.suites)-1].name + suite[len(alias):]
 		}

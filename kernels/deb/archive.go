@@ -13,6 +13,9 @@ type distro struct {
 	archs    []string  // that the archives have; nil: all
 	ports    *distro   // the same distribution where it has archives of their own for all other architectures, or nil
 	suites   []suite   // newest first
+	aliases  []string  // other names that a source of apt may have for suites
+	// isOurs tells the archives from third parties' among the sources of apt that name our suites and main; nil: there is no telling.
+	isOurs func(aptSource) bool
 	// components are the parts of its archives that are read, the first of them always, the others for what that hasn't got.
 	components []string
 	forms      []string // patterns of the releases of its kernels

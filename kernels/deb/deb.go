@@ -255,6 +255,9 @@ func (p *Provider) resolve(ctx context.Context, v *view, k kernels.Kernel, packa
 		if err != nil {
 			return locked{}, err
 		}
+		if facts.Release != "" && facts.Release != k.Release {
+			return locked{}, fmt.Errorf("package %q has the headers of another kernel, %q", root.name, facts.Release)
+		}
 		c = choice{name: facts.Compiler.String(), facts: facts}
 	}
 	l, err := pool.lock(k, p.distro, root, c, packages, depends)

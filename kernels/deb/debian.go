@@ -16,6 +16,7 @@ var debianKeys string
 func debian() *distro {
 	d := &distro{
 		name:    "debian",
+		aliases: []string{"unstable", "testing", "stable", "oldstable", "oldoldstable"},
 		keyring: debianKeys,
 		archives: []archive{
 			{"debian", "http://ftp.debian.org/debian"},

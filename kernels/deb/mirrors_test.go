@@ -138,6 +138,10 @@ func TestSameIndexIsSharedByMirrors(t *testing.T) {
 	if q := find(t, l, "make"); !strings.HasPrefix(q.URL, p.url) || len(q.Mirrors) != 1 || !strings.HasPrefix(q.Mirrors[0], p.other.url) {
 		t.Errorf("make is at %s and %v; want both", q.URL, q.Mirrors)
 	}
+	swapped := lockAt(t, p.client(p.swapped()), "6.1.0-1-amd64")
+	if q := find(t, swapped, "make"); swapped.Digest() != l.Digest() || !strings.HasPrefix(q.URL, p.other.url) || len(q.Mirrors) != 1 {
+		t.Errorf("in the other order make is at %s and %v, in lock %s; want the other first in %s", q.URL, q.Mirrors, swapped.Digest(), l.Digest())
+	}
 	hashes := func(r *archiveRepo) (n int) {
 		r.mu.Lock()
 		defer r.mu.Unlock()

@@ -2,6 +2,8 @@ package deb
 
 import (
 	_ "embed"
+	"path"
+	"slices"
 	"strings"
 )
 
@@ -34,6 +36,11 @@ func ubuntuIn(name, url string) *distro {
 		moot:       debian.moot,
 		headers:    ubuntuHeaders,
 		forms:      ubuntuForms,
+	}
+	// PPAs have the suites' names and a component main too, at URLs that end in ubuntu; but no other component.
+	d.isOurs = func(s aptSource) bool {
+		more := slices.ContainsFunc(s.components, func(c string) bool { return c == "universe" || c == "restricted" })
+		return (more || s.signedBy != "") && (path.Base(s.uri) == "ubuntu-ports") == (name == "ubuntu-ports")
 	}
 	for _, s := range []struct {
 		name  string

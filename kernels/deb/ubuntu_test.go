@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -67,6 +69,7 @@ linux-lowlatency-headers-6.8.0-31 6.8.0-31.31.1 all
 linux-headers-6.8.0-1008-aws 6.8.0-1008.8; Depends: linux-aws-headers-6.8.0-1008
 linux-aws-headers-6.8.0-1008 6.8.0-1008.8 all
 linux-headers-generic 6.8.0-31.31; Depends: linux-headers-6.8.0-31-generic
+linux-headers-6.8.0-31-oem 6.8.0-31.31; Depends: linux-headers-6.8.0-31
 linux-headers-6.8.0-31-broken 6.8.0-31.31; Depends: linux-headers-6.8.0-32
 libelf1 0.190
 `
@@ -105,9 +108,15 @@ func (b *bench) withHeaders(text string, texts map[string]string) string {
 	for release, compiler := range texts {
 		var payload, file bytes.Buffer
 		w := tar.NewWriter(&payload)
+		compiler, is, other := strings.Cut(compiler, "; release ") // of what is in it
 		config := "CONFIG_CC_VERSION_TEXT=\"" + compiler + "\"\n"
-		w.WriteHeader(&tar.Header{Name: "./usr/src/linux-headers-" + release + "/.config", Mode: 0o644, Size: int64(len(config))})
-		io.WriteString(w, config)
+		if !other {
+			is = release
+		}
+		for name, text := range map[string]string{".config": config, "include/config/kernel.release": is + "\n"} {
+			w.WriteHeader(&tar.Header{Name: "./usr/src/linux-headers-" + release + "/" + name, Mode: 0o644, Size: int64(len(text))})
+			io.WriteString(w, text)
+		}
 		w.Close()
 		file.WriteString("!<arch>\n")
 		for _, m := range []struct {
@@ -156,6 +165,7 @@ func TestUbuntuKernels(t *testing.T) {
 	if want := []string{
 		"6.17.0-42-generic generic false false", "6.17.0-41-generic generic false false", "6.8.0-1008-aws aws false false",
 		"6.8.0-45-generic generic true true", "6.8.0-31-lowlatency lowlatency false false", "6.8.0-31-generic generic true false",
+		"6.8.0-31-oem oem false false",
 	}; !slices.Equal(got, want) {
 		t.Errorf("kernels are\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
@@ -166,7 +176,7 @@ func TestUbuntuLock(t *testing.T) {
 	texts := map[string]string{
 		"6.8.0-31-generic": gcc13, "6.8.0-45-generic": "x86_64-linux-gnu-gcc-13 (Ubuntu 13.3.0-6ubuntu2~24.04) 13.3.0",
 		"6.17.0-41-generic": "x86_64-linux-gnu-gcc-14 (Ubuntu 14.2.0-4ubuntu2) 14.2.0", "6.8.0-1008-aws": "x86_64-linux-gnu-gcc-12 (Ubuntu 12.3.0-17ubuntu1) 12.3.0",
-		"6.17.0-42-generic": "Ubuntu clang version 18.1.3 (1ubuntu1)", "6.8.0-31-lowlatency": "icc 19",
+		"6.17.0-42-generic": "Ubuntu clang version 18.1.3 (1ubuntu1)", "6.8.0-31-lowlatency": "icc 19", "6.8.0-31-oem": gcc13 + "; release 6.8.0-32-oem",
 	}
 	b := newBench(t)
 	fetch := b.noble(texts,
@@ -190,6 +200,7 @@ func TestUbuntuLock(t *testing.T) {
 		{release: "6.17.0-42-generic", compiler: "clang-18", has: []string{"clang-18 1:18.1.3-1ubuntu1", "lld-18 1:18.1.3", "linux-hwe-6.17-headers-6.17.0-42 6.17.0-42.42"}},
 		{release: "6.17.0-41-generic", err: `the kernel was built by "x86_64-linux-gnu-gcc-14 (Ubuntu 14.2.0-4ubuntu2) 14.2.0", and ubuntu/noble has no package "gcc-14"; it has gcc-13, gcc-12, clang-18, and --compiler`},
 		{release: "6.17.0-41-generic", asked: "gcc-11", err: "--compiler gcc-11: ubuntu/noble has no such package; it has gcc-13"},
+		{release: "6.8.0-31-oem", err: `package "linux-headers-6.8.0-31-oem" has the headers of another kernel, "6.8.0-32-oem"`},
 		{release: "6.8.0-32-generic", err: `no kernel "6.8.0-32-generic"; near are "6.8.0-31-generic"`},
 	} {
 		before := b.hitsOf("/universe/")
@@ -236,7 +247,7 @@ func TestUbuntuPorts(t *testing.T) {
 	b.publish(published{archive: "ubuntu-ports", pocket: "noble", suite: "noble", codename: "noble", arch: "arm64",
 		packages: strings.ReplaceAll(stanzas(ubuntuPackages), "Architecture: amd64", "Architecture: arm64")})
 	p := b.ubuntu(Options{Fetch: fetch})
-	for arch, want := range map[string]int{"amd64": 6, "arm64": 3} {
+	for arch, want := range map[string]int{"amd64": 7, "arm64": 4} {
 		list, err := p.Kernels(t.Context(), "noble", arch)
 		if err != nil || len(list) != want || list[0].Arch != arch {
 			t.Errorf("%s: %d kernels, %v; want %d", arch, len(list), err, want)
@@ -279,5 +290,38 @@ func TestUbuntuKey(t *testing.T) {
 	}
 	if got, want := fmt.Sprintf("%X", keys[0].PrimaryKey.Fingerprint), "F6ECB3762474EDA9D21B7022871920D1991BC93C"; got != want {
 		t.Errorf("fingerprint %s; want %s", got, want)
+	}
+}
+
+func TestUbuntuSources(t *testing.T) {
+	for _, c := range []struct{ name, file, text, main, ports string }{
+		{"24.04", "sources.list.d/ubuntu.sources", "Types: deb\nURIs: http://de.archive.example/ubuntu/\nSuites: noble noble-updates noble-backports\n" +
+			"Components: main restricted universe multiverse\nSigned-By: /usr/share/keyrings/ubuntu-archive-keyring.gpg\n",
+			"http://de.archive.example/ubuntu", ""},
+		{"22.04", "sources.list", "deb http://archive.example/ubuntu jammy main restricted\ndeb http://security.example/ubuntu jammy-security main restricted\n",
+			"http://archive.example/ubuntu", ""},
+		{"arm64", "sources.list", "deb http://ports.example/ubuntu-ports/ jammy main universe\n", "", "http://ports.example/ubuntu-ports"},
+		{"others'", "sources.list.d/a.list", "deb http://ppa.example/someone/ppa/ubuntu noble main\ndeb [signed-by=/etc/apt/keyrings/x.gpg] http://x.example/ubuntu noble main universe\n" +
+			"deb [arch=amd64] http://chrome.example/deb stable main\ndeb http://other.example/ubuntu bookworm main universe\n", "", ""},
+	} {
+		dir := t.TempDir()
+		file := filepath.Join(dir, "apt", c.file)
+		os.MkdirAll(filepath.Dir(file), 0o755)
+		if err := os.WriteFile(file, []byte(c.text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		p, err := New("ubuntu", Options{CacheDir: t.TempDir(), Etc: dir})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := map[string]string{}
+		for _, m := range p.Mirrors() {
+			if m.From == "host" && got[m.Archive] == "" {
+				got[m.Archive] = m.URL
+			}
+		}
+		if got["ubuntu"] != c.main || got["ubuntu-ports"] != c.ports {
+			t.Errorf("%s: mirrors of this host are %v; want %q and %q", c.name, got, c.main, c.ports)
+		}
 	}
 }

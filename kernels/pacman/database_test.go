@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ProtonMail/go-crypto/openpgp/packet"
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/godkms-hermetic/godkms-hermetic/kernels/repo"
@@ -122,6 +123,54 @@ func TestDatabase(t *testing.T) {
 		t.Errorf("%+v, %v; want %+v", p, err, want)
 	}
 }
+
+// An entry of Arch's own core.db of June 2022, and who signed that package: one of the embedded keys.
+func TestRealEntry(t *testing.T) {
+	p := &pkg{}
+	if err := p.read([]byte(zstdEntry)); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.check(); err != nil {
+		t.Fatal(err)
+	}
+	if p.name != "zstd" || p.version != "1.5.2-7" || p.size != 403882 || strings.Join(p.depends, " ") != "glibc gcc-libs zlib xz lz4" ||
+		!p.offers(relation{"libzstd.so", "=", "1-64"}) || p.offers(relation{"libzstd.so", "=", "2-64"}) {
+		t.Errorf("%+v", p)
+	}
+	made, err := signedAt(p.signature)
+	if err != nil || made.UTC().Format(time.DateOnly) != "2022-06-16" {
+		t.Errorf("signed on %s, %v; want 2022-06-16", made, err)
+	}
+	real, err := New("arch", repo.Options{CacheDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys, err := real.keys()
+	if err != nil {
+		t.Fatal(err)
+	}
+	read, err := packet.Read(bytes.NewReader(p.signature))
+	if err != nil {
+		t.Fatal(err)
+	}
+	of := keys.list.KeysByIdUsage(*read.(*packet.Signature).IssuerKeyId, packet.KeyFlagSign)
+	if len(of) != 1 || of[0].Entity.PrimaryIdentity().UserId.Name != "Levente Polyak" {
+		t.Errorf("%d keys of the embedded ones have signed it; want Levente Polyak's", len(of))
+	}
+}
+
+const zstdEntry = "%FILENAME%\nzstd-1.5.2-7-x86_64.pkg.tar.zst\n\n%NAME%\nzstd\n\n%BASE%\nzstd\n\n%VERSION%\n1.5.2-7\n\n" +
+	"%DESC%\nZstandard - Fast real-time compression algorithm\n\n%CSIZE%\n403882\n\n%ISIZE%\n1238511\n\n%MD5SUM%\ne704f66752b15459e3bf65de8b03701c\n\n" +
+	"%SHA256SUM%\n4fa198f85e1a0675c56fdd0f31ea145337959a2bbdc17f5b93f69f91cd337703\n\n%PGPSIG%\n" +
+	"iQIzBAABCgAdFiEE4kC1fixGMLp2ji8m/BtUfI2BcsgFAmKrdpMACgkQ/BtUfI2BcsgNjw/7BBGvjr2Oq1QQvlCqwGZYmt3U6LcFoghpE8W0goy8zN2qoqenVsGG0EN8R/ry" +
+	"vSzn83XKfjJImoT0k/YupzCXXj+LIPr/nub6WRdGE7H9rRC5C69jTOD1jcWbE8DCsnotSaYgX0TiRMModfuLA3t8pPB2eZjXjQ/ifleVDcZnV4yGKh2rlAxDqjaQKffcTNTl" +
+	"2sZOeuKX44SDNzUj7zOkT/QORP+HPl0Nn+4ujriHxGxou7oTMXBxEhTlnkOqF7to9QmGxRNBWUzZbl6R37apV1pIh6Oc5g4ci20e8y4xl5g8oekd+W/ewZUqHj9gpYuttZSE" +
+	"2ztTn/PrX7VL8w0rkFqs5L98upF+N3q6n0l+lyvoV2EpvbY14v7R1L6JerrObUpF3ZaniaoTQN6QL1dEC60xbXHofXWMeqAU3rqeAuAo5vmulSOMc6s6ia0feybtwEnmyghL" +
+	"n0tkwW39SlNDfui+rZ6Wnx+Hrfl6B5PL45HI33cCB580T7nSD1MmjO1ueO5iwFiEVI/TNs8Lb+7xFsnuhYKKhtlGgPNticXCauFBs+zbhG+pGjMWFqzR4CXLDZP/R8dVrOBI" +
+	"jmY5a8KfKLgABVfcopvxHpt9LBlVvPUW6xnLdktF5GVsZRiheLeUihypsi7pa+F3Wd09wtrOoboMYQFa7pYyStpmC+Nz4tM=\n\n" +
+	"%URL%\nhttps://facebook.github.io/zstd/\n\n%LICENSE%\nBSD\nGPL2\n\n%ARCH%\nx86_64\n\n%BUILDDATE%\n1655402860\n\n" +
+	"%PACKAGER%\nLevente Polyak <anthraxx@archlinux.org>\n\n%PROVIDES%\nlibzstd.so=1-64\n\n%DEPENDS%\nglibc\ngcc-libs\nzlib\nxz\nlz4\n\n" +
+	"%MAKEDEPENDS%\ncmake\ngtest\nninja\n\n"
 
 func TestBadDatabase(t *testing.T) {
 	with := func(old, new string) []byte {
@@ -234,5 +283,65 @@ func BenchmarkDatabase(b *testing.B) {
 		if _, err := buildIndex(io.Discard, text.Bytes()); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// atEnd tells whether it was read to its end.
+type atEnd struct {
+	io.Reader
+	reached bool
+}
+
+func (a *atEnd) Read(b []byte) (int, error) {
+	n, err := a.Reader.Read(b)
+	a.reached = a.reached || err == io.EOF
+	return n, err
+}
+
+func TestPayload(t *testing.T) {
+	info := [2]string{".PKGINFO", "# makepkg\npkgname = a\npkgver = 1-1\narch = any\ndepend = sh\ndepend = glibc>=2.38\n"}
+	whole := packed([2]string{".BUILDINFO", "x"}, [2]string{".MTREE", "x"}, info, [2]string{"usr/a", "1"}, [2]string{".INSTALL", "x"}, [2]string{"usr/.b", "2"})
+	p, err := New("arch", repo.Options{CacheDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := func(b []byte) (names string, depends []string, err error) {
+		in := &atEnd{Reader: bytes.NewReader(append(b, make([]byte, 100000)...))}
+		if len(b) < len(whole) {
+			in.Reader = bytes.NewReader(b)
+		}
+		r, depends, err := p.Open(in)
+		if err != nil {
+			return "", nil, err
+		}
+		defer r.Close()
+		out := tar.NewReader(r)
+		for {
+			h, err := out.Next()
+			if err == io.EOF {
+				if _, err := io.Copy(io.Discard, r); err != nil {
+					return names, depends, err
+				}
+				if !in.reached {
+					t.Error("the package wasn't read to its end")
+				}
+				return names, depends, nil
+			}
+			if err != nil {
+				return names, depends, err
+			}
+			names += h.Name + " "
+		}
+	}
+	if names, depends, err := read(whole); err != nil || names != "usr/a usr/.b " || strings.Join(depends, " ") != "sh glibc>=2.38" {
+		t.Errorf("%q, %q, %v; want what is installed, and two dependencies", names, depends, err)
+	}
+	for _, n := range []int{0, 600, len(whole) - 1024, len(whole) - 1600} {
+		if names, _, err := read(whole[:n]); err == nil {
+			t.Errorf("%d of %d bytes are taken, with %q", n, len(whole), names)
+		}
+	}
+	if _, _, err := read(packed([2]string{"usr/a", "1"}, info)); err == nil {
+		t.Error("a package that doesn't begin with what it says of itself is taken")
 	}
 }

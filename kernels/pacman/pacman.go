@@ -151,13 +151,11 @@ func (p *Provider) Keys() ([]repo.Key, error) {
 	return out, nil
 }
 
-// Probe asks a mirror for its first database, and reads it; it keeps nothing. The error doesn't name the mirror.
-func (p *Provider) Probe(ctx context.Context, name string) error {
-	if name != p.distro.name {
-		return fmt.Errorf("no archive %q", name)
-	}
+// Probe asks a mirror for its first database, and reads it; it keeps nothing. The error doesn't name the mirror, whose URL may have a
+// password.
+func (p *Provider) Probe(ctx context.Context, m repo.Mirror) error {
 	file := p.distro.database(p.distro.repositories[0])
-	got, err := p.ask.Net.Fetch(ctx, p.from[0].URL+"/"+file, nil, maxPacked)
+	got, err := p.ask.Net.Fetch(ctx, m.URL+"/"+file, nil, maxPacked)
 	if err == nil {
 		_, err = buildIndex(io.Discard, got.Body)
 	}

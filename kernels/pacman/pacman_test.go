@@ -121,6 +121,13 @@ func TestLock(t *testing.T) {
 		t.Errorf("%s; %s; %s; %s", l.Compiler, l.Build, names(l.Headers), names(l.Toolchain))
 	}
 
+	if err := p.Probe(t.Context(), p.Mirrors()[0]); err != nil {
+		t.Errorf("probe: %v", err)
+	}
+	if x, err := p.Indexes(t.Context(), "rolling", "amd64"); err != nil || len(x) != 2 || x[0].Name != "core" || x[0].URL != url || x[0].Date.IsZero() {
+		t.Errorf("indexes: %+v, %v; want core and extra, with their dates", x, err)
+	}
+
 	// The second time, and offline, nothing is fetched, and the compiler is known.
 	p.opts.Fetch = nil
 	off, err := New("arch", repo.Options{CacheDir: cache, Mirrors: map[string][]string{"arch": {url}}, Keyring: distrotest.Keyring(t), Offline: true})
@@ -146,6 +153,19 @@ func TestLock(t *testing.T) {
 		if h := both.Headers[0]; !strings.HasPrefix(h.URL, mirrors[0]) || len(h.Mirrors) != 1 || !strings.HasPrefix(h.Mirrors[0], mirrors[1]) {
 			t.Errorf("%+v; want the first mirror's, and the second's beside it", h)
 		}
+	}
+
+	// What was lost of the cache is fetched again.
+	if err := os.RemoveAll(filepath.Join(cache, "arch/memo")); err != nil {
+		t.Fatal(err)
+	}
+	lists, err := filepath.Glob(filepath.Join(cache, "arch/*/*.idx"))
+	if err != nil || len(lists) != 2 {
+		t.Fatalf("compact indexes: %q, %v; want two", lists, err)
+	}
+	edit(t, lists[0], func(b []byte) []byte { return b[:100] })
+	if again, err := provider(t, cache, url).Lock(t.Context(), kernel("6.8.0-arch1-1"), kernels.Extra{Packages: []string{"bash"}}); err != nil || again.Digest() != l.Digest() {
+		t.Errorf("of a damaged cache: %v, %s; want %s", err, again.Digest(), l.Digest())
 	}
 
 	if _, err := p.Lock(t.Context(), kernel("6.8.1-arch1-1"), kernels.Extra{}); !errors.Is(err, kernels.ErrNotFound) || !strings.Contains(err.Error(), "6.8.0-arch1-1") {

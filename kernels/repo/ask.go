@@ -168,7 +168,7 @@ func (q Question[T]) stranger(a *Asker, why error) (Answers[T], error) {
 		return Answers[T]{}, why
 	}
 	if !a.Offline {
-		a.Warn(fmt.Sprintf("%v; using what was fetched on %s", why, day(best.Checked)))
+		a.Warn(fmt.Sprintf("%v; using what was fetched on %s from %s", why, day(best.Checked), best.Mirror))
 	}
 	if err := q.valid(a, best, best.Mirror); err != nil {
 		return Answers[T]{}, err

@@ -404,7 +404,7 @@ func (d *Decoder) Raw(n uint64) []byte {
 		d.b, d.bad = nil, true
 		return nil
 	}
-	out := d.b[:n]
+	out := d.b[:n:n]
 	d.b = d.b[n:]
 	return out
 }

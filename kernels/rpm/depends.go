@@ -98,7 +98,9 @@ func (p *parser) operand(depth int) (*depend, error) {
 		if err := checkWord(v); err != nil {
 			return nil, fmt.Errorf("version of %q: %w", d.name, err)
 		}
-		d.is, d.evr = is, splitEVR(v)
+		if d.is, d.evr = is, splitEVR(v); d.evr.version == "" || strings.IndexByte(d.evr.version, ':') >= 0 {
+			return nil, fmt.Errorf("version of %q: %q is none", d.name, v)
+		}
 	} else {
 		*p = before
 	}

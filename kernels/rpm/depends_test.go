@@ -27,7 +27,7 @@ func TestParseDepend(t *testing.T) {
 			t.Errorf("parseDepend(%q) = %v, %v; want %q", in, d, err, want)
 		}
 	}
-	for _, in := range []string{"", "a >=", "a b", "(a", "a)", "(a or)", "(a or b and c)", "(a if b if c)", "(a without b without c)", "(a else b)", "()", "(a nor b)",
+	for _, in := range []string{"", "a >=", "a b", "(a", "a)", "(a or)", "(a or b and c)", "(a if b if c)", "(a without b without c)", "(a else b)", "()", "a = -", "a = -1", "a = :1:2", "(a nor b)",
 		"(a if b else c else d)", "a >= 1 2", strings.Repeat("(a or ", 30) + "b" + strings.Repeat(")", 30), strings.Repeat("a", 5000)} {
 		if d, err := parseDepend(in); err == nil {
 			t.Errorf("parseDepend(%q) = %v; want an error", in, d)

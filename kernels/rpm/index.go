@@ -113,19 +113,8 @@ func (x *index) pkg(i int) (*pkg, error) {
 
 // named gives the packages of a name, the newest first.
 func (x *index) named(name string) ([]*pkg, error) {
-	first, end := x.Named(name)
-	return x.pkgs(first, end)
-}
-
-// withPrefix gives all packages whose names begin with prefix, sorted by name, then the newest first.
-func (x *index) withPrefix(prefix string) ([]*pkg, error) {
-	first, end := x.WithPrefix(prefix)
-	return x.pkgs(first, end)
-}
-
-func (x *index) pkgs(first, end int) ([]*pkg, error) {
 	var out []*pkg
-	for i := first; i < end; i++ {
+	for i, end := x.Named(name); i < end; i++ {
 		p, err := x.pkg(i)
 		if err != nil {
 			return nil, err

@@ -100,9 +100,22 @@ var redHatEnds = func() []string {
 var suseEnds = []string{"-64kb", "-azure", "-coco", "-coco_debug", "-debug", "-default", "-kvmsmall", "-longterm", "-lpae", "-pae", "-preempt", "-rt",
 	"-rt_debug", "-vanilla", "-zfcpdump"}
 
-// claims tells whether kernels of a suite can be named as a release, or as what a shell pattern of releases matches.
+// marks begin what tells distributions apart in the releases of their kernels.
+var marks = []string{".fc", ".el", ".amzn"}
+
+// claims tells whether kernels of a suite can be named as a release, or as what a shell pattern of releases matches. A release has one
+// mark, though a pattern's stars would leave room for others.
 func (s suite) claims(release string) bool {
+	fits := func(form string) bool {
+		for _, m := range marks {
+			i, j := strings.Index(release, m), strings.Index(form, m)
+			if i >= 0 && (j < 0 || !kernels.Overlap(form[j:], release[i:])) {
+				return false
+			}
+		}
+		return kernels.Overlap(form, release)
+	}
 	return slices.ContainsFunc(s.forms, func(form string) bool {
-		return kernels.Overlap(form+"*", release) && slices.ContainsFunc(s.ends, func(end string) bool { return kernels.Overlap(form+end, release) })
+		return fits(form+"*") && slices.ContainsFunc(s.ends, func(end string) bool { return fits(form + end) })
 	})
 }

@@ -24,7 +24,7 @@ type pkg struct {
 	requires string // dependencies as parseDepend takes them, each with a line break after it
 }
 
-// A listed package is what the primary list says of one. Its slices are only valid until the next one is read.
+// A listed is what the primary list says of a package. Its slices are only valid until the next one is read.
 type listed struct {
 	name, version, arch []byte
 	sumType, sum        []byte
@@ -56,9 +56,9 @@ const (
 // maxEntries bounds how many dependencies, provides and files a package may have. Kernels have some ten thousand provides.
 const maxEntries = 1 << 20
 
-// readPrimary calls each for every package of a primary list
-// (https://docs.fileformat.com: the namespace http://linux.duke.edu/metadata/common, as createrepo_c writes it), uncompressed. If the list says how many packages it has, it must have
-// as many. Of packages that want does not name as their architecture only that is read.
+// readPrimary calls each for every package of a primary list, uncompressed (namespace http://linux.duke.edu/metadata/common, as
+// createrepo_c writes it: with the prefix rpm for what is rpm's). If the list says how many packages it has, it must have as many. Of
+// packages whose architecture isn't wanted nothing else is checked.
 func readPrimary(r io.Reader, want func(arch []byte) bool, each func(*listed) error) error {
 	s := newScanner(r)
 	t, err := s.next(nil)

@@ -39,7 +39,10 @@ type Provider struct {
 	warned sync.Map // what warnOnce has said
 }
 
-var _ kernels.Provider = (*Provider)(nil)
+var (
+	_ kernels.Provider = (*Provider)(nil)
+	_ kernels.Partial  = (*Provider)(nil)
+)
 
 // Distros lists what New takes, each with the archive that Options.Mirrors may name.
 func Distros() map[string][]string {
@@ -135,11 +138,11 @@ func (p *Provider) Claims(release string) []string {
 
 // Indexes implements kernels.Provider.
 func (p *Provider) Indexes(ctx context.Context, suite, arch string) ([]kernels.Index, error) {
-	v, err := p.view(ctx, suite, arch)
+	out, err := answer(ctx, p, suite, arch, func(v *view) ([]kernels.Index, error) { return v.indexes(), nil })
 	if err != nil {
 		return nil, fmt.Errorf("indexes of %s/%s %s: %w", p.distro.name, suite, arch, err)
 	}
-	return v.indexes(), nil
+	return out, nil
 }
 
 // A listed kernel is one that is listed, with its package of headers.
@@ -150,11 +153,7 @@ type listedKernel struct {
 
 // Kernels implements kernels.Provider. A kernel is listed when the suite has its headers.
 func (p *Provider) Kernels(ctx context.Context, suite, arch string) ([]kernels.Candidate, error) {
-	v, err := p.view(ctx, suite, arch)
-	var list []listedKernel
-	if err == nil {
-		list, err = p.kernels(ctx, v, arch)
-	}
+	list, err := answer(ctx, p, suite, arch, func(v *view) ([]listedKernel, error) { return p.kernels(ctx, v, arch) })
 	if err != nil {
 		return nil, fmt.Errorf("kernels of %s/%s %s: %w", p.distro.name, suite, arch, err)
 	}
@@ -298,32 +297,40 @@ func (p *Provider) lock(ctx context.Context, k kernels.Kernel, extra kernels.Ext
 	if err != nil {
 		return kernels.Lock{}, err
 	}
-	v, err := p.view(ctx, k.Suite, k.Arch)
+	l, err := answer(ctx, p, k.Suite, k.Arch, func(v *view) (locked, error) { return p.lockIn(ctx, v, k, packages, depends) })
 	if err != nil {
 		return kernels.Lock{}, err
 	}
+	for _, why := range l.LeftOut {
+		p.warnOnce(fmt.Sprintf("%s/%s: of what the package depends on, %s", k.Distro, k.Suite, why))
+	}
+	return l.Lock, nil
+}
+
+// lockIn locks what a view has.
+func (p *Provider) lockIn(ctx context.Context, v *view, k kernels.Kernel, packages, depends []extra) (locked, error) {
 	list, err := p.kernels(ctx, v, k.Arch)
 	if err != nil {
-		return kernels.Lock{}, err
+		return locked{}, err
 	}
 	i := slices.IndexFunc(list, func(c listedKernel) bool { return c.Release == k.Release })
 	if i < 0 {
-		return kernels.Lock{}, p.noKernel(k, list)
+		return locked{}, p.noKernel(k, list)
 	}
 	facts, err := repo.Facts(ctx, p.asker.Keep, p.asker.Options, p.Payload, list[i].Package)
 	forced := p.asker.Compiler != ""
 	if err != nil && !(forced && errors.Is(err, kernels.ErrNotFound)) {
-		return kernels.Lock{}, err
+		return locked{}, err
 	}
 	if facts.Release != "" && facts.Release != k.Release {
-		return kernels.Lock{}, fmt.Errorf("package %s %s has the headers of the kernel %q", list[i].Package.Name, list[i].Package.Version, facts.Release)
+		return locked{}, fmt.Errorf("package %s %s has the headers of the kernel %q", list[i].Package.Name, list[i].Package.Version, facts.Release)
 	}
 	w := wanted{kernel: k, root: list[i].Package, build: cmp.Or(facts.Build, "usr/src/kernels/"+k.Release), compiler: facts.Compiler.String(),
 		version: facts.Compiler.Version, forced: forced, packages: packages, depends: depends}
 	if forced {
 		w.compiler, w.version = p.asker.Compiler, ""
 	}
-	l, err := repo.Memo(p.asker.Keep, v.key(p.distro, "lock", w.key()...), p.asker.Warn, func() (locked, error) {
+	return repo.Memo(p.asker.Keep, v.key(p.distro, "lock", w.key()...), p.asker.Warn, func() (locked, error) {
 		pool, err := p.pool(ctx, v)
 		if err != nil {
 			return locked{}, err
@@ -332,13 +339,6 @@ func (p *Provider) lock(ctx context.Context, k kernels.Kernel, extra kernels.Ext
 		defer pool.Unlock()
 		return pool.lock(p.distro, w)
 	})
-	if err != nil {
-		return kernels.Lock{}, err
-	}
-	for _, why := range l.LeftOut {
-		p.warnOnce(fmt.Sprintf("%s/%s: of what the package depends on, %s", k.Distro, k.Suite, why))
-	}
-	return l.Lock, nil
 }
 
 // warnOnce says a thing once, for however many kernels it holds.

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/url"
 	"os"
 	"path"
@@ -35,9 +36,10 @@ const (
 
 // A found repository is one as one or more mirrors have it: with the same list of packages.
 type found struct {
-	name  string // of the repository
-	keep  string // folder of the cache
-	bases []string
+	name  string   // of the repository
+	keep  string   // folder of the cache
+	bases []string // of the repository at each mirror
+	roots []string // of the suite there
 	date  time.Time
 	list  listRef
 }
@@ -46,7 +48,8 @@ type found struct {
 type view struct {
 	suite, arch string
 	found       []found
-	until       time.Time // good until then within this process
+	unread      []repo.Unread // of each mirror the first repository
+	until       time.Time     // good until then within this process
 }
 
 // minor is a release within a suite, as folders of archives are named by: 9.3.
@@ -97,42 +100,124 @@ func (p *Provider) view(ctx context.Context, name, arch string) (*view, error) {
 		return slot.Value, nil
 	}
 	v := &view{suite: name, arch: theirs, until: p.asker.Now().Add(repo.MaxAge)}
-	answers, errs := make([][]found, len(s.repos)), make([]error, len(s.repos))
-	until := make([]time.Time, len(s.repos))
+	answers, errs := make([]*view, len(s.repos)), make([]error, len(s.repos))
 	var wg sync.WaitGroup
 	for i, r := range s.repos {
-		wg.Go(func() { answers[i], until[i], errs[i] = p.ask(ctx, s, r, roots, theirs) })
+		wg.Go(func() { answers[i], errs[i] = p.ask(ctx, s, r, roots, theirs) })
 	}
 	wg.Wait()
 	for i, r := range s.repos {
 		if errs[i] != nil {
 			return nil, errs[i]
 		}
-		if len(answers[i]) == 0 && !r.optional {
+		if len(answers[i].found) == 0 && !r.optional && len(answers[i].unread) > 0 {
+			return nil, answers[i].unread[0].Err
+		}
+		if len(answers[i].found) == 0 && !r.optional {
 			return nil, fmt.Errorf("no repository %s/%s for %s: use a mirror that has it (--mirror): %w",
 				roots[0], r.at(theirs), arch, kernels.ErrNotFound)
 		}
-		v.found = append(v.found, answers[i]...)
-		if until[i].Before(v.until) {
-			v.until = until[i]
+		v.found = append(v.found, answers[i].found...)
+		v.addUnread(answers[i].unread...)
+		if answers[i].until.Before(v.until) {
+			v.until = answers[i].until
 		}
 	}
 	slot.Value, slot.OK = v, true
 	return v, nil
 }
 
-// ask asks the mirrors for a repository's repomd.xml. Those that have the same list of packages are one answer.
-func (p *Provider) ask(ctx context.Context, s suite, r repository, roots []string, arch string) ([]found, time.Time, error) {
+// Unread implements kernels.Partial.
+func (p *Provider) Unread(suite string) []error {
+	var out []error
+	for _, arch := range slices.Sorted(maps.Keys(architectures)) {
+		slot := p.views.At(suite + " " + arch)
+		slot.Lock()
+		if slot.OK {
+			for _, u := range slot.Value.unread {
+				out = append(out, u)
+			}
+		}
+		slot.Unlock()
+	}
+	return out
+}
+
+// answer gives what compute makes of a suite as it is now. A list that can't be had goes without, with a warning, where another mirror
+// has one of the same repository.
+func answer[T any](ctx context.Context, p *Provider, suite, arch string, compute func(*view) (T, error)) (T, error) {
+	v, err := p.view(ctx, suite, arch)
+	for {
+		if err != nil {
+			var none T
+			return none, err
+		}
+		out, err := compute(v)
+		lost, ok := errors.AsType[*lostError](err)
+		if !ok {
+			return out, v.note(err)
+		}
+		v = p.without(v, suite+" "+arch, lost)
+	}
+}
+
+// addUnread keeps the first of each mirror.
+func (v *view) addUnread(list ...repo.Unread) {
+	for _, u := range list {
+		if !slices.ContainsFunc(v.unread, func(have repo.Unread) bool { return have.Mirror == u.Mirror }) {
+			v.unread = append(v.unread, u)
+		}
+	}
+}
+
+// note adds to an error which mirrors couldn't be looked into.
+func (v *view) note(err error) error {
+	if err == nil {
+		return nil
+	}
+	for _, u := range v.unread {
+		err = fmt.Errorf("%w; not looked into: %s", err, u)
+	}
+	return err
+}
+
+// lostError is the error of a list without which there are others of the same repository.
+type lostError struct {
+	found
+	error
+}
+
+// without is a view that lacks a list, which takes the place of the old one.
+func (p *Provider) without(v *view, key string, lost *lostError) *view {
+	p.warnOnce(fmt.Sprintf("%v; going on with the archive's other mirrors", lost.error))
+	next := *v
+	next.unread = slices.Clone(v.unread)
+	for _, root := range lost.roots {
+		next.addUnread(repo.Unread{Mirror: root, Err: lost.error})
+	}
+	next.found = slices.DeleteFunc(slices.Clone(v.found), func(f found) bool { return f.name == lost.name && f.list == lost.list })
+	slot := p.views.At(key)
+	slot.Lock()
+	defer slot.Unlock()
+	if slot.Value == v {
+		slot.Value = &next
+	}
+	return &next
+}
+
+// ask asks the mirrors for a repository's repomd.xml: the part of a view that is this repository's. Mirrors that have the same list of
+// packages are one answer.
+func (p *Provider) ask(ctx context.Context, s suite, r repository, roots []string, arch string) (*view, error) {
 	keep := s.name + "-" + r.name + "-" + arch
-	until := p.asker.Now().Add(repo.MaxAge)
+	v := &view{until: p.asker.Now().Add(repo.MaxAge)}
 	var bases []string
 	for _, root := range roots {
 		bases = append(bases, root+"/"+r.at(arch))
 	}
 	if r.listed {
 		var err error
-		if until, err = p.follow(ctx, keep, bases, arch); err != nil {
-			return nil, until, err
+		if v.until, err = p.follow(ctx, keep, bases, arch); err != nil {
+			return nil, err
 		}
 	}
 	got, err := repo.Question[listRef]{
@@ -142,20 +227,28 @@ func (p *Provider) ask(ctx context.Context, s suite, r repository, roots []strin
 		},
 	}.Ask(ctx, p.asker)
 	if err != nil {
-		return nil, until, err
+		return nil, err
 	}
-	if got.Until.Before(until) {
-		until = got.Until
+	rootOf := func(base string) string {
+		if i := slices.Index(bases, base); i >= 0 {
+			return roots[i]
+		}
+		return base
 	}
-	var out []found
+	for _, u := range got.Unread {
+		v.addUnread(repo.Unread{Mirror: rootOf(u.Mirror), Err: u.Err})
+	}
+	if got.Until.Before(v.until) {
+		v.until = got.Until
+	}
 	for _, a := range got.Have {
-		if i := slices.IndexFunc(out, func(f found) bool { return f.list.Digest == a.Value.Digest }); i >= 0 {
-			out[i].bases = append(out[i].bases, a.Mirror)
+		if i := slices.IndexFunc(v.found, func(f found) bool { return f.list.Digest == a.Value.Digest }); i >= 0 {
+			v.found[i].bases, v.found[i].roots = append(v.found[i].bases, a.Mirror), append(v.found[i].roots, rootOf(a.Mirror))
 			continue
 		}
-		out = append(out, found{name: r.name, keep: keep, bases: []string{a.Mirror}, date: a.Date, list: a.Value})
+		v.found = append(v.found, found{name: r.name, keep: keep, bases: []string{a.Mirror}, roots: []string{rootOf(a.Mirror)}, date: a.Date, list: a.Value})
 	}
-	return out, until, nil
+	return v, nil
 }
 
 // follow puts the URL in the place of each base that a list there says, of which the first entry counts. Lists are not signed: they lead
@@ -229,7 +322,8 @@ func (v *view) indexes() []kernels.Index {
 	return out
 }
 
-// pool opens the lists of packages of a view.
+// pool opens the lists of packages of a view. Where one of them can't be had and another mirror has one of the same repository, it fails
+// with a *lostError.
 func (p *Provider) pool(ctx context.Context, v *view) (*pool, error) {
 	return p.pools.Get(v.key(p.distro, "pool"), func() (*pool, error) {
 		indexes, errs := make([]*index, len(v.found)), make([]error, len(v.found))
@@ -245,6 +339,9 @@ func (p *Provider) pool(ctx context.Context, v *view) (*pool, error) {
 		wg.Wait()
 		var sources []source
 		for i, f := range v.found {
+			if errs[i] != nil && ctx.Err() == nil && slices.ContainsFunc(v.found, func(g found) bool { return g.name == f.name && g.list != f.list }) {
+				return nil, &lostError{f, errs[i]}
+			}
 			if errs[i] != nil { // where all fail, they do so for the same reason
 				return nil, errs[i]
 			}

@@ -95,7 +95,10 @@ func FuzzVersion(f *testing.F) {
 			t.Errorf("%q isn't itself", a)
 		}
 		v := splitEVR(a)
-		if w := splitEVR(v.String()); v.version != "" && v.release != "" && v.epoch != "0" && strings.Trim(v.epoch, "0123456789") == "" && w.compare(v) != 0 {
+		if strings.ContainsRune(v.version, ':') || v.version == "" || v.release == "" || v.epoch == "0" {
+			return
+		}
+		if w := splitEVR(v.String()); w.compare(v) != 0 {
 			t.Errorf("%q became %q", a, w)
 		}
 	})

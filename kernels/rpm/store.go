@@ -18,6 +18,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ProtonMail/go-crypto/openpgp"
+
 	"github.com/godkms-hermetic/godkms-hermetic/internal/durable"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/mirror"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
@@ -223,7 +225,7 @@ func (p *Provider) ask(ctx context.Context, s suite, r repository, roots []strin
 	got, err := repo.Question[listRef]{
 		Name: keep, Mirrors: bases, File: "repodata/repomd.xml", Limit: maxRepomd, Optional: true,
 		Read: func(ctx context.Context, file []byte, beside func(string, int64) ([]byte, error)) (repo.Reading[listRef], error) {
-			return p.readRepomd(file, beside)
+			return p.readRepomd(s, file, beside)
 		},
 	}.Ask(ctx, p.asker)
 	if err != nil {
@@ -274,10 +276,21 @@ func (p *Provider) follow(ctx context.Context, keep string, bases []string, arch
 	return got.Until, err
 }
 
-// readRepomd verifies a repomd.xml by its signature, which must be there where the distribution has them, and reads it.
-func (p *Provider) readRepomd(file []byte, beside func(string, int64) ([]byte, error)) (repo.Reading[listRef], error) {
-	var none repo.Reading[listRef]
+// signers are the keys that may sign a suite's indexes.
+func (p *Provider) signers(s suite) (openpgp.EntityList, error) {
 	keys, err := p.keys()
+	if err != nil || s.signers == nil || p.asker.Keyring != nil {
+		return keys, err
+	}
+	return slices.DeleteFunc(slices.Clone(keys), func(e *openpgp.Entity) bool {
+		return !slices.Contains(s.signers, fmt.Sprintf("%X", e.PrimaryKey.Fingerprint))
+	}), nil
+}
+
+// readRepomd verifies a repomd.xml by its signature, which must be there where the distribution has them, and reads it.
+func (p *Provider) readRepomd(s suite, file []byte, beside func(string, int64) ([]byte, error)) (repo.Reading[listRef], error) {
+	var none repo.Reading[listRef]
+	keys, err := p.signers(s)
 	if err != nil {
 		return none, err
 	}

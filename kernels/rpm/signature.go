@@ -17,9 +17,9 @@ import (
 	"github.com/ProtonMail/go-crypto/openpgp/packet"
 )
 
-// An oldSignature is an OpenPGP signature of version 3 (RFC 4880, section 5.2.2), which the openpgp package passes over. Red Hat and Oracle
-// sign packages in that form, "Header V3 RSA/SHA256" in the words of rpm -K, and so does obs-sign, the signer of SUSE's indexes, unless it's told
-// otherwise. It's as strong as its hash and key.
+// An oldSignature is an OpenPGP signature of version 3 (RFC 4880, section 5.2.2), which the openpgp package passes over. Many packages
+// have such, "Header V3 RSA/SHA256" in the words of rpm -K (github.com/rpm-software-management/rpm/pull/2290), and obs-sign, the signer of
+// SUSE's indexes, makes them unless it's told otherwise (github.com/openSUSE/obs-sign/issues/43). They're as strong as their hash and key.
 type oldSignature struct {
 	signed [5]byte // type and time: they are hashed behind the text
 	issuer uint64  // key ID

@@ -390,8 +390,8 @@ func parsePackage(f []string) (p Package, err error) {
 
 func parseDigest(text string) (v1.Hash, error) {
 	h, err := v1.NewHash(text)
-	if err != nil || h.Algorithm != "sha256" || h.String() != text {
-		return v1.Hash{}, fmt.Errorf("%q is no digest: one is sha256: and 64 hexadecimal digits", text)
+	if err != nil || h.Algorithm != "sha256" && h.Algorithm != "sha512" || h.String() != text {
+		return v1.Hash{}, fmt.Errorf("%q is no digest: one is sha256: and 64 hexadecimal digits, or sha512: and 128", text)
 	}
 	return h, nil
 }

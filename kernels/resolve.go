@@ -271,6 +271,9 @@ func (l *lookup) nothing(asked, s Selector, have []string, unread []error) error
 		text = fmt.Sprintf("the running kernel, %q, is not in %s: name another", s.Release, where)
 	default:
 		text = fmt.Sprintf("no release %q in %s%s", s.Release, where, DidYouMean(s.Release, have))
+		if len(unread) == 0 {
+			text += "; one that the mirrors have dropped may be in an older archive of the distribution's: name that with --mirror too"
+		}
 	}
 	told := map[string]bool{} // of two suites one mirror may say the same
 	for _, u := range unread {

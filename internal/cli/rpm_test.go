@@ -25,7 +25,7 @@ import (
 type rpmRow struct {
 	distro, suite string
 	signed        bool                              // its indexes are
-	index         string                            // compression of its lists of packages
+	index, sum    string                            // compression of its lists of packages, and what pins these
 	repos         map[string][][]distrotest.Package // by path below the archive
 	list          string                            // a mirror.list that leads to the repository
 	mirrors       []string                          // folders that are mirrors of the archive; none: all is one
@@ -82,8 +82,9 @@ func headersOf(t *testing.T, name, release, compiler, compression string, says .
 	t.Helper()
 	version, suffix, _ := strings.Cut(release, ".x86_64")
 	p := distrotest.Package{Name: name, Version: version, Arch: "x86_64", Compression: compression,
-		Depends: []string{"/usr/bin/find", "make", "(gcc or clang or gcc-toolset-12-gcc or gcc12)"},
-		Files:   distrotest.Headers(t, release, compiler).OneFolder("usr/src/kernels/" + release)}
+		Depends: []string{"/usr/bin/find", "make", "kernel-core-uname-r = " + version + ".x86_64" + suffix, // the kernel itself isn't there
+			"(gcc or clang or gcc-toolset-12-gcc or gcc12)"},
+		Files: distrotest.Headers(t, release, compiler).OneFolder("usr/src/kernels/" + release)}
 	for _, name := range says {
 		p.Provides = append(p.Provides, name+" = "+version+".x86_64"+suffix)
 	}
@@ -123,8 +124,10 @@ func rpmRows(t *testing.T) []rpmRow {
 	})
 	redHat, suse, toolset := named("gcc", gcc.Files), named("gcc12", without), named("gcc-toolset-12-gcc", gcc.Files.Below("opt/rh/gcc-toolset-12/root"))
 	amazon := named("gcc12", gcc.Files.With(distrotest.Files{"usr/bin/gcc12-gcc": distrotest.Link("gcc-12")}))
-	old := list{{Name: "gcc", Version: "11.4.1-3", Arch: "x86_64", Files: distrotest.Files{
-		"usr/bin/gcc": {Text: "#!/bin/sh\necho this is gcc 11 >&2\nexit 1\n", Exec: true}}}}
+	other := func(version string) list { // that is not the kernel's
+		return list{{Name: "gcc", Version: version, Arch: "x86_64", Files: distrotest.Files{
+			"usr/bin/gcc": {Text: "#!/bin/sh\necho this is another gcc >&2\nexit 1\n", Exec: true}}}}
+	}
 	uname := "kernel-devel-uname-r"
 	sles := func(module, kind string) string { return kind + "/SLE-Module-" + module + "/15-SP6/x86_64/" }
 	return []rpmRow{
@@ -138,7 +141,7 @@ func rpmRows(t *testing.T) []rpmRow {
 			flavours: map[string]string{"5.14.0-580.el9.x86_64": "default"},
 			repos: map[string][][]distrotest.Package{
 				"9-stream/BaseOS/x86_64/os":    {tools},
-				"9-stream/AppStream/x86_64/os": {redHat, {headersOf(t, "kernel-devel", "5.14.0-580.el9.x86_64", redHatGCC, "zstd", uname)}},
+				"9-stream/AppStream/x86_64/os": {redHat, other("12.3.1-1"), {headersOf(t, "kernel-devel", "5.14.0-580.el9.x86_64", redHatGCC, "zstd", uname)}},
 			}},
 		{distro: "rocky", suite: "9", signed: true, index: "gz", mirrors: []string{"/pub/rocky", "/vault/rocky/9.4"}, latest: "5.14.0-427.13.1.el9_4.x86_64",
 			flavours: map[string]string{"5.14.0-427.13.1.el9_4.x86_64": "default", "5.14.0-427.13.1.el9_4.x86_64+rt": "rt",
@@ -166,7 +169,7 @@ func rpmRows(t *testing.T) []rpmRow {
 			flavours: map[string]string{"5.15.0-100.96.32.el9uek.x86_64": "uek"},
 			repos: map[string][][]distrotest.Package{
 				"OL9/baseos/latest/x86_64": {tools},
-				"OL9/appstream/x86_64":     {old, toolset},
+				"OL9/appstream/x86_64":     {other("11.4.1-3"), toolset},
 				"OL9/UEKR7/x86_64":         {{headersOf(t, "kernel-uek-devel", "5.15.0-100.96.32.el9uek.x86_64", redHatGCC, "xz", "kernel-uek-devel-uname-r")}},
 			}},
 		{distro: "opensuse-leap", suite: "15.6", signed: true, index: "gz", latest: "6.4.0-150600.23.7-default",
@@ -175,7 +178,7 @@ func rpmRows(t *testing.T) []rpmRow {
 				"distribution/leap/15.6/repo/oss": {tools, suse, suseHeaders(t, "6.4.0", "150600.21", "default", ".3", "xz")},
 				"update/leap/15.6/sle":            {suseHeaders(t, "6.4.0", "150600.23.7", "default", ".4", "xz")},
 			}},
-		{distro: "opensuse-tumbleweed", suite: "rolling", signed: true, index: "zst", latest: "6.17.8-1-default",
+		{distro: "opensuse-tumbleweed", suite: "rolling", signed: true, index: "gz", sum: "sha512", latest: "6.17.8-1-default",
 			flavours: map[string]string{"6.17.8-1-default": "default"},
 			repos: map[string][][]distrotest.Package{
 				"tumbleweed/repo/oss": {tools, suse, suseHeaders(t, "6.17.8", "1", "default", ".2", "zstd")},
@@ -201,7 +204,7 @@ func (r rpmRow) serve(t *testing.T, signPackages bool, spoil func(path string, b
 	t.Helper()
 	dirs := map[string]http.Handler{}
 	for at, lists := range r.repos {
-		dir := distrotest.YUM{Packages: lists, Index: r.index, SignPackages: signPackages, SignIndex: r.signed}.Repository(t)
+		dir := distrotest.YUM{Packages: lists, Index: r.index, Sum: r.sum, SignPackages: signPackages, SignIndex: r.signed}.Repository(t)
 		dirs["/"+at+"/"] = http.StripPrefix("/"+at, http.FileServer(http.Dir(dir)))
 	}
 	var s *httptest.Server
@@ -301,6 +304,48 @@ func TestRPMDistributions(t *testing.T) {
 		})
 	}
 	t.Run("lock", func(t *testing.T) { lockAgain(t, keys, cache, selectors, args, results) })
+}
+
+// What can't be had is named, with what to do.
+func TestRPMNotFound(t *testing.T) {
+	t.Parallel()
+	if kernels.HostArch() != "amd64" {
+		need.Skip(t, "the packages are amd64's")
+	}
+	var rocky, centos rpmRow
+	for _, r := range rpmRows(t) {
+		switch r.distro {
+		case "rocky":
+			rocky = r
+		case "centos":
+			centos = r
+		}
+	}
+	r := "rocky/9:5.14.0-427.13.1.el9_4.x86_64"
+	vault := rocky.serve(t, true, nil)[2:]
+	toolless := centos
+	toolless.repos = map[string][][]distrotest.Package{"9-stream/BaseOS/x86_64/os": centos.repos["9-stream/BaseOS/x86_64/os"],
+		"9-stream/AppStream/x86_64/os": centos.repos["9-stream/AppStream/x86_64/os"][1:]}
+	for _, c := range []struct {
+		kernel string
+		flags  []string
+		want   []string
+	}{
+		{"rhel/9:5.14.0-1.el9.x86_64", nil, []string{"rhel has no public mirror", "--mirror rhel=https://"}},
+		{"sles/15.6:latest", nil, []string{"sles has no public mirror", "--mirror sles=https://"}},
+		{"rocky/8:4.18.0-553.el8_10.x86_64", vault, []string{"none of the mirrors of rocky has release 8"}},
+		{strings.Replace(r, "13.1", "13.2", 1), rocky.serve(t, true, nil), []string{"near are", "5.14.0-427.13.1.el9_4.x86_64"}},
+		{"centos/9:latest", append(centos.serve(t, true, nil), "--with", "gaw"), []string{"no package", "near are", "gawk"}},
+		{"centos/9:latest", append(toolless.serve(t, true, nil), "--compiler", "gcc-13"), []string{"gcc-13", "there are gcc-12"}},
+	} {
+		said := runRPM(t, distrotest.Keyring(t), exitNoKernel, nil, append([]string{"build", "../../testdata/hello", "--kernels", c.kernel,
+			"--cache-dir", t.TempDir()}, c.flags...)...)
+		for _, want := range c.want {
+			if !strings.Contains(said, want) {
+				t.Errorf("%s: it says %q; want %q in it", c.kernel, said, want)
+			}
+		}
+	}
 }
 
 // What nobody vouches for isn't used.

@@ -2,6 +2,7 @@ package distrotest
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"fmt"
 	"io/fs"
@@ -20,6 +21,7 @@ import (
 type YUM struct {
 	Packages [][]Package // each list is packed, and kept, for itself: other repositories with the same list have the same packages
 	Index    string      // compression of primary.xml and the others: "gz" (default), "xz" or "zst"
+	Sum      string      // what pins packages and lists: "sha256" (default) or "sha512", not with "zst"
 	// What is signed.
 	SignPackages, SignIndex bool
 }
@@ -171,7 +173,7 @@ func (y YUM) Repository(t testing.TB) string {
 		if kind == "" || kind == "zst" {
 			kind = "gz"
 		}
-		if _, err := run("", "", "createrepo_c", "--quiet", "--no-database", "--general-compress-type", kind, "--set-timestamp-to-revision",
+		if _, err := run("", "", "createrepo_c", "--quiet", "--no-database", "--general-compress-type", kind, "--checksum", cmp.Or(y.Sum, "sha256"), "--set-timestamp-to-revision",
 			"--revision", fmt.Sprint(epoch.Unix()), dir); err != nil {
 			return err
 		}

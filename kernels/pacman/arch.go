@@ -9,9 +9,15 @@ import (
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
 
-// The keys of Arch's packagers that pacman trusts, of the package archlinux-keyring 20260420-1: those that three of its five master keys have
-// certified, made from it by scripts/archkeys. Only the keys and what binds one user ID and the signing subkeys is kept of them. What else
-// is needed of a package whose packager came later is Options.Keyring.
+// The 73 keys of Arch's packagers that pacman trusts, as of 2026-04-20: scripts/archkeys made them from Debian's package archlinux-keyring
+// 0~20260420-1~deb13u1, by what three of the five master keys there have certified. Only the keys, and what binds one user ID and the
+// signing subkeys, is kept of them. A package whose packager came later needs Options.Keyring. The master keys are
+//
+//	2AC0A42EFB0B5CBC7A0402ED4DC95B6D7BE9892E  David Runge
+//	3572FA2A1B067F22C58AF155F8B821B42A6FDCD7  Leonidas Spyropoulos
+//	69E6471E3AE065297529832E6BA0F5A2037F4F41  Johannes Löthberg
+//	99B6618472A3B3B814185BAED7D3D823B88BDB9B  Christian Heusel
+//	D8AFDDA07A5B6EDFA7D8CCDAD6D055F927843F1C  Levente Polyak
 //
 //go:embed keys/arch.asc
 var archKeys string

@@ -20,11 +20,13 @@ import (
 
 // Bounds of a database. Arch's largest, extra, has 15000 packages, and 8 MB packed; the longest desc of a package is some 50 kB.
 const (
-	maxPacked    = 256 << 20 // bytes of the file
-	maxText      = 2 << 30   // bytes of the tar
-	maxDesc      = 4 << 20   // bytes of what is said of a package
-	maxSize      = 64 << 30  // bytes of a package
-	maxSignature = 64 << 10  // bytes
+	maxPacked    = 128 << 20 // bytes of the file
+	maxText      = 1 << 30   // bytes of the tar
+	maxPackages  = 500000
+	maxProvided  = 2000000
+	maxDesc      = 4 << 20  // bytes of what is said of a package
+	maxSize      = 64 << 30 // bytes of a package
+	maxSignature = 64 << 10 // bytes
 )
 
 // A pkg is what a database says of a package. Nothing of it is signed but the package.
@@ -88,7 +90,9 @@ func buildIndex(w io.Writer, database []byte) (newest time.Time, err error) {
 		in     = tar.NewReader(end)
 		folder string
 		one    *pkg
-		buf    []byte
+
+		packages, provided int
+		buf                []byte
 	)
 	flush := func() error {
 		if one == nil {
@@ -96,6 +100,10 @@ func buildIndex(w io.Writer, database []byte) (newest time.Time, err error) {
 		}
 		if err := one.check(); err != nil {
 			return fmt.Errorf("%.200q: %w", folder, err)
+		}
+		packages++
+		if provided += len(one.provides); packages > maxPackages || provided > maxProvided {
+			return errors.New("it has too many packages, or they provide too much")
 		}
 		if one.built.After(newest) {
 			newest = one.built

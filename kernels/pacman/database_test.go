@@ -182,7 +182,7 @@ func TestBadDatabase(t *testing.T) {
 	z.Close()
 	whole := packed([2]string{"a/desc", desc})
 	for name, b := range map[string][]byte{
-		"nothing": nil, "no tar": []byte("<html>not here</html>"), "cut off in a gzip": gz.Bytes()[:gz.Len()-9], "cut off between files": whole[:len(whole)-1024],
+		"too much provided": with("LINUX-HEADERS=6.8.9\n", strings.Repeat("a\n", maxProvided+1)), "nothing": nil, "no tar": []byte("<html>not here</html>"), "cut off in a gzip": gz.Bytes()[:gz.Len()-9], "cut off between files": whole[:len(whole)-1024],
 		"cut off": whole[:700], "no name": with("%NAME%", "%X%"), "a path": with("linux-headers-6.8.9.arch1-2-x86_64.pkg.tar.zst", "../../x"),
 		"a hidden file": with("linux-headers-6.8.9.arch1-2-x86_64.pkg.tar.zst", ".x"), "an option": with("linux-headers-6.8.9.arch1-2-x86_64.pkg.tar.zst", "-x"),
 		"no size": with("27000000", "0"), "a size": with("27000000", "99999999999999999999"), "a digest": with("ef9039", "xx9039"), "no digest": with("%SHA256SUM%", "%X%"),

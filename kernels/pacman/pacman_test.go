@@ -60,6 +60,8 @@ func mirrorOf(t *testing.T, change func(core, extra *distrotest.Pacman)) string 
 			core.Packages = append(core.Packages, p)
 		}
 	}
+	extra.Packages = append(extra.Packages, distrotest.Package{Name: "gcc", Version: "13.1.1-1", Arch: "x86_64", Depends: []string{"binutils"},
+		Files: distrotest.Files{"usr/share/gcc": distrotest.Text("13")}}) // newer than the kernels' own
 	if change != nil {
 		change(&core, &extra)
 	}
@@ -129,7 +131,6 @@ func TestLock(t *testing.T) {
 	}
 
 	// The second time, and offline, nothing is fetched, and the compiler is known.
-	p.opts.Fetch = nil
 	off, err := New("arch", repo.Options{CacheDir: cache, Mirrors: map[string][]string{"arch": {url}}, Keyring: distrotest.Keyring(t), Offline: true})
 	if err != nil {
 		t.Fatal(err)
@@ -172,7 +173,13 @@ func TestLock(t *testing.T) {
 		t.Errorf("%v; want not found, with what is near", err)
 	}
 	p.opts.Compiler = "gcc-13"
-	if _, err := p.Lock(t.Context(), kernel("6.8.0-arch1-1"), kernels.Extra{}); !errors.Is(err, kernels.ErrNotFound) || !strings.Contains(err.Error(), "gcc-13") {
+	forced, err := p.Lock(t.Context(), kernel("6.8.0-arch1-1"), kernels.Extra{})
+	if i := slices.IndexFunc(forced.Toolchain, func(p kernels.Package) bool { return p.Name == "gcc" }); err != nil || !forced.Forced || forced.Compiler != "gcc-13" ||
+		forced.Toolchain[i].Version != "13.1.1-1" {
+		t.Errorf("%v, %+v; want gcc-13 as it was asked for", err, forced.Toolchain)
+	}
+	p.opts.Compiler = "gcc-14"
+	if _, err := p.Lock(t.Context(), kernel("6.8.0-arch1-1"), kernels.Extra{}); !errors.Is(err, kernels.ErrNotFound) || !strings.Contains(err.Error(), "gcc-14") {
 		t.Errorf("%v; want no such compiler", err)
 	}
 }

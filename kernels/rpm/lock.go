@@ -169,7 +169,7 @@ func (p *pool) lock(d *distro, w wanted) (locked, error) {
 // Enterprise Linux. What clang built is linked by lld, or takes LLVM's tools at least.
 func (p *pool) compilers(compiler, version string) ([]*candidate, error) {
 	family, major, _ := strings.Cut(compiler, "-")
-	best, err := p.compiler([]string{family, family + major, "gcc-toolset-" + major + "-" + family, "llvm-toolset"}, major, version)
+	best, err := p.compiler([]string{family, family + major, "gcc-toolset-" + major + "-" + family}, major, version)
 	if best == nil || err != nil {
 		return nil, err
 	}

@@ -134,7 +134,7 @@ func openFile(in *bufio.Reader, by trust) (*file, error) {
 	return f, nil
 }
 
-// checkPackage checks that one of the keys signed the header.
+// checkPackage checks that one of the keys signed the header, before it expired: packages outlive keys.
 func checkPackage(raw []byte, signatures *header, by trust) error {
 	var found [][]byte
 	for _, tag := range []uint32{sigRSA, sigDSA} {
@@ -162,7 +162,14 @@ func checkPackage(raw []byte, signatures *header, by trust) error {
 	}
 	err = errors.New("it is signed with none of the distribution's keys")
 	for _, sig := range found {
-		_, e := openpgp.CheckDetachedSignature(by.keys, bytes.NewReader(raw), bytes.NewReader(sig), &packet.Config{Time: by.now})
+		check := func(now func() time.Time) (*packet.Signature, error) {
+			s, _, err := openpgp.VerifyDetachedSignature(by.keys, bytes.NewReader(raw), bytes.NewReader(sig), &packet.Config{Time: now})
+			return s, err
+		}
+		s, e := check(by.now)
+		if errors.Is(e, pgperrors.ErrKeyExpired) && s != nil {
+			_, e = check(func() time.Time { return s.CreationTime })
+		}
 		if e == nil {
 			return nil
 		}

@@ -3,6 +3,8 @@ package rpm
 import (
 	"archive/tar"
 	"bytes"
+	"crypto"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +18,7 @@ import (
 	"time"
 
 	"github.com/ProtonMail/go-crypto/openpgp"
+	"github.com/ProtonMail/go-crypto/openpgp/packet"
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/need"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
@@ -240,6 +243,7 @@ func TestPackageTrust(t *testing.T) {
 		"not signed":      {bytes.NewReader(all["w3.zstdio"]), keys("a@x"), "not signed"},
 		"header changed":  {bytes.NewReader(change(bytes.Index(signed, []byte("Some thing")))), keys("a@x"), "signature does not hold"},
 		"payload changed": {bytes.NewReader(change(len(signed) - 30)), keys("a@x"), "any"}, // what is noticed first
+		"file changed":    {bytes.NewReader(bytes.Replace(all["w.ufdio"], []byte("\n4711\n"), []byte("\n4712\n"), 1)), nil, "its files have the digest"},
 		"trailing":        {bytes.NewReader(append(bytes.Clone(signed), 0)), keys("a@x"), "any"},
 		"as expected":     {known{bytes.NewReader(signed), thing}, keys("a@x"), ""},
 		"another package": {known{bytes.NewReader(signed), other}, keys("a@x"), "it is thing-3:1.0~rc1-2.fc40.noarch, and not"},
@@ -260,6 +264,35 @@ func TestPackageTrust(t *testing.T) {
 			}
 		case err == nil || !strings.Contains(err.Error(), c.want) || !errors.Is(err, kernels.ErrUntrusted):
 			t.Errorf("%s: error is %v; want %q", what, err, c.want)
+		}
+	}
+}
+
+// Packages outlive the keys that they were signed with; what is signed with an expired key isn't trusted.
+func TestPackageOfExpiredKey(t *testing.T) {
+	at := func(day int) *packet.Config {
+		return &packet.Config{Time: func() time.Time { return time.Date(2024, 1, day, 0, 0, 0, 0, time.UTC) }, KeyLifetimeSecs: 5 * 24 * 3600}
+	}
+	key, err := openpgp.NewEntity("a", "", "a@x", at(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for day, want := range map[int]bool{2: true, 10: false} {
+		signer := key.PrivateKey
+		sig := &packet.Signature{Version: 4, SigType: packet.SigTypeBinary, PubKeyAlgo: signer.PubKeyAlgo, Hash: crypto.SHA256, CreationTime: at(day).Now(),
+			IssuerKeyId: &key.PrimaryKey.KeyId}
+		sum := sha256.New()
+		sum.Write([]byte("header"))
+		var b bytes.Buffer
+		if err := errors.Join(sig.Sign(sum, signer, at(day)), sig.Serialize(&b)); err != nil {
+			t.Fatal(err)
+		}
+		h := &header{data: b.Bytes(), tags: map[uint32]tagEntry{sigRSA: {typeBinary, 0, uint32(b.Len())}}}
+		for _, now := range []int{day, 20} {
+			err := checkPackage([]byte("header"), h, trust{openpgp.EntityList{key}, at(now).Time})
+			if (err == nil) != want {
+				t.Errorf("signed on day %d, read on day %d: %v", day, now, err)
+			}
 		}
 	}
 }

@@ -54,7 +54,10 @@ const (
 )
 
 // maxEntries bounds how many dependencies, provides and files a package may have. Kernels have some ten thousand provides.
-const maxEntries = 1 << 20
+const (
+	maxEntries  = 1 << 20
+	maxRequires = 1 << 20 // bytes of what a package depends on
+)
 
 // readPrimary calls each for every package of a primary list, uncompressed (namespace http://linux.duke.edu/metadata/common, as
 // createrepo_c writes it: with the prefix rpm for what is rpm's). If the list says how many packages it has, it must have as many. Of
@@ -335,49 +338,38 @@ func (e *entry) appendEVR(b []byte) []byte {
 	return b
 }
 
-// require adds a dependency, unless it is on a feature of rpm.
+// require adds a dependency, unless it is on a feature of rpm. Whether it can be read is seen when somebody wants its package.
 func (p *listed) require(e *entry) error {
 	if bytes.HasPrefix(e.name, []byte("rpmlib(")) {
 		return nil
 	}
 	at := len(p.requires)
 	p.requires = append(p.requires, e.name...)
-	if len(e.name) == 0 || e.name[0] != '(' {
-		if err := plainWord(e.name); err != nil {
-			return err
-		}
-	}
 	if e.is != 0 {
 		p.requires = append(append(append(p.requires, ' '), e.is.String()...), ' ')
-		v := len(p.requires)
 		p.requires = e.appendEVR(p.requires)
-		if err := plainWord(p.requires[v:]); err != nil {
-			return err
-		}
 	}
-	if bytes.IndexByte(p.requires[at:], '\n') >= 0 || len(p.requires) > maxText<<4 {
+	if len(p.requires) == at || bytes.IndexByte(p.requires[at:], '\n') >= 0 || len(p.requires) > maxRequires {
 		return fmt.Errorf("dependency %.200q", p.requires[at:])
 	}
 	p.requires = append(p.requires, '\n')
 	return nil
 }
 
+// provide adds what is provided, unless it is nothing that a dependency can name.
 func (p *listed) provide(e *entry) error {
 	at := len(p.offered)
 	p.offered = append(p.offered, e.name...)
-	if err := plainWord(e.name); err != nil {
-		return err
-	}
 	end := len(p.offered)
 	if e.is != 0 {
 		if e.is != equal {
 			p.offered = append(p.offered, e.is.String()...)
 		}
-		v := len(p.offered)
 		p.offered = e.appendEVR(p.offered)
-		if err := plainWord(p.offered[v:]); err != nil {
-			return err
-		}
+	}
+	if plainWord(e.name) != nil || len(p.offered) > end && plainWord(p.offered[end:]) != nil {
+		p.offered = p.offered[:at]
+		return nil
 	}
 	return p.offer(at, end)
 }

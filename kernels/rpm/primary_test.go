@@ -155,7 +155,6 @@ func TestPrimaryRefuses(t *testing.T) {
 		"no size":           {"<size ", "<sizes ", "missing"},
 		"negative size":     {`package="338`, `package="-338`, "no number"},
 		"flags":             {`flags="GE"`, `flags="XX"`, "not known"},
-		"space in a name":   {`name="cpp"`, `name="cpp x"`, "white space"},
 		"newline in rich":   {`name="(annobin if`, `name="(annobin&#10;if`, "dependency"},
 		"relative file":     {">/usr/bin/gcc<", ">usr/bin/gcc<", "absolute"},
 		"count":             {`packages="1"`, `packages="2"`, "says 2"},
@@ -182,6 +181,19 @@ func TestPrimaryRefuses(t *testing.T) {
 	long := strings.Replace(good, "<summary>", "<summary x='"+strings.Repeat("a", maxTag)+"'>", 1)
 	if _, err := readAll([]byte(long)); err == nil {
 		t.Error("a tag of 1 MB is read")
+	}
+}
+
+// One odd package doesn't make a list useless.
+func TestPrimaryOddities(t *testing.T) {
+	text := strings.Replace(packages("a 1-1; Provides: v; Requires: b\nc 1-1"), `name="v"`, `name="v w"`, 1)
+	text = strings.Replace(text, `name="b"`, `name="b =&gt; 1"`, 1)
+	p := newPool("x86_64", []source{{index: compact(t, text), base: "http://mirror"}})
+	if got := resolve(t, p, "c"); got != "c-1-1" {
+		t.Error(got)
+	}
+	if got := resolve(t, p, "a"); !strings.Contains(got, `dependency "b => 1": unexpected "=> 1"`) {
+		t.Error(got)
 	}
 }
 

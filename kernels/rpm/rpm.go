@@ -53,7 +53,8 @@ func Distros() map[string][]string {
 	return out
 }
 
-// New makes the provider of a distribution. It touches no network. RHEL and SLES have no mirror unless Options.Mirrors gives one.
+// New makes the provider of a distribution. It touches no network. The archive that Options.Mirrors doesn't give is the distribution's own,
+// whatever this host is configured for; RHEL and SLES have none.
 func New(distro string, o repo.Options) (*Provider, error) {
 	for _, d := range distros() {
 		if d.name == distro {

@@ -316,7 +316,7 @@ func (c *closure) dependsOf(k *candidate) ([]*depend, error) {
 			continue
 		}
 		seen[text] = true
-		d, err := parseDepend(text)
+		d, err := parseDepend(strings.TrimSuffix(text, "\n"))
 		if err != nil {
 			return nil, fmt.Errorf("package %q: %w", k.name, err)
 		}

@@ -86,8 +86,8 @@ func (p *Provider) view(ctx context.Context, name, arch string) (*view, error) {
 		return nil, fmt.Errorf("no architecture %q: %w", arch, kernels.ErrNotFound)
 	}
 	if len(p.mirrors) == 0 {
-		return nil, fmt.Errorf("%s has no public mirror: give one with --mirror, as in --mirror %s=%s: %w",
-			p.distro.name, p.distro.name, p.distro.give, kernels.ErrNotFound)
+		return nil, fmt.Errorf("%w: %s has no public mirror: give one with --mirror, as in --mirror %s=%s",
+			kernels.ErrNoMirror, p.distro.name, p.distro.name, p.distro.give)
 	}
 	roots := s.roots(p.mirrors)
 	if len(roots) == 0 {

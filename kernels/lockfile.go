@@ -323,7 +323,7 @@ func (r *lockReader) finish() (*LockFile, error) {
 			return nil, fmt.Errorf("line %d: the toolchain comes twice", t.line)
 		}
 		if got := (Lock{Toolchain: t.packages}).ToolchainDigest(); got != t.digest {
-			return nil, fmt.Errorf("line %d: the packages of this toolchain have the digest %s: they were altered", t.line, got)
+			return nil, fmt.Errorf("line %d: the packages of this toolchain have the digest %s: they were altered; restore the file, or write it anew with the command lock", t.line, got)
 		}
 		toolchains[t.digest] = t.packages
 	}
@@ -337,7 +337,7 @@ func (r *lockReader) finish() (*LockFile, error) {
 			return nil, fmt.Errorf("line %d: this kernel's toolchain is not in the file", l.line)
 		}
 		if got := l.Lock.Digest(); got != l.digest {
-			return nil, fmt.Errorf("line %d: what is locked for this kernel has the digest %s: it was altered", l.line, got)
+			return nil, fmt.Errorf("line %d: what is locked for this kernel has the digest %s: it was altered; restore the file, or write it anew with the command lock", l.line, got)
 		}
 		f.Locks = append(f.Locks, l.ExtraLock)
 	}

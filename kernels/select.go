@@ -32,6 +32,9 @@ const (
 // maxList is how many bytes a file of selectors may have.
 const maxList = 1 << 20
 
+// maxSelector is how many bytes a selector may have.
+const maxSelector = 512
+
 // String gives the form that ParseSelector reads.
 func (s Selector) String() string {
 	out := s.Release
@@ -125,6 +128,9 @@ func ParseSelector(text string) (Selector, error) {
 	var s Selector
 	fail := func(format string, args ...any) (Selector, error) {
 		return Selector{}, fmt.Errorf("kernel selector %q: "+format, append([]any{text}, args...)...)
+	}
+	if len(text) > maxSelector {
+		return Selector{}, fmt.Errorf("kernel selector %q…: it has more than %d bytes", text[:40], maxSelector)
 	}
 	rest, exclude := strings.CutPrefix(text, "!")
 	s.Exclude = exclude

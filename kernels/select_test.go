@@ -73,6 +73,7 @@ func TestReadSelectors(t *testing.T) {
 	for in, want := range map[string]string{
 		"6.1.0-*\n\n6 1":                     "line 3: kernel selector \"6 1\"",
 		"@other":                             "line 1: ",
+		strings.Repeat("6", maxSelector+1):   `line 1: kernel selector "6666666666666666666666666666666666666666"…: it has more than 512 bytes`,
 		strings.Repeat("6.1\n", maxList/4+1): "more than 1048576 bytes",
 		strings.Repeat("6", maxList+1):       "more than",
 	} {

@@ -256,7 +256,7 @@ func (r *buildRun) plan(ctx context.Context, sources []string) ([]target, error)
 		return nil, err
 	}
 	part := r.shard.take(targets)
-	if len(part) == 0 {
+	if len(part) == 0 && r.shard.of > 0 {
 		r.board.Print(fmt.Sprintf("--shard %s: there is nothing to build, as the kernels are fewer: %d", r.shard, len(targets)))
 	}
 	return part, nil

@@ -162,8 +162,11 @@ for other machines, and a host installs them for its kernels and for those that 
 		Version:       version(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		PersistentPreRunE: func(*cobra.Command, []string) error {
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			if err := a.start(); err != nil {
+				return err
+			}
+			if err := exclusive(cmd); err != nil {
 				return err
 			}
 			var err error
@@ -219,6 +222,18 @@ for other machines, and a host installs them for its kernels and for those that 
 	root.CompletionOptions.HiddenDefaultCmd = false
 	root.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp))
 	return root
+}
+
+// exclusive is cobra's check of the flags that exclude each other, in words like those of the other flags' errors.
+func exclusive(cmd *cobra.Command) error {
+	err := cmd.ValidateFlagGroups()
+	if err != nil {
+		_, set, _ := strings.Cut(err.Error(), "; [")
+		if set, ok := strings.CutSuffix(set, "] were all set"); ok {
+			return fmt.Errorf("--%s exclude each other", strings.ReplaceAll(set, " ", " and --"))
+		}
+	}
+	return err
 }
 
 // start checks the flags that every command has.

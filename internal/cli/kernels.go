@@ -55,13 +55,13 @@ index has dates.` + exitStatus(
 func listed(distros map[string]kernels.Provider, text string) (string, error) {
 	distro, suite, _ := strings.Cut(text, "/")
 	switch {
-	case distros[text] != nil:
-		return text + "/*:*", nil
+	case suite == "" && distros[distro] != nil:
+		return distro + "/*:*", nil
 	case suite != "" && !strings.ContainsAny(text, ":@"):
 		return text + ":*", nil
 	case text == kernels.Running || text == kernels.Latest:
-	case distro != "" && unicode.IsLetter(rune(text[0])) && !strings.ContainsAny(text, ":*?[="):
-		return "", fmt.Errorf("%q is not of the form DISTRO/SUITE, as in debian/bookworm; 'godkms-hermetic kernels' lists them", text)
+	case distro != "" && unicode.IsLetter(rune(text[0])) && !strings.ContainsAny(text, ":*?[=@"):
+		return "", fmt.Errorf("no distribution %q; a suite is named DISTRO/SUITE, as in debian/bookworm, of the distributions %s", distro, strings.Join(slices.Sorted(maps.Keys(distros)), ", "))
 	}
 	return text, nil
 }
@@ -83,6 +83,9 @@ func (a *app) runKernels(ctx context.Context, args []string, arch string) error 
 	selectors, err := parseSelectors(distros, texts)
 	if err != nil {
 		return err
+	}
+	if len(selectors) == 0 {
+		return errors.New("no kernel given; name some as in debian/trixie:latest, or give no argument for the distributions and suites")
 	}
 	answers, err := a.resolver(distros, kernels.ArchOf(arch)).Resolve(ctx, selectors)
 	if err != nil {

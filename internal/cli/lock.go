@@ -18,6 +18,7 @@ import (
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/godkms-hermetic/godkms-hermetic/builder"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/mirror"
@@ -208,6 +209,9 @@ func readLockFile(name string) (*kernels.LockFile, error) {
 	var f *kernels.LockFile
 	if err == nil {
 		f, err = kernels.ParseLockFile(text)
+	}
+	if errors.Is(err, unix.EISDIR) {
+		err = errors.New("it is a folder")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("lock file %q: %w", name, err)

@@ -142,7 +142,7 @@ func TestMakePackagesUsage(t *testing.T) {
 		texts []string
 	}{
 		{[]string{"made/1.0"}, 1, []string{"at least one of the flags", "prebuilt", "source"}},
-		{[]string{"made/1.0", "--prebuilt", "--source"}, 1, []string{"none of the others"}},
+		{[]string{"made/1.0", "--prebuilt", "--source"}, 1, []string{"--prebuilt and --source exclude each other"}},
 		{[]string{"made/1.0", "--prebuilt"}, 1, []string{"made.ko"}}, // which is no module
 		{[]string{"made/2.0", "--prebuilt"}, 77, []string{"BUILD_EXCLUSIVE"}},
 		{[]string{"made/3.0", "--prebuilt"}, 1, []string{"build it first"}},

@@ -17,9 +17,10 @@ import (
 )
 
 // readSelectors reads selectors as flags and arguments have them, and passes over empty ones. @FILE stands for those in a file, @- for those
-// of standard input.
+// of standard input; a request that comes to nothing through an empty file is an error, as no request means all kernels to some.
 func readSelectors(list []string) ([]kernels.Selector, error) {
 	var out []kernels.Selector
+	empty := ""
 	for _, text := range list {
 		text = strings.TrimSpace(text)
 		name, isFile := strings.CutPrefix(text, "@")
@@ -30,6 +31,9 @@ func readSelectors(list []string) ([]kernels.Selector, error) {
 			if err != nil {
 				return nil, err
 			}
+			if len(found) == 0 {
+				empty = text
+			}
 			out = append(out, found...)
 		default:
 			found, err := kernels.ParseSelectors(text)
@@ -38,6 +42,9 @@ func readSelectors(list []string) ([]kernels.Selector, error) {
 			}
 			out = append(out, found...)
 		}
+	}
+	if len(out) == 0 && empty != "" {
+		return nil, fmt.Errorf("%s names no kernel; write one in a line, as in debian/bookworm:latest", empty)
 	}
 	return out, nil
 }
@@ -60,6 +67,9 @@ func selectorsIn(name string) ([]kernels.Selector, error) {
 	}
 	list, err := kernels.ReadSelectors(in)
 	if err != nil {
+		if errors.Is(err, unix.EISDIR) {
+			err = errors.New("it is a folder; name a file of selectors, or write @- for standard input")
+		}
 		return nil, fmt.Errorf("kernels of %s: %w", name, err)
 	}
 	return list, nil

@@ -6,6 +6,7 @@ import (
 	"log"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -50,6 +51,33 @@ func TestPick(t *testing.T) {
 		if s := strings.Join(got, " "); s != want {
 			t.Errorf("pick(%s) = %s; want %s", list, s, want)
 		}
+	}
+}
+
+// A file without selectors isn't a request for all that there is.
+func TestEmptySelectors(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "empty")
+	if err := os.WriteFile(name, []byte("# none yet\n\n"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := readSelectors([]string{"@" + name}); err == nil || err.Error() != "@"+name+" names no kernel; write one in a line, as in debian/bookworm:latest" {
+		t.Errorf("of an empty file: %v", err)
+	}
+	if list, err := readSelectors([]string{"6.1.*", "@" + name}); err != nil || len(list) != 1 {
+		t.Errorf("of a release beside an empty file: %v, %v", list, err)
+	}
+	if _, err := readSelectors([]string{"@" + t.TempDir()}); err == nil || !strings.Contains(err.Error(), "it is a folder") {
+		t.Errorf("of a folder: %v", err)
+	}
+	for args, text := range map[string]string{
+		"kernels ,":                        "no kernel given",
+		"kernels debain":                   `no distribution "debain"; a suite is named DISTRO/SUITE, as in debian/bookworm, of the distributions almalinux, amzn`,
+		"kernels latest@cloud":             "latest of what?",
+		"kernels @" + name:                 "names no kernel",
+		"build --kernels @" + name:         "names no kernel",
+		"build --lock x --compiler gcc-12": "--compiler and --lock exclude each other",
+	} {
+		run(t, t.TempDir(), strings.Fields(args)...).wants(t, 1, text)
 	}
 }
 

@@ -308,7 +308,7 @@ func (r *lockReader) index(f []string) (err error) {
 			return fmt.Errorf("%q is no date such as 2026-07-11T08:12:01Z", f[4])
 		}
 	}
-	if i.Digest, err = parseDigest(f[5]); err == nil {
+	if i.Digest, err = parseFileDigest(f[5]); err == nil {
 		err = checkURL(i.URL)
 	}
 	r.indexes = append(r.indexes, i)
@@ -377,7 +377,7 @@ func parsePackage(f []string) (p Package, err error) {
 	if p.Size, err = strconv.ParseInt(f[3], 10, 64); err != nil || p.Size <= 0 {
 		return p, fmt.Errorf("package %q: %q is no size in bytes", p.Name, f[3])
 	}
-	if p.Digest, err = parseDigest(f[4]); err != nil {
+	if p.Digest, err = parseFileDigest(f[4]); err != nil {
 		return p, fmt.Errorf("package %q: %w", p.Name, err)
 	}
 	for _, u := range f[5:] {
@@ -394,6 +394,14 @@ func parseDigest(text string) (v1.Hash, error) {
 		return v1.Hash{}, fmt.Errorf("%q is no digest: one is sha256: and 64 hexadecimal digits, or sha512: and 128", text)
 	}
 	return h, nil
+}
+
+// parseFileDigest takes SHA-512 too, for indexes, and packages of which an index has no other.
+func parseFileDigest(text string) (v1.Hash, error) {
+	if h, err := v1.NewHash(text); err == nil && h.Algorithm == "sha512" {
+		return h, nil
+	}
+	return parseDigest(text)
 }
 
 func checkURL(text string) error {

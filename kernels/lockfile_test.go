@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
 func lockPackage(name, version, urls string) Package {
@@ -109,6 +111,22 @@ func TestLockFile(t *testing.T) {
 	}
 	if none := encodeLockFile(t, &LockFile{}); none != "godkms.lock 1\n" {
 		t.Errorf("an empty file is %q", none)
+	}
+}
+
+// Some repositories have no SHA-256 of their files.
+func TestLockFileSHA512(t *testing.T) {
+	sum := v1.Hash{Algorithm: "sha512", Hex: strings.Repeat("5a", 64)}
+	f := lockFile()
+	f.Indexes[0].Digest, f.Locks[0].Lock.Headers[0].Digest = sum, sum
+	got, err := ParseLockFile([]byte(encodeLockFile(t, f)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.ContainsFunc(got.Locks, func(l ExtraLock) bool {
+		return slices.ContainsFunc(l.Lock.Headers, func(p Package) bool { return p.Digest == sum })
+	}) {
+		t.Errorf("locks are %v; want a package with the digest %s", got.Locks, sum)
 	}
 }
 

@@ -154,8 +154,8 @@ type keyring struct {
 	mirrors []repo.Mirror
 }
 
-func (k keyring) Keys() ([]repo.Key, error)              { return k.keys, k.err }
-func (k keyring) Mirrors() []repo.Mirror                 { return k.mirrors }
+func (k keyring) Keys() ([]repo.Key, error)                      { return k.keys, k.err }
+func (k keyring) Mirrors() []repo.Mirror                         { return k.mirrors }
 func (keyring) Probe(context.Context, repo.Mirror) (bool, error) { return true, nil }
 
 func TestToProbe(t *testing.T) {

@@ -27,6 +27,9 @@ type pool struct {
 	known   map[string][]*pkg
 }
 
+// maxSame bounds how many packages of a database may have one name, for what is done with them takes its square. Real ones have one.
+const maxSame = 10000
+
 // named gives the packages of a name, newest first. Which mirrors have one, and in what order they were given, says nothing but where it
 // can be had.
 func (p *pool) named(name string) ([]*pkg, error) {
@@ -36,6 +39,9 @@ func (p *pool) named(name string) ([]*pkg, error) {
 	var out []*pkg
 	for _, s := range p.sources {
 		first, end := s.Named(name)
+		if end-first > maxSame {
+			return nil, fmt.Errorf("a database has %d packages %q: use another mirror (--mirror)", end-first, name)
+		}
 		for i := first; i < end; i++ {
 			b, err := s.Record(i)
 			if err != nil {

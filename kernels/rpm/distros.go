@@ -76,6 +76,9 @@ type suite struct {
 	forms  []string // shell patterns of its kernels' releases, without what is in ends behind them
 	ends   []string
 	repos  []repository
+	// signers are the fingerprints of those of the distribution's keys that sign its indexes; none: all of them do. An index doesn't say
+	// which release it is of: a mirror that has another release's in its place is found out by the key.
+	signers []string
 }
 
 // A repository is a folder with repodata/ in it. $arch in its path is the distribution's name of the architecture.
@@ -145,17 +148,25 @@ func centos() *distro {
 }
 
 func rocky() *distro {
-	return rebuild("rocky", rockyKeys, "https://dl.rockylinux.org/pub/rocky", "https://dl.rockylinux.org/vault/rocky/9.3")
+	return rebuild("rocky", rockyKeys, "https://dl.rockylinux.org/pub/rocky", "https://dl.rockylinux.org/vault/rocky/9.3", map[string][]string{
+		"8":  {"7051C470A929F454CEBE37B715AF5DAC6D745A60"},
+		"9":  {"21CB256AE16FC54C6E652949702D426D350D275D"},
+		"10": {"FC226859C0860BF0DDB95B085B106C736FEDFC85"},
+	})
 }
 
 func almalinux() *distro {
-	return rebuild("almalinux", almalinuxKeys, "https://repo.almalinux.org/almalinux", "https://vault.almalinux.org/9.3")
+	return rebuild("almalinux", almalinuxKeys, "https://repo.almalinux.org/almalinux", "https://vault.almalinux.org/9.3", map[string][]string{
+		"8":  {"5E9B8F5617B5066CE92057C3488FCF7C3ABB34F8", "BC5EDDCADF502C077F1582882AE81E8ACED7258B"},
+		"9":  {"BF18AC2876178908D6E71267D36CB86CB86B3716"},
+		"10": {"EE6DB7B98F5BF5EDD9DA0DE5DEE5C11CC2A1E572"},
+	})
 }
 
-func rebuild(name, keys, url, past string) *distro {
+func rebuild(name, keys, url, past string, signers map[string][]string) *distro {
 	d := &distro{name: name, keyrings: []string{keys}, urls: []string{url}, past: past, signedIndexes: true, signedPackages: true}
 	for _, v := range []string{"10", "9", "8"} {
-		d.suites = append(d.suites, suite{name: v, folder: v, forms: enterprise(v), ends: redHatEnds, repos: elRepos(v)})
+		d.suites = append(d.suites, suite{name: v, folder: v, forms: enterprise(v), ends: redHatEnds, repos: elRepos(v), signers: signers[v]})
 	}
 	return d
 }

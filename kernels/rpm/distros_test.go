@@ -53,6 +53,27 @@ func TestKeys(t *testing.T) {
 	}
 }
 
+// Each release's indexes are signed with keys of its own, where the distribution has such: those of the others aren't taken.
+func TestSigners(t *testing.T) {
+	for _, name := range []string{"rocky", "almalinux"} {
+		p := newTestProvider(t, name)
+		seen := map[string]string{}
+		for _, s := range p.distro.suites {
+			keys, err := p.signers(s)
+			if err != nil || len(keys) == 0 || len(keys) != len(s.signers) {
+				t.Errorf("%s %s: %d keys, error %v; want %q", name, s.name, len(keys), err, s.signers)
+			}
+			for _, k := range keys {
+				id := k.PrimaryKey.KeyIdString()
+				if seen[id] != "" {
+					t.Errorf("%s: key %s is of %s and of %s", name, id, seen[id], s.name)
+				}
+				seen[id] = s.name
+			}
+		}
+	}
+}
+
 func TestClaims(t *testing.T) {
 	for release, want := range map[string]string{
 		"6.8.9-300.fc43.x86_64":           "fedora/43",
@@ -133,6 +154,16 @@ func TestReleases(t *testing.T) {
 		if got, _ := c.release(&c.pkg, flavour); got != c.want {
 			t.Errorf("%s %s: %q; want %q", c.pkg.name, c.pkg.version, got, c.want)
 		}
+	}
+}
+
+// A list that nobody signed can't name a kernel as no kernel is named.
+func TestReleasesSaid(t *testing.T) {
+	p := newPool("x86_64", []source{{index: compact(t, packages("kernel-devel 6.8.9-300.fc40; Provides: kernel-devel-uname-r = 6.8.9-300.fc40.x86_64'$(id)'\n"+
+		"kernel-devel 6.8.8-300.fc40; Provides: kernel-devel-uname-r = 6.8.8-300.fc40.x86_64")), base: "http://mirror"}})
+	list, err := p.kernels(fedora(), "40", "amd64")
+	if err != nil || len(list) != 1 || list[0].Release != "6.8.8-300.fc40.x86_64" {
+		t.Errorf("kernels are %v, error %v; want 6.8.8-300.fc40.x86_64 alone", list, err)
 	}
 }
 

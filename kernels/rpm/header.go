@@ -9,7 +9,7 @@ import (
 	"strconv"
 )
 
-// The bounds of a header. A kernel's files take some 10 MB, and their signatures in the signature header as much again.
+// The bounds of a header, the values of whose tags have maxEntries. A kernel's files take some 10 MB, and their signatures in the signature header as much again.
 const (
 	maxTags   = 1 << 16
 	maxHeader = 64 << 20 // bytes
@@ -68,7 +68,7 @@ func readHeader(in io.Reader) (*header, error) {
 		if _, twice := h.tags[tag]; twice {
 			return nil, fmt.Errorf("tag %d comes twice in a header", tag)
 		}
-		if t.at > size || t.count > size {
+		if t.at > size || t.count > size-t.at {
 			return nil, fmt.Errorf("tag %d is outside of its header", tag)
 		}
 		h.tags[tag] = t
@@ -82,7 +82,7 @@ func (h *header) texts(tag uint32) ([]string, error) {
 	if !ok {
 		return nil, nil
 	}
-	if t.kind != typeString && t.kind != typeStringArray && t.kind != typeTranslatedText || t.kind == typeString && t.count != 1 {
+	if t.kind != typeString && t.kind != typeStringArray && t.kind != typeTranslatedText || t.kind == typeString && t.count != 1 || t.count > maxEntries {
 		return nil, fmt.Errorf("tag %d has type %d with %d values", tag, t.kind, t.count)
 	}
 	out := make([]string, 0, t.count)
@@ -114,7 +114,7 @@ func (h *header) numbers(tag uint32) ([]uint64, error) {
 		return nil, nil
 	}
 	size, ok := map[uint32]int{typeInt16: 2, typeInt32: 4, typeInt64: 8}[t.kind]
-	if !ok || size*int(t.count) > len(h.data)-int(t.at) {
+	if !ok || t.count > maxEntries || size*int(t.count) > len(h.data)-int(t.at) {
 		return nil, fmt.Errorf("tag %d has type %d with %d values", tag, t.kind, t.count)
 	}
 	out := make([]uint64, t.count)

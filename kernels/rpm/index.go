@@ -114,7 +114,11 @@ func (x *index) pkg(i int) (*pkg, error) {
 // named gives the packages of a name, the newest first.
 func (x *index) named(name string) ([]*pkg, error) {
 	var out []*pkg
-	for i, end := x.Named(name); i < end; i++ {
+	i, end := x.Named(name)
+	if end-i > maxSame {
+		return nil, fmt.Errorf("%w: a list has %d packages %q", errTooHard, end-i, name)
+	}
+	for ; i < end; i++ {
 		p, err := x.pkg(i)
 		if err != nil {
 			return nil, err

@@ -162,13 +162,24 @@ func checkPackage(raw []byte, signatures *header, by trust) error {
 	}
 	err = errors.New("it is signed with none of the distribution's keys")
 	for _, sig := range found {
-		check := func(now func() time.Time) (*packet.Signature, error) {
-			s, _, err := openpgp.VerifyDetachedSignature(by.keys, bytes.NewReader(raw), bytes.NewReader(sig), &packet.Config{Time: now})
-			return s, err
+		old, e := readOldSignature(sig)
+		if e != nil {
+			err = fmt.Errorf("its signature can't be used: %w", e)
+			continue
 		}
-		s, e := check(by.now)
-		if errors.Is(e, pgperrors.ErrKeyExpired) && s != nil {
-			_, e = check(func() time.Time { return s.CreationTime })
+		check := func(now func() time.Time) (made time.Time, err error) {
+			if old != nil {
+				return old.made(), old.verify(by.keys, raw, now())
+			}
+			s, _, err := openpgp.VerifyDetachedSignature(by.keys, bytes.NewReader(raw), bytes.NewReader(sig), &packet.Config{Time: now})
+			if s != nil {
+				made = s.CreationTime
+			}
+			return made, err
+		}
+		made, e := check(by.now)
+		if errors.Is(e, pgperrors.ErrKeyExpired) && !made.IsZero() {
+			_, e = check(func() time.Time { return made })
 		}
 		if e == nil {
 			return nil

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -440,4 +441,21 @@ func FuzzHeader(f *testing.F) {
 		h.payloadDigest()
 		checkPackage(h.raw, h, trust{openpgp.EntityList{}, time.Now})
 	})
+}
+
+// A header's values are bounded before room is made for them: each byte of it may be said to be a string of its own.
+func TestHeaderValues(t *testing.T) {
+	be := binary.BigEndian
+	raw := append([]byte{0x8e, 0xad, 0xe8, 1}, make([]byte, 4)...)
+	raw = be.AppendUint32(be.AppendUint32(raw, 1), maxEntries+1)
+	for _, n := range []uint32{tagName, typeStringArray, 0, maxEntries + 1} {
+		raw = be.AppendUint32(raw, n)
+	}
+	h, err := readHeader(bytes.NewReader(append(raw, make([]byte, maxEntries+1)...)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.text(tagName); err == nil {
+		t.Error("a tag with a million strings is read")
+	}
 }

@@ -59,6 +59,9 @@ const (
 	maxRequires = 1 << 20 // bytes of what a package depends on
 )
 
+// maxOffered bounds their names and versions together, in bytes. Those of a kernel have 1 MB.
+const maxOffered = 8 << 20
+
 // readPrimary calls each for every package of a primary list, uncompressed (namespace http://linux.duke.edu/metadata/common, as
 // createrepo_c writes it: with the prefix rpm for what is rpm's). If the list says how many packages it has, it must have as many. Of
 // packages whose architecture isn't wanted nothing else is checked.
@@ -376,7 +379,7 @@ func (p *listed) provide(e *entry) error {
 
 // offer adds what was appended to offered: a name up to end, then a version.
 func (p *listed) offer(at, end int) error {
-	if len(p.offers) == maxEntries {
+	if len(p.offers) == maxEntries || len(p.offered) > maxOffered {
 		return errors.New("too many provides and files")
 	}
 	if end-at > maxWord || len(p.offered)-end > maxWord {

@@ -182,6 +182,22 @@ func TestPrimaryRefuses(t *testing.T) {
 	if _, err := readAll([]byte(long)); err == nil {
 		t.Error("a tag of 1 MB is read")
 	}
+	many := strings.Repeat("<rpm:entry name='"+strings.Repeat("a", maxWord)+"'/>", maxOffered/maxWord+2)
+	if _, err := readAll([]byte(strings.Replace(good, "<rpm:provides>", "<rpm:provides>"+many, 1))); err == nil || !strings.Contains(err.Error(), "too many") {
+		t.Errorf("error of 8 MB of provides is %v", err)
+	}
+}
+
+// A tag is read in one pass, however many of the signs that would end it are in its values.
+func TestPrimaryQuotedEnds(t *testing.T) {
+	tag := "<summary x='" + strings.Repeat(">", maxTag-100) + "'>"
+	start := time.Now()
+	if _, err := readAll([]byte(strings.Replace(primaryOf(samplePackage), "<summary>", tag, 1))); err != nil {
+		t.Fatal(err)
+	}
+	if d := time.Since(start); d > 5*time.Second {
+		t.Errorf("it took %v", d)
+	}
 }
 
 // One odd package doesn't make a list useless.
@@ -267,6 +283,9 @@ func FuzzPrimary(f *testing.F) {
 				name, _, _ := strings.Cut(o, " ")
 				if strings.HasPrefix(name, "(") {
 					continue
+				}
+				if strings.HasPrefix(o, "/") { // a file's name may have spaces
+					name = strings.TrimSuffix(o, " ")
 				}
 				if list, err := p.meeting(&depend{name: name}); err != nil || len(list) == 0 {
 					t.Fatalf("nothing provides %q: %v", name, err)

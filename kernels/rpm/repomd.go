@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"strconv"
 	"time"
 
 	"github.com/ProtonMail/go-crypto/openpgp"
+	"github.com/ProtonMail/go-crypto/openpgp/armor"
 	pgperrors "github.com/ProtonMail/go-crypto/openpgp/errors"
 	"github.com/ProtonMail/go-crypto/openpgp/packet"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -167,7 +169,23 @@ func readData(s *scanner, wanted bool) (listRef, error) {
 
 // checkSignature checks the detached signature of a repomd.xml, armoured, against the distribution's keys.
 func checkSignature(text, signature []byte, keys openpgp.EntityList, now func() time.Time) error {
-	_, err := openpgp.CheckArmoredDetachedSignature(keys, bytes.NewReader(text), bytes.NewReader(signature), &packet.Config{Time: now})
+	block, err := armor.Decode(bytes.NewReader(signature))
+	if err != nil || block.Type != openpgp.SignatureType {
+		return errors.New("its signature does not hold: it can't be read")
+	}
+	raw, err := io.ReadAll(block.Body)
+	if err != nil {
+		return fmt.Errorf("its signature can't be read: %w", err)
+	}
+	old, err := readOldSignature(raw)
+	if err != nil {
+		return fmt.Errorf("its signature can't be used: %w", err)
+	}
+	if old != nil {
+		err = old.verify(keys, text, now())
+	} else {
+		_, err = openpgp.CheckDetachedSignature(keys, bytes.NewReader(text), bytes.NewReader(raw), &packet.Config{Time: now})
+	}
 	switch {
 	case errors.Is(err, pgperrors.ErrUnknownIssuer):
 		return errors.New("it is signed with none of the distribution's keys")

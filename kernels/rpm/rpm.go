@@ -216,7 +216,7 @@ func (p *pool) kernels(d *distro, suite, arch string) ([]listedKernel, error) {
 			default:
 				release, ok = redHatRelease(k.pkg, flavour)
 			}
-			if ok {
+			if ok && validName(release) == nil { // what a list says becomes a word of scripts, and the name of folders
 				all = append(all, headers{k, release, flavour})
 			}
 		}

@@ -137,6 +137,9 @@ func (p *pool) meetingAs(name string, d *depend) ([]*candidate, error) {
 		if err != nil {
 			return nil, err
 		}
+		if len(offers) > maxSame {
+			return nil, fmt.Errorf("%w: a list has %d packages that provide %q", errTooHard, len(offers), name)
+		}
 		for _, o := range offers {
 			if v, is := splitOffer(o.Version); !overlap(v, is, d.evr, d.is) {
 				continue
@@ -206,6 +209,10 @@ func (d *depend) isUnlisted() bool {
 
 // maxSteps bounds the search for a closure. Real ones take a few thousand steps.
 const maxSteps = 1 << 20
+
+// maxSame bounds how many packages of a list may have one name, or provide one: what is done with them takes its square. The longest real
+// ones have some thousands, of "application()".
+const maxSame = 20000
 
 var errTooHard = errors.New("dependencies take too long to resolve")
 

@@ -3,11 +3,13 @@ package rpm
 import (
 	"bytes"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // packages writes a primary list: a line "name evr [arch]" starts a package; behind it, separated by semicolons, come "Requires: …",
@@ -212,5 +214,22 @@ func TestClosureTooHard(t *testing.T) {
 	p := newPool("x86_64", []source{{index: compact(t, packages(list.String())), base: "http://mirror"}})
 	if got := resolve(t, p, "v0"); !strings.Contains(got, errTooHard.Error()) {
 		t.Errorf("%.300s", got)
+	}
+}
+
+// A list that nobody signed can be made to take for ever.
+func TestPoolTooMany(t *testing.T) {
+	var many []string
+	one := packages("many 1-1; Provides: lots")
+	body := one[strings.Index(one, "<package"):strings.LastIndex(one, "</metadata>")]
+	for range maxSame + 1 {
+		many = append(many, body)
+	}
+	p := newPool("x86_64", []source{{index: compact(t, primaryOf(many...)), base: "http://mirror"}})
+	for _, name := range []string{"many", "lots"} {
+		start := time.Now()
+		if _, err := p.meeting(&depend{name: name}); !errors.Is(err, errTooHard) || time.Since(start) > time.Second {
+			t.Errorf("%s: error is %v after %v", name, err, time.Since(start))
+		}
 	}
 }

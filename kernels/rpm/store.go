@@ -18,6 +18,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ProtonMail/go-crypto/openpgp"
+
 	"github.com/godkms-hermetic/godkms-hermetic/internal/durable"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/mirror"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
@@ -223,7 +225,7 @@ func (p *Provider) ask(ctx context.Context, s suite, r repository, roots []strin
 	got, err := repo.Question[listRef]{
 		Name: keep, Mirrors: bases, File: "repodata/repomd.xml", Limit: maxRepomd, Optional: true,
 		Read: func(ctx context.Context, file []byte, beside func(string, int64) ([]byte, error)) (repo.Reading[listRef], error) {
-			return p.readRepomd(file, beside)
+			return p.readRepomd(s, file, beside)
 		},
 	}.Ask(ctx, p.asker)
 	if err != nil {
@@ -287,7 +289,7 @@ func (p *Provider) Probe(ctx context.Context, m repo.Mirror) (signed bool, err e
 	err = errors.New("it has none of the releases that are known")
 	for _, s := range p.distro.suites {
 		for _, root := range s.roots([]string{m.URL}) {
-			err = p.probe(ctx, m.URL, root+"/"+s.repos[0].at(arch), arch, s.repos[0].listed)
+			err = p.probe(ctx, s, m.URL, root+"/"+s.repos[0].at(arch), arch)
 			if err == nil || !mirror.IsMissing(err) {
 				return p.distro.signedIndexes, err
 			}
@@ -296,7 +298,7 @@ func (p *Provider) Probe(ctx context.Context, m repo.Mirror) (signed bool, err e
 	return false, err
 }
 
-func (p *Provider) probe(ctx context.Context, of, base, arch string, listed bool) error {
+func (p *Provider) probe(ctx context.Context, s suite, of, base, arch string) error {
 	fetch := func(file string, limit int64) ([]byte, error) {
 		got, err := p.asker.Net.Fetch(ctx, base+"/"+file, nil, limit)
 		if err != nil {
@@ -304,7 +306,7 @@ func (p *Provider) probe(ctx context.Context, of, base, arch string, listed bool
 		}
 		return got.Body, nil
 	}
-	if listed {
+	if s.repos[0].listed {
 		list, err := fetch("mirror.list", maxList)
 		if err == nil {
 			base, err = readList(list, arch)
@@ -317,7 +319,7 @@ func (p *Provider) probe(ctx context.Context, of, base, arch string, listed bool
 	if err != nil {
 		return err
 	}
-	_, err = p.readRepomd(file, func(name string, limit int64) ([]byte, error) {
+	_, err = p.readRepomd(s, file, func(name string, limit int64) ([]byte, error) {
 		got, err := fetch(name, limit)
 		if mirror.IsMissing(err) {
 			err = fmt.Errorf("%s %w", name, repo.ErrNotBeside)
@@ -340,10 +342,21 @@ func (p *Provider) Keys() ([]repo.Key, error) {
 	return out, nil
 }
 
-// readRepomd verifies a repomd.xml by its signature, which must be there where the distribution has them, and reads it.
-func (p *Provider) readRepomd(file []byte, beside func(string, int64) ([]byte, error)) (repo.Reading[listRef], error) {
-	var none repo.Reading[listRef]
+// signers are the keys that may sign a suite's indexes.
+func (p *Provider) signers(s suite) (openpgp.EntityList, error) {
 	keys, err := p.keys()
+	if err != nil || s.signers == nil || p.asker.Keyring != nil {
+		return keys, err
+	}
+	return slices.DeleteFunc(slices.Clone(keys), func(e *openpgp.Entity) bool {
+		return !slices.Contains(s.signers, fmt.Sprintf("%X", e.PrimaryKey.Fingerprint))
+	}), nil
+}
+
+// readRepomd verifies a repomd.xml by its signature, which must be there where the distribution has them, and reads it.
+func (p *Provider) readRepomd(s suite, file []byte, beside func(string, int64) ([]byte, error)) (repo.Reading[listRef], error) {
+	var none repo.Reading[listRef]
+	keys, err := p.signers(s)
 	if err != nil {
 		return none, err
 	}

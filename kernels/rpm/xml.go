@@ -231,16 +231,17 @@ func (s *scanner) instruction() error {
 
 // start reads a start tag, whose name is then that of the innermost open element.
 func (s *scanner) start() error {
-	n, from := 0, 1
+	n, from, seen, quote := 0, 1, 1, byte(0) // quote is the one that is open at seen
 	for {
 		if i := bytes.IndexByte(s.buf[s.pos+from:], '>'); i >= 0 {
 			if n = from + i; n > maxTag {
 				return fmt.Errorf("a tag is longer than %d bytes", maxTag)
 			}
-			if s.tag = s.buf[s.pos+1 : s.pos+n]; balanced(s.tag) {
+			if quote = unclosed(quote, s.buf[s.pos+seen:s.pos+n]); quote == 0 {
+				s.tag = s.buf[s.pos+1 : s.pos+n]
 				break
 			}
-			from = n + 1
+			from, seen = n+1, n+1
 			continue
 		}
 		from = len(s.buf) - s.pos
@@ -272,9 +273,8 @@ func (s *scanner) start() error {
 	return nil
 }
 
-// balanced tells whether a piece of a tag has both of each of its quotes.
-func balanced(b []byte) bool {
-	var quote byte
+// unclosed gives the quote that is open behind a piece of a tag, 0 for none; quote is the one that was open before it.
+func unclosed(quote byte, b []byte) byte {
 	for _, c := range b {
 		switch {
 		case quote == 0 && (c == '"' || c == '\''):
@@ -283,7 +283,7 @@ func balanced(b []byte) bool {
 			quote = 0
 		}
 	}
-	return quote == 0
+	return quote
 }
 
 // name is the innermost open element's.

@@ -350,7 +350,7 @@ func (a *app) checkConfig() []ui.Check {
 // prober is a distribution whose archives can be asked for.
 type prober interface {
 	Mirrors() []repo.Mirror
-	Probe(ctx context.Context, m repo.Mirror) error
+	Probe(ctx context.Context, m repo.Mirror) (signed bool, err error)
 	Keys() ([]repo.Key, error)
 }
 
@@ -415,7 +415,10 @@ func (a *app) checkMirror(ctx context.Context, p prober, m repo.Mirror) ui.Check
 	if a.offline {
 		return ok(name, "%s: not asked, because of --offline", what)
 	}
-	err := p.Probe(ctx, m)
+	signed, err := p.Probe(ctx, m)
+	if err == nil && !signed {
+		return ok(name, "%s: answers; packages there are signed, and their index isn't", what)
+	}
 	if err == nil {
 		return ok(name, "%s: answers, with a signature of the distribution's", what)
 	}

@@ -154,9 +154,9 @@ type keyring struct {
 	mirrors []repo.Mirror
 }
 
-func (k keyring) Keys() ([]repo.Key, error)              { return k.keys, k.err }
-func (k keyring) Mirrors() []repo.Mirror                 { return k.mirrors }
-func (keyring) Probe(context.Context, repo.Mirror) error { return nil }
+func (k keyring) Keys() ([]repo.Key, error)                      { return k.keys, k.err }
+func (k keyring) Mirrors() []repo.Mirror                         { return k.mirrors }
+func (keyring) Probe(context.Context, repo.Mirror) (bool, error) { return true, nil }
 
 func TestToProbe(t *testing.T) {
 	of := func(from string, archives ...string) (out []repo.Mirror) {

@@ -17,15 +17,15 @@ func (p *Provider) Mirrors() []repo.Mirror {
 	return slices.Clone(p.from)
 }
 
-// Probe asks a mirror for an index of its archive, and verifies its signature; it keeps nothing. A mirror need have
+// Probe asks a mirror for an index of its archive, and verifies its signature, which there must be; it keeps nothing. A mirror need have
 // one suite only. The error doesn't name the mirror, whose URL may have a password.
-func (p *Provider) Probe(ctx context.Context, m repo.Mirror) error {
+func (p *Provider) Probe(ctx context.Context, m repo.Mirror) (signed bool, err error) {
 	if p.ports != nil && !slices.ContainsFunc(p.distro.archives, func(a archive) bool { return a.name == m.Archive }) {
 		return p.ports.Probe(ctx, m)
 	}
 	keys, err := p.keys()
 	if err != nil {
-		return fmt.Errorf("read the keys of %s: %w", p.distro.name, err)
+		return false, fmt.Errorf("read the keys of %s: %w", p.distro.name, err)
 	}
 	err = fmt.Errorf("no archive %q", m.Archive)
 	for _, s := range p.distro.suites {
@@ -39,14 +39,14 @@ func (p *Provider) Probe(ctx context.Context, m repo.Mirror) error {
 				_, err = readRelease(got.Body, p.distro.components, keys, p.opts.Now)
 			}
 			if err == nil {
-				return nil
+				return true, nil
 			}
 			if err = fmt.Errorf("%s: %w", file, err); !mirror.IsMissing(err) {
-				return err
+				return false, err
 			}
 		}
 	}
-	return err
+	return false, err
 }
 
 // Keys are those that may sign the distribution's indexes.

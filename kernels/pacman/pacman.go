@@ -151,18 +151,18 @@ func (p *Provider) Keys() ([]repo.Key, error) {
 	return out, nil
 }
 
-// Probe asks a mirror for its first database, and reads it; it keeps nothing. The error doesn't name the mirror, whose URL may have a
+// Probe asks a mirror for its first database, which nothing signs, and reads it; it keeps nothing. The error doesn't name the mirror, whose URL may have a
 // password.
-func (p *Provider) Probe(ctx context.Context, m repo.Mirror) error {
+func (p *Provider) Probe(ctx context.Context, m repo.Mirror) (signed bool, err error) {
 	file := p.distro.database(p.distro.repositories[0])
 	got, err := p.ask.Net.Fetch(ctx, m.URL+"/"+file, nil, maxPacked)
 	if err == nil {
 		_, err = buildIndex(io.Discard, got.Body)
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", file, err)
+		return false, fmt.Errorf("%s: %w", file, err)
 	}
-	return nil
+	return false, nil
 }
 
 func (d *distro) folder(repository string) string { return repository + "/os/" + d.machine }

@@ -123,7 +123,7 @@ func TestLock(t *testing.T) {
 		t.Errorf("%s; %s; %s; %s", l.Compiler, l.Build, names(l.Headers), names(l.Toolchain))
 	}
 
-	if err := p.Probe(t.Context(), p.Mirrors()[0]); err != nil {
+	if _, err := p.Probe(t.Context(), p.Mirrors()[0]); err != nil {
 		t.Errorf("probe: %v", err)
 	}
 	if x, err := p.Indexes(t.Context(), "rolling", "amd64"); err != nil || len(x) != 2 || x[0].Name != "core" || x[0].URL != url || x[0].Date.IsZero() {

@@ -259,13 +259,8 @@ func (p *Provider) follow(ctx context.Context, keep string, bases []string, arch
 	got, err := repo.Question[string]{
 		Name: keep + "-list", Mirrors: slices.Clone(bases), File: "mirror.list", Limit: maxList, Optional: true,
 		Read: func(_ context.Context, file []byte, _ func(string, int64) ([]byte, error)) (repo.Reading[string], error) {
-			line, _, _ := strings.Cut(strings.TrimSpace(string(file)), "\n")
-			line = strings.TrimRight(strings.ReplaceAll(strings.TrimSpace(line), "$basearch", arch), "/")
-			u, err := url.Parse(line)
-			if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" {
-				return repo.Reading[string]{}, fmt.Errorf("%.200q is no URL of a mirror", line)
-			}
-			return repo.Reading[string]{Value: line}, nil
+			line, err := readList(file, arch)
+			return repo.Reading[string]{Value: line}, err
 		},
 	}.Ask(ctx, p.asker)
 	for _, a := range got.Have {
@@ -274,6 +269,77 @@ func (p *Provider) follow(ctx context.Context, keep string, bases []string, arch
 		}
 	}
 	return got.Until, err
+}
+
+// readList reads the first entry of a mirror.list.
+func readList(file []byte, arch string) (string, error) {
+	line, _, _ := strings.Cut(strings.TrimSpace(string(file)), "\n")
+	line = strings.TrimRight(strings.ReplaceAll(strings.TrimSpace(line), "$basearch", arch), "/")
+	u, err := url.Parse(line)
+	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" {
+		return "", fmt.Errorf("%.200q is no URL of a mirror", line)
+	}
+	return line, nil
+}
+
+// Probe asks a mirror for an index of a suite, the newest that it has, and verifies its signature if there is to be one, which signed
+// tells; it keeps nothing. The error doesn't name the mirror, whose URL may have a password.
+func (p *Provider) Probe(ctx context.Context, m repo.Mirror) (signed bool, err error) {
+	arch := architectures[kernels.HostArch()]
+	err = errors.New("it has none of the releases that are known")
+	for _, s := range p.distro.suites {
+		for _, root := range s.roots([]string{m.URL}) {
+			err = p.probe(ctx, s, m.URL, root+"/"+s.repos[0].at(arch), arch)
+			if err == nil || !mirror.IsMissing(err) {
+				return p.distro.signedIndexes, err
+			}
+		}
+	}
+	return false, err
+}
+
+func (p *Provider) probe(ctx context.Context, s suite, of, base, arch string) error {
+	fetch := func(file string, limit int64) ([]byte, error) {
+		got, err := p.asker.Net.Fetch(ctx, base+"/"+file, nil, limit)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", strings.TrimPrefix(strings.TrimPrefix(base, of)+"/"+file, "/"), err)
+		}
+		return got.Body, nil
+	}
+	if s.repos[0].listed {
+		list, err := fetch("mirror.list", maxList)
+		if err == nil {
+			base, err = readList(list, arch)
+		}
+		if err != nil && !mirror.IsMissing(err) {
+			return err
+		}
+	}
+	file, err := fetch("repodata/repomd.xml", maxRepomd)
+	if err != nil {
+		return err
+	}
+	_, err = p.readRepomd(s, file, func(name string, limit int64) ([]byte, error) {
+		got, err := fetch(name, limit)
+		if mirror.IsMissing(err) {
+			err = fmt.Errorf("%s %w", name, repo.ErrNotBeside)
+		}
+		return got, err
+	})
+	return err
+}
+
+// Keys are those that may sign packages and indexes.
+func (p *Provider) Keys() ([]repo.Key, error) {
+	list, err := p.keys()
+	if err != nil {
+		return nil, err
+	}
+	var out []repo.Key
+	for _, e := range list {
+		out = append(out, repo.KeyOf(e))
+	}
+	return out, nil
 }
 
 // signers are the keys that may sign a suite's indexes.

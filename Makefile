@@ -7,7 +7,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 DEMO_KERNEL := debian/trixie:latest
 PICTURE := \
 	'godkms-hermetic build testdata/hello --kernels "debian/bookworm:6.1.0-5[56]-amd64,debian/trixie:latest"' \
-	'godkms-hermetic build testdata/mixed --kernels "debian/bookworm:6.1.0-56-amd64,debian/bookworm:latest"'
+	'godkms-hermetic build testdata/mixed --kernels "debian/bookworm:6.1.0-56-amd64,debian/bookworm:6.12.117+deb12-amd64"'
 
 export CGO_ENABLED := 0
 

@@ -1036,7 +1036,7 @@ func (g *ground) damage(t *testing.T) {
 		{"blobs of a result", []string{"results/v1/blobs/sha256/*"}, "built"},
 		{"locks", []string{"results/v1/lock", "results/v1/locks/*", "results/v1/tmp/.lock", "images/locks/*", "images/roots/*.lock", "index/debian/*/.lock"}, "cached"},
 		{"answers and indexes", []string{"index/debian/memo/*", "index/debian/bookworm/*.idx"}, "cached"},
-		{"state of an index", []string{"index/debian/bookworm/state"}, "cached"},
+		{"state of an index", []string{"index/debian/bookworm/*.state"}, "cached"},
 		{"record of a root, package", []string{"images/roots/*.json", pkg, "results/v1/entries/*"}, "built"},
 	} {
 		for _, f := range c.files {

@@ -24,7 +24,7 @@ import (
 
 // recipe counts the ways in which answers are computed from indexes. It changes with anything that changes an answer: a lock, or which
 // kernel is the latest.
-const recipe = 4
+const recipe = 5
 
 // Options are those of every reader of repositories.
 type Options = repo.Options
@@ -379,6 +379,10 @@ func (p *pool) kernels(d *distro, suite string) ([]kernels.Candidate, error) {
 	slices.SortFunc(all, func(a, b *candidate) int {
 		return cmp.Or(-compareVersions(a.version, b.version), cmp.Compare(a.name, b.name))
 	})
+	line, err := p.line()
+	if err != nil {
+		return nil, err
+	}
 	out := []kernels.Candidate{}
 	latest := false
 	for _, k := range all {
@@ -386,6 +390,7 @@ func (p *pool) kernels(d *distro, suite string) ([]kernels.Candidate, error) {
 		if !ok {
 			continue
 		}
+		isDefault = isDefault && strings.HasPrefix(k.name, headersPrefix+line)
 		gcc, err := p.compiler(k)
 		if err != nil {
 			return nil, err
@@ -397,6 +402,22 @@ func (p *pool) kernels(d *distro, suite string) ([]kernels.Candidate, error) {
 		latest = latest || isDefault
 	}
 	return out, nil
+}
+
+// line is how the releases begin of a suite's own line of kernels, "6.1.": the version of the package that stands for its newest headers says
+// so. Debian's security archive has later lines beside it. It is empty where there is no such package, as in Ubuntu, whose names tell.
+func (p *pool) line() (string, error) {
+	meta, err := p.current(headersPrefix + p.arch)
+	if err != nil || meta == nil {
+		return "", err
+	}
+	_, upstream, _ := splitVersion(meta.version)
+	part := strings.SplitN(upstream, ".", 3)
+	if len(part) < 2 {
+		return "", nil
+	}
+	minor, _, _ := strings.Cut(part[1], "~")
+	return part[0] + "." + minor + ".", nil
 }
 
 // root gives the headers of a kernel, and the compiler that their dependencies name, if they do.

@@ -243,6 +243,9 @@ func series(list []string, last string) string {
 	return strings.Join(list[:n], ", ") + " " + last + " " + list[n]
 }
 
+// maxUnread is how many of the reasons an error gives for which suites couldn't be looked into: where the network is down, all have one.
+const maxUnread = 2
+
 // nothing is the error of a selector that nothing matches. asked is it before the running release was put in its place.
 func (l *lookup) nothing(asked, s Selector, have []string, unread []error) error {
 	where := "any known suite"
@@ -269,6 +272,8 @@ func (l *lookup) nothing(asked, s Selector, have []string, unread []error) error
 			s.Release, where, series(l.elsewhere(s), "or"))
 	case asked.Release == Running:
 		text = fmt.Sprintf("the running kernel, %q, is not in %s: name another", s.Release, where)
+	case len(have) == 0 && len(unread) > 0:
+		text = fmt.Sprintf("whether %s has a release %q can't be told", where, s.Release)
 	default:
 		text = fmt.Sprintf("no release %q in %s%s", s.Release, where, DidYouMean(s.Release, have))
 		if len(unread) == 0 {
@@ -278,9 +283,13 @@ func (l *lookup) nothing(asked, s Selector, have []string, unread []error) error
 	told := map[string]bool{} // of two suites one mirror may say the same
 	for _, u := range unread {
 		if why := u.Error(); !told[why] {
-			told[why] = true
-			text += "; not looked into: " + why
+			if told[why] = true; len(told) <= maxUnread {
+				text += "; not looked into: " + why
+			}
 		}
+	}
+	if more := len(told) - maxUnread; more > 0 {
+		text += fmt.Sprintf("; and %d more", more)
 	}
 	return &missingError{text, append([]error{ErrNotFound}, unread...)}
 }

@@ -362,3 +362,16 @@ func TestResolveAsksWhoClaims(t *testing.T) {
 		}
 	}
 }
+
+// Where nothing can be read, that is what the error says, and of many reasons the first.
+func TestResolveReadsNothing(t *testing.T) {
+	f := newFixed()
+	for _, s := range f.suites {
+		f.lists[s] = []string{"broken"}
+	}
+	_, err := all(Resolver{Providers: map[string]Provider{"debian": f}, Arch: "amd64"}.Resolve(t.Context(), []Selector{{Release: "6.1.0-56-amd64"}}))
+	if want := `whether any known suite has a release "6.1.0-56-amd64" can't be told; not looked into: ` + f.suites[0] + " is broken; not looked into: " +
+		f.suites[1] + " is broken; and 1 more"; !errors.Is(err, ErrNotFound) || err.Error() != want {
+		t.Errorf("error is %v; want %s", err, want)
+	}
+}

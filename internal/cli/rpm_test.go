@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -304,6 +305,43 @@ func TestRPMDistributions(t *testing.T) {
 		})
 	}
 	t.Run("lock", func(t *testing.T) { lockAgain(t, keys, cache, selectors, args, results) })
+	layout := "oci:" + t.TempDir()
+	runRPM(t, keys, 0, nil, "push", layout, "hello/1.0", "--cache-dir", cache)
+	for _, r := range rows {
+		t.Run("host/"+r.distro, func(t *testing.T) { installOn(t, r, layout, results[r.distro+"/"+r.suite+":"+r.latest].Modules[0]) })
+	}
+}
+
+// installOn has a host of a distribution install what was built for its kernel, which is told by the host's os-release.
+func installOn(t *testing.T, r rpmRow, layout string, built ui.Module) {
+	t.Helper()
+	root := t.TempDir()
+	version := r.suite
+	if r.suite == "9" {
+		version = "9.4"
+	}
+	text := fmt.Sprintf("ID=%q\nVERSION_ID=%q\n", r.distro, version)
+	if err := errors.Join(os.Mkdir(filepath.Join(root, "etc"), 0o755), os.WriteFile(filepath.Join(root, "etc/os-release"), []byte(text), 0o644),
+		os.MkdirAll(filepath.Join(root, "lib/modules", r.latest, "kernel"), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	of := filepath.Join(root, "lib/modules", r.latest)
+	module, err := os.ReadFile(built.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, body := range map[string][]byte{"kernel/own.ko": module, "modules.order": []byte("kernel/own.ko\n"), "modules.builtin": nil} {
+		if err := os.WriteFile(filepath.Join(of, name), body, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, args := range [][]string{{"add", layout}, {"install", "hello/1.0"}} {
+		runRPM(t, nil, 0, nil, append(args, "--root", root, "--cache-dir", filepath.Join(root, "cache"), "--offline")...)
+	}
+	found, err := filepath.Glob(of + "/*/hello.ko*")
+	if deps, _ := os.ReadFile(filepath.Join(of, "modules.dep")); err != nil || len(found) != 1 || !strings.Contains(string(deps), filepath.Base(found[0])) {
+		t.Errorf("%v, %v; want the module once, and depmod's %q to know it", found, err, deps)
+	}
 }
 
 // What can't be had is named, with what to do.

@@ -98,7 +98,7 @@ func (d *DKMS) unpacked(ctx context.Context) (*images.Root, error) {
 	if err != nil {
 		return nil, err
 	}
-	i := slices.IndexFunc(list, func(c kernels.Candidate) bool { return c.Latest })
+	i := slices.IndexFunc(list, func(c kernels.Candidate) bool { return c.Flavour == kernels.HostArch() })
 	if i < 0 {
 		return nil, errors.New(suite + " has no kernel") // without one there is no lock
 	}

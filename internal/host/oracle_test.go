@@ -35,7 +35,7 @@ func oracle(t *testing.T) (*dkmstest.Root, kernels.Kernel, string) {
 		need.Skip(t, "no kernel: %v", err)
 	}
 	for _, c := range list {
-		if !c.Latest {
+		if c.Flavour != kernels.HostArch() {
 			continue
 		}
 		root, err := d.Root(t.Context(), c.Kernel, nil)

@@ -124,7 +124,7 @@ var signFile = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	i := slices.IndexFunc(list, func(c kernels.Candidate) bool { return c.Latest })
+	i := slices.IndexFunc(list, func(c kernels.Candidate) bool { return c.Flavour == kernels.HostArch() })
 	if i < 0 {
 		return "", errors.New("bookworm has no kernel")
 	}

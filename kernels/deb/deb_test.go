@@ -467,3 +467,29 @@ func TestDependsOfNoUse(t *testing.T) {
 		t.Errorf("Headers = %s; want what was asked for", got)
 	}
 }
+
+// The security archive of a suite has kernels of later lines beside the suite's own: they are listed, and none is the latest.
+func TestLatestIsOfTheSuitesOwnLine(t *testing.T) {
+	b := newBench(t)
+	b.publish(published{pocket: "bookworm", packages: stanzas(basePackages)})
+	b.publish(published{archive: "debian-security", pocket: "bookworm-security", packages: stanzas(`
+linux-headers-6.12.9+deb12-common 6.12.9-1~deb12u1 all
+linux-headers-6.12.9+deb12-amd64 6.12.9-1~deb12u1; Depends: linux-headers-6.12.9+deb12-common (= 6.12.9-1~deb12u1), gcc-12
+linux-headers-6.1.0-2-common 6.1.2-1 all
+linux-headers-6.1.0-2-amd64 6.1.2-1; Depends: linux-headers-6.1.0-2-common (= 6.1.2-1), gcc-12
+linux-headers-6.12-amd64 6.12.9-1~deb12u1; Depends: linux-headers-6.12.9+deb12-amd64 (= 6.12.9-1~deb12u1)
+`)})
+	list, err := b.client(Options{}).Kernels(t.Context(), "bookworm", "amd64")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, k := range list {
+		got = append(got, fmt.Sprintf("%s %s %t %t", k.Release, k.Flavour, k.Default, k.Latest))
+	}
+	want := []string{"6.12.9+deb12-amd64 amd64 false false", "6.1.0-2-amd64 amd64 true true", "6.1.0-1-amd64 amd64 true false",
+		"6.1.0-1-cloud-amd64 cloud-amd64 false false"}
+	if !slices.Equal(got, want) {
+		t.Errorf("got  %q\nwant %q", got, want)
+	}
+}

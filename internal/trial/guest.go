@@ -86,14 +86,12 @@ func (g *guest) run() error {
 	for name, value := range g.settings() {
 		os.WriteFile("/proc/sys/kernel/"+name, []byte(value), 0) // not every kernel has all
 	}
-	if g.kmsg, err = unix.Open("/dev/kmsg", unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0); err != nil {
-		return fmt.Errorf("open /dev/kmsg: %w", err)
-	}
-	if _, err := unix.Seek(g.kmsg, 0, unix.SEEK_END); err != nil {
-		return fmt.Errorf("seek in /dev/kmsg: %w", err)
+	began, err := g.listen()
+	if err != nil {
+		return fmt.Errorf("/dev/kmsg: %w", err)
 	}
 	g.taint = taint()
-	g.send(event{Type: "boot", Uname: []string{unix.ByteSliceToString(u.Release[:]), unix.ByteSliceToString(u.Version[:])}, Taint: g.taint})
+	g.send(event{Type: "boot", Uname: []string{unix.ByteSliceToString(u.Release[:]), unix.ByteSliceToString(u.Version[:])}, Taint: g.taint, Time: began})
 	g.task.course(g.do)
 	return nil
 }
@@ -103,7 +101,7 @@ func (g *guest) run() error {
 func (g *guest) settings() map[string]string {
 	watchdog := min(max(int64(time.Duration(g.task.Step)/time.Second)/5, 1), 10) // says it after twice that
 	return map[string]string{"panic_on_oops": "0", "panic_on_warn": "0", "softlockup_panic": "0", "hung_task_panic": "0",
-		"watchdog_thresh": strconv.FormatInt(watchdog, 10), "printk": "7"}
+		"watchdog_thresh": strconv.FormatInt(watchdog, 10), "printk": "7", "printk_devkmsg": "on"}
 }
 
 // open opens the port, as it is: the terminal's own ways of changing bytes are turned off.
@@ -125,42 +123,80 @@ func (g *guest) open() error {
 	return nil
 }
 
-// tell sends what the kernel has said since it was last called. What a system call printed is in the log when it returns.
-// A record is "level,sequence,microseconds,flags;text" (Documentation/ABI/testing/dev-kmsg), the level with 8 times the facility, which
-// is 0 for the kernel alone.
-func (g *guest) tell() {
-	buf := make([]byte, 8192)
+// listen opens the kernel's log at its end, and gives the time there, on the log's own clock.
+func (g *guest) listen() (int64, error) {
+	fd, err := unix.Open("/dev/kmsg", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, err
+	}
+	g.kmsg = fd
+	if _, err := unix.Seek(fd, 0, unix.SEEK_END); err != nil {
+		return 0, err
+	}
+	if _, err := unix.Write(fd, []byte(mark)); err != nil {
+		return 0, err
+	}
 	for {
-		n, err := unix.Read(g.kmsg, buf)
-		if err == unix.EINTR {
-			continue
+		e, err := g.record()
+		if err != nil || e.Type == "mark" {
+			return e.Time, err
 		}
-		if err == unix.EPIPE { // records were overwritten before they were read
-			g.send(event{Type: "lost"})
-			continue
+	}
+}
+
+// mark is what this process writes to the kernel's log. Whatever was printed before without a newline is a whole record then,
+// that can be read. It has the level of what isn't shown on the console.
+const mark = "<7>trial\n"
+
+// record reads from the kernel's log. A record is "level,sequence,microseconds,flags;text" (Documentation/ABI/testing/dev-kmsg),
+// the level with 8 times the facility, which is 0 for the kernel alone.
+func (g *guest) record() (event, error) {
+	buf := make([]byte, 8192)
+	n, err := unix.Read(g.kmsg, buf)
+	for err == unix.EINTR {
+		n, err = unix.Read(g.kmsg, buf)
+	}
+	if err == unix.EPIPE { // records were overwritten before they were read
+		return event{Type: "lost"}, nil
+	}
+	if err != nil {
+		return event{}, err
+	}
+	head, text, _ := strings.Cut(string(buf[:n]), ";")
+	text, _, _ = strings.Cut(text, "\n")
+	fields := strings.SplitN(head, ",", 4)
+	if len(fields) < 3 {
+		return event{Type: "lost"}, nil
+	}
+	e := event{Type: "kmsg", Text: text}
+	e.Level, _ = strconv.Atoi(fields[0])
+	e.Time, _ = strconv.ParseInt(fields[2], 10, 64)
+	if e.Level > 7 {
+		e.Type = "output" // of a program
+		if text == "trial" {
+			e.Type = "mark"
 		}
-		if err != nil || n <= 0 {
+	}
+	return e, nil
+}
+
+// tell sends what the kernel has said since it was last called. What a system call printed is in the log when it returns.
+func (g *guest) tell() {
+	for {
+		e, err := g.record()
+		if err != nil {
 			return
 		}
-		if g.told++; g.told > maxRecords {
-			if g.told == maxRecords+1 {
-				g.send(event{Type: "lost"})
-			}
+		if e.Type == "mark" {
 			continue
 		}
-		head, text, _ := strings.Cut(string(buf[:n]), ";")
-		text, _, _ = strings.Cut(text, "\n")
-		fields := strings.SplitN(head, ",", 4)
-		if len(fields) < 3 {
-			continue
+		g.told++
+		switch {
+		case g.told == maxRecords+1:
+			g.send(event{Type: "lost"})
+		case g.told <= maxRecords:
+			g.send(e)
 		}
-		level, _ := strconv.Atoi(fields[0])
-		at, _ := strconv.ParseInt(fields[2], 10, 64)
-		if level > 7 { // a program wrote it
-			g.send(event{Type: "output", Text: text})
-			continue
-		}
-		g.send(event{Type: "kmsg", Level: level, Time: at, Text: text})
 	}
 }
 
@@ -239,24 +275,35 @@ func (g *guest) step(step, name string, do func() (*State, error)) (event, bool)
 	e := event{Type: "done", Step: step, Name: name}
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
-	for over := false; !over; {
+	var end *outcome
+	for end == nil && !e.Killed && !e.Hung {
 		select {
 		case o := <-done:
-			over, e.Took, e.State = true, int64(o.took), o.state
-			if errno := syscall.Errno(0); errors.As(o.err, &errno) {
-				e.Errno = int(errno)
-			} else if o.err != nil {
-				e.Error = o.err.Error()
-			}
+			end = &o
 		case <-tick.C:
 			g.tell()
 			if gone(id) {
-				over, e.Killed, e.Took = true, true, int64(time.Since(start))
+				select {
+				case o := <-done: // the thread goes then too
+					end = &o
+				default:
+					e.Killed = true
+				}
 			} else if time.Since(start) > time.Duration(g.task.Step) {
-				over, e.Hung, e.Took, e.Lines = true, true, int64(time.Since(start)), stacks(id)
+				e.Hung, e.Lines = true, stacks(id)
 			}
+			e.Took = int64(time.Since(start))
 		}
 	}
+	if end != nil {
+		e.Took, e.State = int64(end.took), end.state
+		if errno := syscall.Errno(0); errors.As(end.err, &errno) {
+			e.Errno = int(errno)
+		} else if end.err != nil {
+			e.Error = end.err.Error()
+		}
+	}
+	unix.Write(g.kmsg, []byte(mark))
 	g.tell()
 	e.Taint = taint()
 	g.send(e)

@@ -82,7 +82,7 @@ func (j *judge) follow() {
 		j.halt = notBegun
 		return
 	}
-	j.machine.Release, j.machine.Build, j.taint = clean(e.Uname[0]), clean(e.Uname[1]), e.Taint
+	j.machine.Release, j.machine.Build, j.taint, j.last = clean(e.Uname[0]), clean(e.Uname[1]), e.Taint, e.Time
 	if j.task.course(j.do) {
 		j.halt = complete
 	}

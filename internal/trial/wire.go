@@ -44,7 +44,7 @@ type event struct {
 	Lines  []string `json:"lines,omitempty"`
 
 	Level int    `json:"level,omitempty"` // of "kmsg", 0 to 7
-	Time  int64  `json:"time,omitempty"`  // of "kmsg", microseconds from the kernel's start
+	Time  int64  `json:"time,omitempty"`  // of "kmsg" and "boot", microseconds on the clock of the kernel's log
 	Text  string `json:"text,omitempty"`  // of "kmsg" and "output"
 }
 

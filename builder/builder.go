@@ -52,12 +52,13 @@ type Builder struct {
 	// Root assembles the root of a lock. It is called on a cache miss only.
 	Root func(ctx context.Context, l kernels.Lock, progress func(phase string, done, total int64)) (Root, error)
 	// RootVersion is the version of what a root has beside its packages; part of the key.
-	RootVersion string
-	Temp        string        // folder for unnamed files; default: os.TempDir()
-	Jobs        int           // make's -j, at least 1
-	Timeout     time.Duration // for the commands of one job; 0: none
-	Memory      int64         // bytes that one job's build may hold; see Spec; 0: no limit
-	Verify      bool          // build even what is cached, and fail where the result differs; Remotes are not asked
+	RootVersion  string
+	Temp         string        // folder for unnamed files; default: os.TempDir()
+	Jobs         int           // make's -j, at least 1
+	Timeout      time.Duration // for the commands of one job; 0: none
+	Memory       int64         // bytes that one job's build may hold; see Spec; 0: no limit
+	Surroundings               // of what is built; default: those of every build
+	Verify       bool          // build even what is cached, and fail where the result differs; Remotes are not asked
 }
 
 // Job is one source tree for one locked kernel.

@@ -58,6 +58,8 @@ var mayImport = map[string][]string{
 	"internal/memtest":         {},
 	"internal/hosttest":        {"internal/dkmstest", "internal/need", "kernels"},
 	"internal/need":            {},
+	"internal/qemu":            {},
+	"internal/trial":           {"internal/kmod", "internal/qemu"},
 	"scripts":                  {},
 	"scripts/bench":            {"internal/artifact", "internal/dkmstest", "internal/host", "internal/kmod", "internal/registrytest", "kernels"},
 	"scripts/package":          {"internal/cli", "internal/distpkg", "internal/host"},

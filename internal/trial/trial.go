@@ -1,0 +1,92 @@
+// Package trial finds out whether kernel modules load: it boots the kernel that they are for in a virtual machine, loads them there,
+// looks at what the kernel says, unloads them, and does it again.
+//
+// The machine has no disk and no network. Its first process is this program (see Main), which works off a task from its initramfs and
+// tells of every step, a line of JSON each, over the second serial port; the first one is the kernel's console. The kernel's word
+// is what counts: what happened is judged outside, by Judge, from the events and the console alone.
+package trial
+
+import (
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+)
+
+// Verdict is the outcome of a trial.
+type Verdict string
+
+const (
+	Loads      Verdict = "loads"       // and unloads, twice, unless that wasn't asked for or the kernel has no unloading of it
+	NoHardware Verdict = "no-hardware" // its init says ENODEV or ENXIO: what it drives isn't in the machine, which is no failure
+	Refused    Verdict = "refused"     // the kernel, or the module's own init, refuses to load it
+	Crashes    Verdict = "crashes"     // the kernel oopsed, hit a BUG or panicked
+	Hangs      Verdict = "hangs"       // a step didn't end in time, or the machine says nothing any more
+	Stays      Verdict = "stays"       // it loads, but doesn't unload
+	Warns      Verdict = "warns"       // it loads and unloads, but the kernel warned: WARNING, lockdep, a leak
+	Script     Verdict = "script"      // the user's script failed
+	NoBoot     Verdict = "no-boot"     // the kernel didn't come as far as the first process: nothing is known of the modules
+)
+
+// Passed says whether a verdict is none against the modules.
+func (v Verdict) Passed() bool { return v == Loads || v == NoHardware }
+
+// Module is one that is tried.
+type Module struct {
+	Name   string   // as the kernel has it in /proc/modules: "dm_writeboost"
+	Params []string // "key=value"
+	File   []byte   // not compressed
+}
+
+// Result is what a trial found.
+type Result struct {
+	Verdict   Verdict       `json:"verdict"`
+	Module    string        `json:"module,omitempty"` // that it is about, if it's about one
+	Step      string        `json:"step,omitempty"`   // "boot", "load", "unload", "reload", "script"
+	Errno     string        `json:"errno,omitempty"`  // "EINVAL"
+	Reason    string        `json:"reason,omitempty"` // in one line: the kernel's own words, where it said something
+	Trace     *Trace        `json:"trace,omitempty"`  // of a crash, a hang or a warning
+	Modules   []State       `json:"modules"`          // the tried ones that were loaded
+	Signature []Signature   `json:"signature,omitempty"`
+	Machine   MachineInfo   `json:"machine"`
+	Took      time.Duration `json:"took"`       // from the start of the machine to its end, in nanoseconds
+	Log       []string      `json:"transcript"` // what the kernel and the first process said from the first module on
+}
+
+// State is how a module was once it had been loaded.
+type State struct {
+	Name       string            `json:"name"`
+	Version    string            `json:"version,omitempty"`
+	Srcversion string            `json:"srcversion,omitempty"`
+	Taint      string            `json:"taint,omitempty"`  // the letters of /sys/module/NAME/taint: "OE"
+	Params     map[string]string `json:"params,omitempty"` // that can be read
+	Size       int64             `json:"size"`             // bytes, by /proc/modules
+	Permanent  bool              `json:"permanent,omitempty"`
+	Load       time.Duration     `json:"load"` // the kernel took for it, in nanoseconds
+}
+
+// Signature is what the kernel answered to one form of a signed module, under module.sig_enforce=1.
+type Signature struct {
+	Module string `json:"module"`
+	Form   string `json:"form"` // "unsigned", "signed", "malformed"
+	Errno  string `json:"errno,omitempty"`
+	Reason string `json:"reason,omitempty"`
+	OK     bool   `json:"ok"` // it's the answer that such a module must get
+}
+
+// Trace is where a kernel was when something went wrong.
+type Trace struct {
+	What   string   `json:"what"`            // "BUG: kernel NULL pointer dereference, address: 0000000000000000"
+	At     string   `json:"at"`              // function+offset/size, and [module]
+	Calls  []string `json:"calls,omitempty"` // likewise, the innermost first
+	Module string   `json:"module,omitempty"`
+}
+
+// MachineInfo says on what a trial was made.
+type MachineInfo struct {
+	Release string  `json:"release"` // of the kernel that ran, by uname(2)
+	Build   string  `json:"build"`   // its version, by uname(2)
+	Image   v1.Hash `json:"image"`   // digest of the file that was booted
+	QEMU    string  `json:"qemu"`    // version
+	Accel   string  `json:"accel"`   // "kvm" or "tcg"
+	Memory  int64   `json:"memory"`  // bytes
+}

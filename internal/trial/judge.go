@@ -211,6 +211,9 @@ func (j *judge) done(e event) bool {
 	case "load", "reload":
 		if e.failed() {
 			f.Verdict, f.Reason = refusal(e, log)
+			if slices.ContainsFunc(j.task.Modules, func(m tried) bool { return m.Name == e.Name && m.empty }) {
+				f.Reason = "the file is empty"
+			}
 			j.blocked[e.Name] = e.Name + " isn't there"
 			j.find(e.Name, f)
 		} else if ignored := unknownParam(log, e.Name); ignored != "" && e.Step == "load" {

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -29,6 +30,10 @@ type Options struct {
 	Needed   []Module // modules of the kernel, each after what it needs
 	Modules  []Module // that are tried, likewise
 	LoadOnly bool     // don't unload them, nor load them again
+
+	Signature bool         // whether the kernel's answers to the forms of Signature are asked for too
+	Signer    *kmod.Signer // of them. Default: one with a key made for this trial
+	Hash      crypto.Hash  // in signatures. Default: SHA-256
 
 	Memory   int64                   // bytes
 	Timeout  time.Duration           // of each step. Default: a minute
@@ -144,7 +149,7 @@ func prepare(o Options) (task, []entry, error) {
 		needs := slices.DeleteFunc(depends(m.File), func(n string) bool { return !slices.Contains(names, n) })
 		names = append(names, m.Name)
 		entries = append(entries, entry{name: "modules/" + m.Name, mode: 0o644, data: m.File})
-		return tried{m.Name, strings.Join(m.Params, " "), needs}, nil
+		return tried{m.Name, strings.Join(m.Params, " "), needs, len(m.File) == 0}, nil
 	}
 	for _, m := range o.Needed {
 		one, err := add(m)
@@ -159,6 +164,13 @@ func prepare(o Options) (task, []entry, error) {
 			return t, nil, err
 		}
 		t.Modules = append(t.Modules, one)
+	}
+	if o.Signature {
+		forms, files, err := signatures(o)
+		if err != nil {
+			return t, nil, err
+		}
+		t.Sign, entries = forms, append(entries, files...)
 	}
 	b, err := json.Marshal(t)
 	if err != nil {

@@ -18,6 +18,8 @@ type tried struct {
 	Name   string   `json:"name"`
 	Params string   `json:"params,omitempty"`
 	Needs  []string `json:"needs,omitempty"` // those of Needed and Modules that its modinfo depends on
+
+	empty bool // the file is, which the kernel answers with EINVAL and no word
 }
 
 // form is a module in one of the forms of Signature. Its file is /sign/FORM/MODULE.

@@ -9,7 +9,7 @@ type task struct {
 	Modules  []tried  `json:"modules"`  // likewise, that are tried
 	LoadOnly bool     `json:"loadonly"` // don't unload them, nor load them again
 	Script   []string `json:"script,omitempty"`
-	Env      []string `json:"env,omitempty"`  // of the script
+	Env      []string `json:"env,omitempty"`  // of the script, without KERNEL
 	Step     int64    `json:"step"`           // nanoseconds that a step may take
 	Sign     []form   `json:"sign,omitempty"` // what is then loaded under module.sig_enforce=1
 }

@@ -18,6 +18,7 @@ import (
 // sample is one run.
 type sample struct {
 	Seconds float64 `json:"seconds"`
+	Busy    float64 `json:"cpu_s,omitempty"`   // what the tool used of processors, and all that it started and waited for
 	PeakMB  float64 `json:"peak_mb,omitempty"` // of the tool's own process
 }
 

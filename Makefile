@@ -19,10 +19,11 @@ build: ## the program: bin/godkms-hermetic, static; the version comes from git
 demo: build ## the main job: a module for the newest Debian kernel; no root, no Docker, no kernel headers
 	bin/godkms-hermetic build testdata/hello --kernels $(DEMO_KERNEL) --out out
 
-# What go test would vet, go vet has before.
+# What go test would vet, go vet has before. Tests wait for disks, servers and other processes: two packages for each processor keep it
+# busy. The one that takes longest is the first to start.
 test: test-packages ## everything: unit, scripts through the program, end to end on real packages
 	go vet ./...
-	go test -timeout 20m -vet=off ./...
+	go test -timeout 20m -vet=off -p $$(($$(nproc) * 2)) ./internal/cli ./...
 
 test-packages: packages := $(TEST_PACKAGES)
 bench-packages: packages := $(BENCH_PACKAGES)

@@ -45,7 +45,7 @@ func (a *app) runList(ctx context.Context, text string) error {
 	}
 	list, err := artifact.List(ctx, repo)
 	if err == nil {
-		err = artifact.Dates(ctx, repo, list)
+		err = artifact.Describe(ctx, repo, list)
 	}
 	if err != nil {
 		return registryError(err)

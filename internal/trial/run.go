@@ -23,7 +23,6 @@ type Options struct {
 	Init     []byte        // this program, static, for the kernel's architecture
 	Memory   int64         // bytes
 	Timeout  time.Duration // of each step
-	Accel    string        // "kvm" or "tcg"
 }
 
 // Run makes a trial.
@@ -42,14 +41,21 @@ func Run(ctx context.Context, o Options) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	var initrd bytes.Buffer
-	if err := archive(&initrd, append(entries, entry{"task", 0o644, b})); err != nil {
-		return Result{}, err
-	}
+	entries = append(entries, entry{"task", 0o644, b})
 	var data bytes.Buffer
+	var accel string
 	start := time.Now()
-	err = o.QEMU.Run(ctx, qemu.Machine{Kernel: o.Kernel, Initrd: &initrd, Append: []string{"quiet", "rdinit=/init", "--", marker}, Memory: o.Memory,
-		Accel: o.Accel, Console: io.MultiWriter(os.Stderr), Data: &data})
-	fmt.Fprintf(os.Stderr, "%s\n%v %v\n", data.String(), time.Since(start), err)
+	err = o.QEMU.Run(ctx, qemu.Machine{
+		Kernel: o.Kernel,
+		Initrd: func(w io.Writer) error { return archive(w, entries) },
+		Append: []string{"quiet", "rdinit=/init", "--", marker},
+		Memory: o.Memory,
+		Start: func(a string) (console, out io.Writer) {
+			accel = a
+			data.Reset()
+			return os.Stderr, &data
+		},
+	})
+	fmt.Fprintf(os.Stderr, "%s\n%s %v %v\n", data.String(), accel, time.Since(start), err)
 	return Result{}, err
 }

@@ -55,6 +55,7 @@ var mayImport = map[string][]string{
 	"internal/distrotest":      {"images", "internal/dkmstest", "internal/need", "kernels", "kernels/deb", "kernels/repo"},
 	"internal/dkmstest":        {"images", "internal/need", "kernels", "kernels/deb"},
 	"internal/registrytest":    {"internal/need"},
+	"internal/memtest":         {},
 	"internal/hosttest":        {"internal/dkmstest", "internal/need", "kernels"},
 	"internal/need":            {},
 	"internal/qemu":            {},

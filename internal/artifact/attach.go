@@ -26,6 +26,7 @@ const (
 	LogType     = "application/vnd.dev.godkms-hermetic.log.v1"
 	LockType    = "application/vnd.dev.godkms-hermetic.lock.v1"
 	SymversType = "application/vnd.dev.godkms-hermetic.symvers.v1"
+	InputsType  = "application/vnd.dev.godkms-hermetic.inputs.v1"
 )
 
 // Attachments are what is kept beside an artifact. What is empty isn't there.
@@ -34,6 +35,7 @@ type Attachments struct {
 	Created time.Time // of the log: when it was attached, in whole seconds; the zero value if it isn't said
 	Lock    []byte    // the packages of the build root, in the canonical form whose digest is Meta.Lock; 4 MiB at most
 	Symvers []byte    // the bytes of the Extra ModuleSymvers; 32 MiB at most
+	Inputs  []byte    // the text whose digest is Meta.Key; 4 MiB at most
 }
 
 // attachment is a kind of Attachments.
@@ -57,6 +59,8 @@ var attachments = [...]attachment{
 		}
 		return m.Extras[i].Digest, true
 	}, func(a *Attachments) *[]byte { return &a.Symvers }},
+	{InputsType, "inputs.json", "application/json", 4 << 20, func(m Meta) (v1.Hash, bool) { return m.Key, true },
+		func(a *Attachments) *[]byte { return &a.Inputs }},
 }
 
 const (
@@ -222,13 +226,13 @@ func ReadAttachments(ctx context.Context, repo *registry.Repo, subject v1.Hash) 
 	return ReadAttachmentsOf(ctx, repo, subject, m)
 }
 
-// ReadAttachmentsOf reads what is attached to an artifact that is known: files of those artifact types, or all. Lock and Symvers are
+// ReadAttachmentsOf reads what is attached to an artifact that is known: files of those artifact types, or all. Lock, Symvers and Inputs are
 // what the artifact says that they are; if only others are attached, the error wraps ErrInvalid. Of several logs it is always the
 // same one.
 func ReadAttachmentsOf(ctx context.Context, repo *registry.Repo, subject v1.Hash, m Meta, artifactTypes ...string) (Attachments, error) {
 	var out Attachments
 	if len(artifactTypes) == 0 {
-		artifactTypes = []string{LogType, LockType, SymversType}
+		artifactTypes = []string{LogType, LockType, SymversType, InputsType}
 	}
 	have, err := candidates(ctx, repo, subject, artifactTypes)
 	if err != nil {

@@ -215,7 +215,7 @@ func (x *obtaining) recorded(ctx context.Context, m host.Module, k artifact.Kern
 
 // resultOf is a result that was built before; every byte of it is checked.
 func resultOf(e cache.Entry) (b builder.Result, err error) {
-	b = builder.Result{Status: builder.Cached, From: builder.Local, Image: e.Image, Log: e.Log}
+	b = builder.Result{Status: builder.Cached, From: builder.Local, Image: e.Image, Log: e.Log, Inputs: e.Inputs}
 	if b.Meta, b.Files, err = artifact.Read(e.Image); err != nil {
 		return b, err
 	}
@@ -286,7 +286,7 @@ func (x *obtaining) notPulled(ctx context.Context, g host.Registration, k artifa
 
 // keep puts what was obtained into the root's results, with a record. The result is the one that is there then.
 func (x *obtaining) keep(ctx context.Context, g host.Registration, k artifact.Kernel, from string, b *builder.Result, lock []byte) error {
-	if err := x.kept.Put(ctx, b.Key, cache.Entry{Image: b.Image, Log: b.Log, Lock: lock}); err != nil {
+	if err := x.kept.Put(ctx, b.Key, cache.Entry{Image: b.Image, Log: b.Log, Lock: lock, Inputs: b.Inputs}); err != nil {
 		return err
 	}
 	e, err := x.kept.Get(ctx, b.Key)

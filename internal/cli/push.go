@@ -74,7 +74,7 @@ func (a *app) runPush(ctx context.Context, args, list []string) error {
 			Key: s.Key.String(), Digest: s.Digest.String(), Compiler: s.meta.Compiler}
 		g.Go(func() error {
 			e, err := results.Get(gctx, s.Key)
-			publications[i] = artifact.Publication{Image: e.Image, Log: e.Log, Lock: e.Lock, Created: s.Created}
+			publications[i] = artifact.Publication{Image: e.Image, Log: e.Log, Lock: e.Lock, Inputs: e.Inputs, Created: s.Created}
 			return err
 		})
 	}
@@ -185,7 +185,7 @@ func (r *buildRun) push(ctx context.Context, cells []*cell) error {
 		var of []*cell
 		for _, c := range cells {
 			if c.source == u.source && c.result.Image != nil && c.report.Status != ui.Failed {
-				list = append(list, artifact.Publication{Image: c.result.Image, Log: c.result.Log, Lock: c.lock})
+				list = append(list, artifact.Publication{Image: c.result.Image, Log: c.result.Log, Lock: c.lock, Inputs: c.result.Inputs})
 				of = append(of, c)
 			}
 		}

@@ -54,8 +54,8 @@ func buildTools() (string, error) {
 		return "", fmt.Errorf("go env: %w", err)
 	}
 	source := filepath.Join(filepath.Dir(strings.TrimSpace(string(gomod))), "internal/registrytest/tools")
-	// As go test builds packages, so that what both have is compiled once.
-	args := []string{"-ldflags=-s -w"}
+	// As make build and .ci/run compile packages, so that what all have is compiled once.
+	args := []string{"-trimpath", "-ldflags=-s -w"}
 	for _, big := range []string{
 		"google.golang.org/protobuf", "github.com/redis", "github.com/prometheus", "go.opentelemetry.io/otel/exporters",
 	} {

@@ -1,15 +1,22 @@
 package trial
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
-	"os"
+	"regexp"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/godkms-hermetic/godkms-hermetic/internal/kmod"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/qemu"
 )
 
@@ -17,39 +24,189 @@ import (
 type Options struct {
 	QEMU     qemu.Program
 	Kernel   string   // path of the file that boots
+	Image    v1.Hash  // digest of that file
+	Init     []byte   // this program, static, for the kernel's architecture
 	Needed   []Module // modules of the kernel, each after what it needs
 	Modules  []Module // that are tried, likewise
-	LoadOnly bool
-	Init     []byte        // this program, static, for the kernel's architecture
-	Memory   int64         // bytes
-	Timeout  time.Duration // of each step
-	Accel    string        // "kvm" or "tcg"
+	LoadOnly bool     // don't unload them, nor load them again
+
+	Memory   int64                   // bytes
+	Accel    string                  // "kvm" or "tcg"
+	Timeout  time.Duration           // of each step. Default: a minute
+	Progress func(step, name string) // is told of each step as it begins, by one goroutine. Default: nothing
 }
 
-// Run makes a trial.
+const (
+	defaultTimeout = time.Minute
+	bootTimeout    = 2 * time.Minute // at least: under emulation, on a busy machine
+)
+
+// Run makes a trial. What the modules do is in the result; an error means that none could be made: the options are wrong, qemu failed,
+// or ctx ended. Several can run at a time.
 func Run(ctx context.Context, o Options) (Result, error) {
-	t := task{Port: o.QEMU.Port(), LoadOnly: o.LoadOnly, Step: int64(o.Timeout)}
-	entries := []entry{{name: "dev/"}, {name: "proc/"}, {name: "sys/"}, {name: "tmp/"}, {"init", 0o755, o.Init}}
-	for _, m := range o.Needed {
-		t.Needed = append(t.Needed, m.Name)
-		entries = append(entries, entry{"modules/" + m.Name, 0o644, m.File})
+	if o.Timeout == 0 {
+		o.Timeout = defaultTimeout
 	}
-	for _, m := range o.Modules {
-		t.Modules = append(t.Modules, tried{m.Name, strings.Join(m.Params, " ")})
-		entries = append(entries, entry{"modules/" + m.Name, 0o644, m.File})
-	}
-	b, err := json.Marshal(t)
+	t, entries, err := prepare(o)
 	if err != nil {
 		return Result{}, err
 	}
 	var initrd bytes.Buffer
-	if err := archive(&initrd, append(entries, entry{"task", 0o644, b})); err != nil {
+	if err := archive(&initrd, entries); err != nil {
 		return Result{}, err
 	}
-	var data bytes.Buffer
 	start := time.Now()
-	err = o.QEMU.Run(ctx, qemu.Machine{Kernel: o.Kernel, Initrd: &initrd, Append: []string{"quiet", "rdinit=/init", "--", marker}, Memory: o.Memory,
-		Accel: o.Accel, Console: io.MultiWriter(os.Stderr), Data: &data})
-	fmt.Fprintf(os.Stderr, "%s\n%v %v\n", data.String(), time.Since(start), err)
-	return Result{}, err
+	inside, cancel := context.WithCancel(ctx)
+	defer cancel()
+	events := make(chan event, 64)
+	data, dataEnd := io.Pipe()
+	console := &consoleText{}
+	ended := make(chan error, 1)
+	go func() {
+		// A restart instead of a panic's standstill is the machine's end; times are what tells the console's lines apart.
+		ended <- o.QEMU.Run(inside, qemu.Machine{Kernel: o.Kernel, Initrd: &initrd, Append: []string{"quiet", "printk.time=1", "rdinit=/init", "--", marker},
+			Memory: o.Memory, Accel: o.Accel, Console: console, Data: dataEnd})
+		dataEnd.Close()
+	}()
+	go func() {
+		defer close(events)
+		read(data, func(e event) bool {
+			select {
+			case events <- e:
+				return true
+			case <-inside.Done():
+				return false
+			}
+		})
+		data.Close() // whatever else comes is of no interest
+	}()
+	j := newJudge(t, events)
+	j.boot, j.step = max(bootTimeout, o.Timeout), o.Timeout+o.Timeout/4+5*time.Second
+	if o.Progress != nil {
+		j.progress = o.Progress
+	}
+	j.follow()
+	if j.halt == told { // what more the kernel says, until the first process has ended the machine
+		j.drain(2 * time.Second)
+	}
+	cancel() // there is nothing on its disks to lose
+	err = <-ended
+	if ctx.Err() != nil {
+		return Result{}, ctx.Err()
+	}
+	if err != nil && !errors.Is(err, context.Canceled) {
+		return Result{}, err
+	}
+	r := j.verdict(console.String())
+	r.Took = time.Since(start)
+	r.Machine.Image, r.Machine.QEMU, r.Machine.Accel, r.Machine.Memory = o.Image, o.QEMU.Version, o.Accel, o.Memory
+	return r, nil
+}
+
+var nameForm = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,64}$`)
+
+// prepare makes the task and the files of the initramfs.
+func prepare(o Options) (task, []entry, error) {
+	t := task{Port: o.QEMU.Port(), LoadOnly: o.LoadOnly, Step: int64(o.Timeout)}
+	entries := []entry{{name: "dev/"}, {name: "proc/"}, {name: "sys/"}, {name: "tmp/"}, {name: "init", mode: 0o755, data: o.Init}}
+	var names []string
+	add := func(m Module) (tried, error) {
+		if !nameForm.MatchString(m.Name) || m.Name == "." || m.Name == ".." || slices.Contains(names, m.Name) {
+			return tried{}, fmt.Errorf("try the module %q: it must have a name of its own, of letters, digits and _.-", m.Name)
+		}
+		needs := slices.DeleteFunc(depends(m.File), func(n string) bool { return !slices.Contains(names, n) })
+		names = append(names, m.Name)
+		entries = append(entries, entry{name: "modules/" + m.Name, mode: 0o644, data: m.File})
+		return tried{m.Name, strings.Join(m.Params, " "), needs}, nil
+	}
+	for _, m := range o.Needed {
+		one, err := add(m)
+		if err != nil {
+			return t, nil, err
+		}
+		t.Needed = append(t.Needed, one)
+	}
+	for _, m := range o.Modules {
+		one, err := add(m)
+		if err != nil {
+			return t, nil, err
+		}
+		t.Modules = append(t.Modules, one)
+	}
+	b, err := json.Marshal(t)
+	if err != nil {
+		return t, nil, err
+	}
+	return t, append(entries, entry{name: "task", mode: 0o644, data: b}), nil
+}
+
+// depends are the modules that a module's modinfo says it needs; none if it can't be read, which the kernel will say.
+func depends(file []byte) []string {
+	m, err := kmod.Read(bytes.NewReader(file), int64(len(file)))
+	if err != nil {
+		return nil
+	}
+	var names []string
+	for _, list := range m.All("depends") {
+		for name := range strings.SplitSeq(list, ",") {
+			if name != "" {
+				names = append(names, strings.ReplaceAll(name, "-", "_"))
+			}
+		}
+	}
+	return names
+}
+
+// maxEvent is the length of the longest line that is taken for an event.
+const maxEvent = 256 << 10
+
+// read gives each line from the machine to f, until that says false or there are no more. What is no event is one of the type "".
+func read(r io.Reader, f func(event) bool) {
+	br := bufio.NewReaderSize(r, maxEvent)
+	for {
+		line, err := br.ReadSlice('\n')
+		long := errors.Is(err, bufio.ErrBufferFull)
+		for errors.Is(err, bufio.ErrBufferFull) {
+			_, err = br.ReadSlice('\n')
+		}
+		if err != nil {
+			return
+		}
+		var e event
+		if long || json.Unmarshal(line, &e) != nil {
+			e = event{}
+		}
+		if !f(e) {
+			return
+		}
+	}
+}
+
+// consoleText keeps the beginning and the end of a console, half a MiB each. It is safe for concurrent use.
+type consoleText struct {
+	mu         sync.Mutex
+	head, tail []byte
+}
+
+const maxConsole = 512 << 10
+
+func (c *consoleText) Write(b []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := len(b)
+	if room := maxConsole - len(c.head); room > 0 {
+		k := min(room, len(b))
+		c.head, b = append(c.head, b[:k]...), b[k:]
+	}
+	c.tail = append(c.tail, b...)
+	if over := len(c.tail) - 2*maxConsole; over > 0 {
+		c.tail = slices.Delete(c.tail, 0, over+maxConsole)
+	}
+	return n, nil
+}
+
+func (c *consoleText) String() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return string(c.head) + string(c.tail)
 }

@@ -77,7 +77,7 @@ static DEFINE_TIMER(timer, strike);
 
 static int bug_timer(void)
 {
-	mod_timer(&timer, jiffies + HZ / 5);
+	mod_timer(&timer, jiffies + HZ / 20);
 	return 0;
 }
 
@@ -111,6 +111,7 @@ static DECLARE_COMPLETION(never);
 static void wait_at_exit(void)
 {
 	wait_for_completion(&never);
+	pr_info("behave: it has completed\n");
 }
 
 /* It doesn't unload: the reference on itself is one that it never gives back. */

@@ -33,7 +33,7 @@ var mayImport = map[string][]string{
 	"kernels/deb":              {"kernels", "kernels/repo"},
 	"kernels/rpm":              {"kernels", "kernels/repo"},
 	"kernels/pacman":           {"kernels", "kernels/repo"},
-	"images":                   {"kernels"},
+	"images":                   {"kernels", "internal/kmod"},
 	"cache":                    {"internal/artifact"},
 	"builder":                  {"kernels", "cache", "builder/dkms", "internal/artifact", "internal/kmod"},
 	"builder/dkms":             {},

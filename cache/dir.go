@@ -29,6 +29,7 @@ import (
 //
 //	v1/entries/<key>        a record: which blobs an entry is made of, with a checksum of its own; its mtime is the last use
 //	v1/blobs/sha256/<hex>   manifests, configs, layers, logs and locks; entries share them
+//	v1/notes/<key>/<hash>   what was found out about an entry since, behind a checksum; see Note
 //	v1/locks/<key>          held while a key is being built
 //	v1/logs/<key>.log       of the last failed build of a key
 //	v1/tmp/                 what is being written
@@ -64,7 +65,7 @@ func Open(dir string, o Options) (*Dir, error) {
 	if d.warn == nil {
 		d.warn = func(string) {}
 	}
-	for _, sub := range []string{"", "entries", "blobs", "blobs/sha256", "locks", "logs", "tmp"} {
+	for _, sub := range []string{"", "entries", "blobs", "blobs/sha256", "notes", "locks", "logs", "tmp"} {
 		path := filepath.Join(d.root, sub)
 		if info, err := os.Lstat(path); err == nil && !info.IsDir() {
 			return nil, fmt.Errorf("open cache %q: %q is no folder; remove it", dir, path)
@@ -207,6 +208,9 @@ func (d *Dir) drop(ctx context.Context, key v1.Hash) (Entry, time.Time, error) {
 // remove removes a record and damaged blobs. The caller holds the exclusive lock.
 func (d *Dir) remove(key v1.Hash, bad *damage) error {
 	if err := os.Remove(d.recordPath(key)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.RemoveAll(d.notesPath(key)); err != nil {
 		return err
 	}
 	for _, h := range bad.blobs {

@@ -513,6 +513,10 @@ func (p lockedProvider) Lock(_ context.Context, k Kernel, extra Extra) (Lock, er
 	return Lock{}, fmt.Errorf("%s is not in the lock file, which has %s: %w", want, strings.Join(have, "; "), ErrNotFound)
 }
 
+func (p lockedProvider) Image(_ context.Context, l Lock) (Image, error) {
+	return Image{}, fmt.Errorf("the packages of the kernel %s itself are not in the lock file: %w", l.Kernel, ErrNotFound)
+}
+
 // LockChange is what differs between the locks of some kernels.
 type LockChange struct {
 	What    string   `json:"what"`    // "kernel", "compiler", "toolchain" or "headers"

@@ -45,7 +45,7 @@ func (a *app) runList(ctx context.Context, text string) error {
 	}
 	list, err := artifact.List(ctx, repo)
 	if err == nil {
-		err = artifact.Dates(ctx, repo, list)
+		err = artifact.Describe(ctx, repo, list)
 	}
 	if err != nil {
 		return registryError(err)
@@ -192,23 +192,10 @@ func (a *app) runInspect(ctx context.Context, text string, list []string, arch s
 	if err != nil {
 		return err
 	}
-	var offers []artifact.Entry
-	if len(selectors) > 0 {
-		offers, err = choose(ctx, repo, ref, selectors, machine{running: running()}, arch)
-	} else {
-		offers, err = offered(ctx, repo, ref)
-	}
+	e, err := chooseOne(ctx, repo, ref, selectors, arch)
 	if err != nil {
 		return err
 	}
-	switch len(offers) {
-	case 0:
-		return &exitError{code: exitAbsent, err: fmt.Errorf("%s has no modules", ref)}
-	case 1:
-	default:
-		return fmt.Errorf("%s has modules for %s: name one of them with --kernel", ref, names(offers))
-	}
-	e := offers[0]
 	img, err := repo.Image(ctx, e.Digest.String())
 	if err != nil {
 		return registryError(err)
@@ -240,6 +227,25 @@ func (a *app) runInspect(ctx context.Context, text string, list []string, arch s
 	}
 	_, err = io.WriteString(a.stdout, out.text())
 	return err
+}
+
+// chooseOne gives what selectors name of what a reference stands for, or all of it, if that is one.
+func chooseOne(ctx context.Context, repo *registry.Repo, ref registry.Reference, selectors []kernels.Selector, arch string) (e artifact.Entry, err error) {
+	var offers []artifact.Entry
+	if len(selectors) > 0 {
+		offers, err = choose(ctx, repo, ref, selectors, machine{running: running()}, arch)
+	} else {
+		offers, err = offered(ctx, repo, ref)
+	}
+	switch {
+	case err != nil:
+		return e, err
+	case len(offers) == 0:
+		return e, &exitError{code: exitAbsent, err: fmt.Errorf("%s has no modules", ref)}
+	case len(offers) > 1:
+		return e, fmt.Errorf("%s has modules for %s: name one of them with --kernel", ref, names(offers))
+	}
+	return offers[0], nil
 }
 
 func inspection(repo *registry.Repo, e artifact.Entry, m artifact.Meta, files []artifact.File, attached artifact.Attachments) (inspected, error) {

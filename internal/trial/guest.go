@@ -48,7 +48,7 @@ func Init() int {
 type guest struct {
 	task  task
 	port  *os.File
-	kmsg  int // descriptor
+	kmsg  int    // descriptor
 	taint uint64 // at the start
 	told  int    // records of the kernel's log that were sent during this step
 }

@@ -33,6 +33,7 @@ type judge struct {
 	atName  string
 	blocked map[string]string // modules that could not be loaded, with the reason why those that need them aren't tried
 	halt    halt
+	ended   bool // with notBegun: the machine did, by itself
 }
 
 // halt is why a trial isn't followed any further.
@@ -44,7 +45,7 @@ const (
 	silent               // nothing was told for too long
 	over                 // the machine ended
 	garbled              // what was told is none of the course
-	notBegun             // the kernel didn't come to the first step
+	notBegun             // the kernel, or the first process, didn't come to the first step
 )
 
 func newJudge(t task, events <-chan event) *judge {
@@ -75,10 +76,12 @@ func (j *judge) follow() {
 	limit := time.NewTimer(j.boot)
 	defer limit.Stop()
 	e, ok := j.next(limit.C)
-	if !ok || e.Type != "boot" || len(e.Uname) != 2 {
-		if ok {
-			j.other = append(j.other, Finding{Verdict: NoBoot, Step: "boot", Reason: "the first process can't begin: " + clean(e.Error)})
-		}
+	if !ok {
+		j.ended, j.halt = j.halt == over, notBegun
+		return
+	}
+	if e.Type != "boot" || len(e.Uname) != 2 {
+		j.other = append(j.other, Finding{Verdict: NoBoot, Step: "boot", Reason: "the first process can't begin: " + clean(e.Error)})
 		j.halt = notBegun
 		return
 	}
@@ -349,6 +352,9 @@ func (j *judge) noBoot(console string) {
 		return
 	}
 	f := Finding{Verdict: NoBoot, Step: "boot", Reason: fmt.Sprintf("the kernel didn't boot within %v", j.boot)}
+	if j.ended {
+		f.Reason = "the kernel didn't boot"
+	}
 	log := onConsole(console, 0)
 	j.log.messages(log)
 	if i := find(log, crashed); i >= 0 {

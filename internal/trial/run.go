@@ -31,7 +31,6 @@ type Options struct {
 	LoadOnly bool     // don't unload them, nor load them again
 
 	Memory   int64                   // bytes
-	Accel    string                  // "kvm" or "tcg"
 	Timeout  time.Duration           // of each step. Default: a minute
 	Progress func(step, name string) // is told of each step as it begins, by one goroutine. Default: nothing
 }
@@ -51,56 +50,84 @@ func Run(ctx context.Context, o Options) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	var initrd bytes.Buffer
-	if err := archive(&initrd, entries); err != nil {
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	var f *following
+	err = o.QEMU.Run(ctx, qemu.Machine{
+		Kernel: o.Kernel,
+		Initrd: func(w io.Writer) error { return archive(w, entries) },
+		Append: []string{"quiet", "printk.time=1", "rdinit=/init", "--", marker}, // with times, which tell the console's lines apart
+		Memory: o.Memory,
+		Start: func(accel string) (console, data io.Writer) {
+			f.stop() // of a machine that is void
+			f = follow(o, t, accel, end)
+			return &f.console, f.data
+		},
+	})
+	f.stop()
+	if err != nil && !errors.Is(err, errFollowed) {
 		return Result{}, err
 	}
+	r := f.judge.verdict(f.console.String())
+	r.Took = f.took
+	r.Machine.Image, r.Machine.QEMU, r.Machine.Accel, r.Machine.Memory = o.Image, o.QEMU.Version, f.accel, o.Memory
+	return r, nil
+}
+
+// errFollowed ends a machine of which everything is known. There is nothing on its disks to lose.
+var errFollowed = errors.New("the trial is over")
+
+// following is a judge at work.
+type following struct {
+	accel   string
+	judge   *judge
+	console consoleText
+	data    *io.PipeWriter
+	done    chan struct{} // closed when it ends
+	took    time.Duration
+}
+
+// follow follows a machine as it starts, and calls end with errFollowed when it need not run any more.
+func follow(o Options, t task, accel string, end func(error)) *following {
 	start := time.Now()
-	inside, cancel := context.WithCancel(ctx)
-	defer cancel()
+	r, w := io.Pipe()
 	events := make(chan event, 64)
-	data, dataEnd := io.Pipe()
-	console := &consoleText{}
-	ended := make(chan error, 1)
-	go func() {
-		// A restart instead of a panic's standstill is the machine's end; times are what tells the console's lines apart.
-		ended <- o.QEMU.Run(inside, qemu.Machine{Kernel: o.Kernel, Initrd: &initrd, Append: []string{"quiet", "printk.time=1", "rdinit=/init", "--", marker},
-			Memory: o.Memory, Accel: o.Accel, Console: console, Data: dataEnd})
-		dataEnd.Close()
-	}()
+	f := &following{accel: accel, judge: newJudge(t, events), data: w, done: make(chan struct{})}
+	f.judge.boot, f.judge.step = max(bootTimeout, o.Timeout), o.Timeout+o.Timeout/4+5*time.Second
+	if o.Progress != nil {
+		f.judge.progress = o.Progress
+	}
 	go func() {
 		defer close(events)
-		read(data, func(e event) bool {
+		read(r, func(e event) bool {
 			select {
 			case events <- e:
 				return true
-			case <-inside.Done():
+			case <-f.done:
 				return false
 			}
 		})
-		data.Close() // whatever else comes is of no interest
+		io.Copy(io.Discard, r) // an error of the writer would be the machine's
 	}()
-	j := newJudge(t, events)
-	j.boot, j.step = max(bootTimeout, o.Timeout), o.Timeout+o.Timeout/4+5*time.Second
-	if o.Progress != nil {
-		j.progress = o.Progress
+	go func() {
+		defer close(f.done)
+		f.judge.follow()
+		if f.judge.halt == told { // what more the kernel says, until the first process has ended the machine
+			f.judge.drain(2 * time.Second)
+		}
+		if f.took = time.Since(start); f.judge.halt != over {
+			end(errFollowed)
+		}
+	}()
+	return f
+}
+
+// stop ends what follows a machine that has ended.
+func (f *following) stop() {
+	if f != nil {
+		f.data.Close()
+		<-f.done
 	}
-	j.follow()
-	if j.halt == told { // what more the kernel says, until the first process has ended the machine
-		j.drain(2 * time.Second)
-	}
-	cancel() // there is nothing on its disks to lose
-	err = <-ended
-	if ctx.Err() != nil {
-		return Result{}, ctx.Err()
-	}
-	if err != nil && !errors.Is(err, context.Canceled) {
-		return Result{}, err
-	}
-	r := j.verdict(console.String())
-	r.Took = time.Since(start)
-	r.Machine.Image, r.Machine.QEMU, r.Machine.Accel, r.Machine.Memory = o.Image, o.QEMU.Version, o.Accel, o.Memory
-	return r, nil
 }
 
 var nameForm = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,64}$`)

@@ -38,7 +38,7 @@ var (
 
 	cutHere = "------------[ cut here ]------------"
 
-	place   = `([\w.$]+\+0x[0-9a-f]+/0x[0-9a-f]+|0x[0-9a-f]{8,16})(?: \[([\w-]+)(?: [0-9a-f]+)?\])?`
+	place   = `([\w.$]+\+0x[0-9a-f]+/0x[0-9a-f]+|0x[0-9a-f]+)(?: \[([\w-]+)(?: [0-9a-f]+)?\])?`
 	pointer = regexp.MustCompile(`^(?:RIP: 0010:|pc : |EIP: (?:0060:)?)` + place)
 	called  = regexp.MustCompile(`^\s*(?:\[<[0-9a-f]+>\]\s+)?(\? )?` + place + `\s*(?:\([PLU]+\))?$`)
 	ended   = regexp.MustCompile(`^---\[ end (trace|Kernel panic)`)

@@ -200,7 +200,7 @@ func (r report) print(out io.Writer) error {
 		if l.Met {
 			met = "yes"
 		}
-		if memory == ours {
+		if memory == ours || l.PeakMB == 0 { // it was said, or isn't known
 			memory = ""
 		}
 		fmt.Fprintf(w, "%s\n", strings.TrimRight(strings.Join([]string{l.title(), ours, other, ratio, l.Asked.String(), met, memory}, "\t"), "\t"))
@@ -264,7 +264,7 @@ func accept(name, baseline string) error {
 
 func seconds(s float64) string {
 	if s < 0.1 {
-		return fmt.Sprintf("%.0f ms", s*1000)
+		return fmt.Sprintf("%.3g ms", s*1000)
 	}
 	return fmt.Sprintf("%.2f s", s)
 }

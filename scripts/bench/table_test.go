@@ -245,6 +245,28 @@ func TestRowNames(t *testing.T) {
 	}
 }
 
+// What the README shows is what the baseline has, and each of its lines is measured still: one that had another name would be held
+// against nothing.
+func TestBaseline(t *testing.T) {
+	const name = "../../docs/bench.json"
+	r, err := readReport(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if plot, err := os.ReadFile(plotOf(name)); err != nil || !bytes.Equal(plot, r.plot()) {
+		t.Errorf("docs/bench.svg is not the plot of docs/bench.json (%v): draw it with go run ./scripts/bench -accept -json docs/bench.json -baseline docs/bench.json", err)
+	}
+	rows := map[string]bool{peak(nil).Name: true}
+	for _, row := range (&bench{releases: make([]string, 6)}).rows() {
+		rows[row.name] = true
+	}
+	for _, l := range r.Results {
+		if !rows[l.Name] {
+			t.Errorf("no row is named %q: correct docs/bench.json, or measure it again", l.Name)
+		}
+	}
+}
+
 func TestParseBenchmark(t *testing.T) {
 	const text = "goos: linux\ncpu: Some\nBenchmarkIndex/xz-2   1\t529480041 ns/op\t  55.15 peak-MB\t 12 B/op\nPASS\n"
 	if got, err := parseBenchmark(text); err != nil || got != (sample{Seconds: 0.529480041, PeakMB: 55.15}) {

@@ -1,0 +1,31 @@
+package cli
+
+import (
+	"encoding/json"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
+)
+
+// What the sandbox has built of a module and its dependency, Docker builds again, with what was recorded of that.
+func testReproduceWithDocker(t *testing.T) {
+	shared := sharedCache(t)
+	kernel := strings.TrimPrefix(newestKernels(t, shared)[0], "K61=")
+	var built struct{ Results []ui.Result }
+	if err := json.Unmarshal(program(t, shared, "build", "../../testdata/importer", "--depends", "../../testdata", "--kernels", kernel, "--engine", "sandbox",
+		"--directive", "REMAKE_INITRD=no", "--out", filepath.Join(t.TempDir(), "out"), "--format", "json"), &built); err != nil {
+		t.Fatal(err)
+	}
+	var got reproduction
+	text := program(t, shared, "reproduce", built.Results[0].Key, "../../testdata/importer", "--depends", "../../testdata", "--format", "json")
+	if err := json.Unmarshal(text, &got); err != nil {
+		t.Fatal(err)
+	}
+	if !got.Reproduced || got.Module != "importer" || got.Rebuilt != got.Recorded || got.Recorded != built.Results[0].Digest ||
+		!slices.Contains(got.Varied, surrounding{What: "engine", From: "sandbox", To: "docker"}) {
+		t.Errorf("reproduce of %s: %s", built.Results[0].Digest, text)
+	}
+}

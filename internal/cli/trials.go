@@ -356,7 +356,7 @@ func (t *trials) test(ctx context.Context, s subject, line *ui.Line, report *ui.
 	}
 	f := ui.TestFailure(got)
 	report.Status, report.Reason, report.Why, report.First, report.Tail, report.Hint = ui.Failed, string(got.Verdict)+": "+f.First, f.Why, f.First, f.Tail, f.Hint
-	line.End(ui.Failed, report.Reason)
+	line.End(ui.Failed, string(got.Verdict))
 	t.board.Fail(s.title, f, "")
 	return verdictCodes[got.Verdict]
 }

@@ -421,7 +421,7 @@ func (t *trials) run(ctx context.Context, s subject, img kernels.Image, line *ui
 	}
 	defer kernel.Close()
 	o := trial.Options{
-		QEMU: program, Kernel: kernel.Path(), Init: init, LoadOnly: t.options.loadOnly, Memory: t.memory, Timeout: t.options.timeout,
+		QEMU: program, Kernel: kernel.Path(), Image: kernel.Digest(), Init: init, LoadOnly: t.options.loadOnly, Memory: t.memory, Timeout: t.options.timeout,
 	}
 	if o.Needed, err = t.needed(kernel, outside, wanted); err != nil {
 		return none, err

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
@@ -36,14 +37,13 @@ func DecodeImage(b []byte) (Image, error) {
 	return i, nil
 }
 
-// HeadersIn gives the package of a lock's headers that has one of some names.
-func (l Lock) HeadersIn(names ...string) (Package, bool) {
-	for _, name := range names {
-		for _, p := range l.Headers {
-			if p.Name == name {
-				return p, true
-			}
-		}
+// NoImage is Provider.Image's error where there is no package of some names in the version of the headers. have are the versions that there
+// are, each behind its name.
+func NoImage(version string, names, have []string) error {
+	there := "has neither " + strings.Join(names, " nor ")
+	if len(have) > 0 {
+		there = "has " + strings.Join(have, ", ")
 	}
-	return Package{}, false
+	return fmt.Errorf("the headers are %s, and the index %s: %w; another mirror, or a dated snapshot, may have that version (--mirror)",
+		version, there, ErrNotFound)
 }

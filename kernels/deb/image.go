@@ -18,14 +18,15 @@ func (p *Provider) Image(ctx context.Context, l kernels.Lock) (kernels.Image, er
 	if k.Distro != p.distro.name {
 		return kernels.Image{}, fmt.Errorf("image of %s: distribution %q is not %q", k, k.Distro, p.distro.name)
 	}
-	headers, ok := l.HeadersIn(headersPrefix + k.Release)
-	if !ok {
+	at := slices.IndexFunc(l.Headers, func(p kernels.Package) bool { return p.Name == headersPrefix+k.Release })
+	if at < 0 {
 		return kernels.Image{}, fmt.Errorf("image of %s: the lock has no package %q", k, headersPrefix+k.Release)
 	}
+	version := l.Headers[at].Version
 	q := p.of(k.Arch)
 	i, err := answer(ctx, q, k.Suite, k.Arch, func(v *view) (kernels.Image, error) {
-		return repo.Memo(q.keep, v.key("image", k.Arch, k.Release, headers.Version), q.opts.Warn, func() (kernels.Image, error) {
-			return q.image(ctx, v, k, headers.Version)
+		return repo.Memo(q.keep, v.key("image", k.Arch, k.Release, version), q.opts.Warn, func() (kernels.Image, error) {
+			return q.image(ctx, v, k, version)
 		})
 	})
 	if err != nil {
@@ -64,16 +65,11 @@ func (p *pool) image(k kernels.Kernel, version string) (kernels.Image, error) {
 			if c.version == version {
 				all = append(all, c)
 			}
-			have = append(have, fmt.Sprintf("%s %s", name, c.version))
+			have = append(have, name+" "+c.version)
 		}
 	}
 	if len(all) == 0 {
-		there := "the index has neither " + strings.Join(names, " nor ")
-		if len(have) > 0 {
-			there = "the index has " + strings.Join(have, ", ")
-		}
-		return kernels.Image{}, fmt.Errorf("no package of the kernel itself in the version of the headers, %s: %s: %w; "+
-			"another mirror, or a dated snapshot, may have it (--mirror)", version, there, kernels.ErrNotFound)
+		return kernels.Image{}, kernels.NoImage(version, names, have)
 	}
 	all = all[:1]
 	for n := 0; n < len(all); n++ {

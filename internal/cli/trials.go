@@ -422,6 +422,7 @@ func (t *trials) run(ctx context.Context, s subject, img kernels.Image, line *ui
 	defer kernel.Close()
 	o := trial.Options{
 		QEMU: program, Kernel: kernel.Path(), Image: kernel.Digest(), Init: init, LoadOnly: t.options.loadOnly, Memory: t.memory, Timeout: t.options.timeout,
+		Progress: func(step, name string) { line.Phase(strings.TrimSpace(step + " " + name)) },
 	}
 	if o.Needed, err = t.needed(kernel, outside, wanted); err != nil {
 		return none, err

@@ -2,6 +2,7 @@ package trial
 
 import (
 	"bytes"
+	"debug/elf"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -55,7 +56,7 @@ func TestArchive(t *testing.T) {
 // The same options come to the same initramfs.
 func TestInitramfsIsDeterministic(t *testing.T) {
 	o := Options{
-		QEMU: qemu.Program{Arch: "amd64"}, Init: []byte("init"), Needed: []Module{{Name: "n", File: []byte("n")}},
+		QEMU: qemu.Program{Arch: runtime.GOARCH}, Init: self(t), Needed: []Module{{Name: "n", File: []byte("n")}},
 		Modules: []Module{{Name: "m", Params: []string{"b=1", "a=2"}, File: []byte("m")}},
 		Script:  &ScriptFile{Name: "s", File: []byte("#!/bin/sh\n"), Layers: []string{"/"}},
 	}
@@ -77,11 +78,49 @@ func TestInitramfsIsDeterministic(t *testing.T) {
 	}
 }
 
+func self(t *testing.T) []byte {
+	t.Helper()
+	b, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// The part of a program that is loaded runs as the whole does.
+func TestLoaded(t *testing.T) {
+	whole := self(t)
+	part, err := loaded(whole, machines[runtime.GOARCH])
+	if err != nil || len(part) >= len(whole) {
+		t.Fatalf("loaded() = %d bytes of %d, %v", len(part), len(whole), err)
+	}
+	program := filepath.Join(t.TempDir(), "part")
+	if err := os.WriteFile(program, part, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(program, "-test.list", "TestLoaded").CombinedOutput(); err != nil || string(out) != "TestLoaded\n" {
+		t.Errorf("it says %q, %v", out, err)
+	}
+	dynamic, err := os.ReadFile(need.Program(t, "cpio"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, f := range map[string]func() ([]byte, error){
+		"static":            func() ([]byte, error) { return loaded(dynamic, machines[runtime.GOARCH]) },
+		"another processor": func() ([]byte, error) { return loaded(whole, elf.EM_MIPS) },
+		"first process":     func() ([]byte, error) { return loaded(slices.Clone(part)[:len(part)-1], machines[runtime.GOARCH]) },
+	} {
+		if _, err := f(); err == nil || !strings.Contains(err.Error(), what) {
+			t.Errorf("%v; want an error with %q", err, what)
+		}
+	}
+}
+
 func TestPrepareRefusesNames(t *testing.T) {
 	for _, name := range []string{"", ".", "..", "../x", "a/b", "a b", "a\n", strings.Repeat("x", 65), "twice"} {
-		_, _, err := prepare(Options{QEMU: qemu.Program{Arch: "amd64"}, Needed: []Module{{Name: "twice"}}, Modules: []Module{{Name: name}}})
-		if err == nil {
-			t.Errorf("a module of the name %q is taken", name)
+		_, _, err := prepare(Options{QEMU: qemu.Program{Arch: runtime.GOARCH}, Init: self(t), Needed: []Module{{Name: "twice"}}, Modules: []Module{{Name: name}}})
+		if err == nil || !strings.Contains(err.Error(), "a name of its own") {
+			t.Errorf("a module of the name %q is taken, or %v", name, err)
 		}
 	}
 }

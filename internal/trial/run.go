@@ -142,7 +142,12 @@ var nameForm = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,64}$`)
 // prepare makes the task and the files of the initramfs.
 func prepare(o Options) (task, []entry, error) {
 	t := task{Port: o.QEMU.Port(), LoadOnly: o.LoadOnly, Step: int64(o.Timeout)}
-	entries := []entry{{name: "dev/"}, {name: "proc/"}, {name: "sys/"}, {name: "tmp/"}, {name: "init", mode: 0o755, data: o.Init}}
+	machine := machines[o.QEMU.Arch]
+	init, err := loaded(o.Init, machine)
+	if err != nil {
+		return t, nil, err
+	}
+	entries := []entry{{name: "dev/"}, {name: "proc/"}, {name: "sys/"}, {name: "tmp/"}, {name: "init", mode: 0o755, data: init}}
 	var names []string
 	add := func(m Module) (tried, error) {
 		if !nameForm.MatchString(m.Name) || m.Name == "." || m.Name == ".." || slices.Contains(names, m.Name) {
@@ -168,7 +173,7 @@ func prepare(o Options) (task, []entry, error) {
 		t.Modules = append(t.Modules, one)
 	}
 	if o.Script != nil {
-		files, err := o.Script.entries(machines[o.QEMU.Arch])
+		files, err := o.Script.entries(machine)
 		if err != nil {
 			return t, nil, err
 		}

@@ -203,8 +203,9 @@ func (j *judge) done(e event) bool {
 		j.halt = told
 		return false
 	}
-	if e.State != nil {
-		j.loaded(e)
+	if e.Step == "load" && !e.failed() && !j.loaded(e) {
+		j.halt = garbled
+		return false
 	}
 	if w, trace := warning(log, raised); w != "" && e.Step != "sign" {
 		j.find(e.Name, Finding{Verdict: Warns, Step: e.Step, Reason: w, Trace: trace})
@@ -220,8 +221,11 @@ func (j *judge) done(e event) bool {
 	case "load", "reload":
 		if e.failed() {
 			f.Verdict, f.Reason = refusal(e, log)
-			if slices.ContainsFunc(j.task.Modules, func(m tried) bool { return m.Name == e.Name && m.empty }) {
+			switch {
+			case slices.ContainsFunc(j.task.Modules, func(m tried) bool { return m.Name == e.Name && m.empty }):
 				f.Reason = "the file is empty"
+			case e.Step == "reload": // the hardware was there at first
+				f.Verdict, f.Reason = Refused, "it loaded, but after it was unloaded it doesn't any more: "+f.Reason
 			}
 			j.blocked[e.Name] = e.Name + " isn't there"
 			j.find(e.Name, f)
@@ -284,11 +288,11 @@ func (j *judge) state(name string) *State {
 	return nil
 }
 
-// loaded takes over what the guest read back of a module.
-func (j *judge) loaded(e event) {
+// loaded takes over what the guest read back of a module. It says whether there is something.
+func (j *judge) loaded(e event) bool {
 	s := j.state(e.Name)
-	if s == nil || e.Step != "load" {
-		return
+	if s == nil || e.State == nil || e.State.Size <= 0 {
+		return false
 	}
 	f := s.Finding
 	*s = *e.State
@@ -298,6 +302,7 @@ func (j *judge) loaded(e event) {
 		delete(s.Params, name)
 		s.Params[clean(name)] = clean(value)
 	}
+	return true
 }
 
 func rank(v Verdict) int { return slices.Index(severity, v) }

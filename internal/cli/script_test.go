@@ -176,7 +176,7 @@ func TestScripts(t *testing.T) {
 			"bootable": func(ts *testscript.TestScript, _ bool, args []string) {
 				ts.Check(bootable(shared, args[1]))
 				to := ts.MkAbs(filepath.Join(args[0], "images"))
-				ts.Check(exec.Command("cp", "-al", filepath.Join(shared, "images/kernels"), to).Run())
+				ts.Check(exec.Command("cp", "-alf", filepath.Join(shared, "images/kernels"), to).Run())
 			},
 			"host": func(ts *testscript.TestScript, _ bool, args []string) {
 				ts.Check(makeHost(ts.MkAbs(args[0]), filepath.Join(repository, "testdata"), args[1:]))

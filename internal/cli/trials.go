@@ -75,6 +75,9 @@ type trials struct {
 	// image pins the kernel whose headers a lock has, and kernel gets it.
 	image  func(context.Context, kernels.Lock) (kernels.Image, error)
 	kernel func(context.Context, kernels.Image, images.Progress) (*images.Kernel, error)
+	// headers is the root that a script's interpreter comes from.
+	headers func(context.Context, kernels.Lock, images.Progress) (*images.Root, error)
+	signer  *kmod.Signer // of --signature; nil: a new key's
 
 	mu       sync.Mutex
 	host     *qemu.Host
@@ -95,6 +98,15 @@ func (a *app) newTrials(o trialOptions) (*trials, error) {
 		}
 		if t.memory < minMachine || t.memory > maxMachine {
 			return nil, fmt.Errorf("--mem is %s: a machine has 128M to 64G", o.memory)
+		}
+	}
+	if !o.signature && (o.sign.key != "" || o.sign.cert != "") {
+		return nil, errors.New("--sign-key and --sign-cert are for --signature")
+	}
+	if o.signature && (o.sign.key+o.sign.cert+a.config.Signing.Key+a.config.Signing.Cert != "") {
+		var err error
+		if t.signer, err = a.signer(nil, o.sign); err != nil {
+			return nil, err
 		}
 	}
 	if o.script != "" {
@@ -422,10 +434,22 @@ func (t *trials) run(ctx context.Context, s subject, img kernels.Image, line *ui
 	defer kernel.Close()
 	o := trial.Options{
 		QEMU: program, Kernel: kernel.Path(), Image: kernel.Digest(), Init: init, LoadOnly: t.options.loadOnly, Memory: t.memory, Timeout: t.options.timeout,
+		Signature: t.options.signature, Signer: t.signer,
 		Progress: func(step, name string) { line.Phase(strings.TrimSpace(step + " " + name)) },
 	}
 	if o.Needed, err = t.needed(kernel, outside, wanted); err != nil {
 		return none, err
+	}
+	if t.script != nil {
+		o.Script = &trial.ScriptFile{Name: t.options.script, File: t.script}
+	}
+	if bytes.HasPrefix(t.script, []byte("#!")) {
+		root, err := t.headers(ctx, s.lock, progress(line))
+		if err != nil {
+			return none, &exitError{code: lockCode(err), err: err}
+		}
+		defer root.Close()
+		o.Script.Layers = root.Layers()
 	}
 	for _, l := range before {
 		o.Needed = append(o.Needed, l.Module)

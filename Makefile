@@ -1,7 +1,7 @@
 # What the tests need beside Go and make. Kernel headers are not among it: that none are needed is what is tested.
-TEST_PACKAGES := apt-utils binutils ca-certificates chromium cpio createrepo-c dkms docker.io dpkg-dev e2fsprogs gcc git gnupg kmod libarchive-tools libengine-pkcs11-openssl lintian makepkg mandoc mmdebstrap openssl pacman-package-manager patch procps python3-hawkey rpm rpm2cpio skopeo softhsm2 xz-utils zstd
+TEST_PACKAGES := apt-utils binutils ca-certificates chromium cpio createrepo-c dkms docker.io dpkg-dev e2fsprogs gcc git gnupg kmod libarchive-tools libengine-pkcs11-openssl lintian makepkg mandoc mmdebstrap openssl pacman-package-manager patch procps python3-hawkey qemu-system-x86 rpm rpm2cpio skopeo softhsm2 xz-utils zstd
 # What the comparisons need. Their dkms, their compiler and their Docker are unpacked, not installed.
-BENCH_PACKAGES := bubblewrap ca-certificates
+BENCH_PACKAGES := bubblewrap ca-certificates qemu-system-x86
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 DEMO_KERNEL := debian/trixie:latest
@@ -11,7 +11,7 @@ PICTURE := \
 
 export CGO_ENABLED := 0
 
-.PHONY: build deb rpm demo test test-packages bench bench-packages benchmarks compare-dkms lint picture clean help
+.PHONY: build deb rpm demo test test-trials test-packages bench bench-quick bench-baseline bench-packages benchmarks compare-dkms lint picture clean help
 
 build: ## the program: bin/godkms-hermetic, static; the version comes from git
 	go build -trimpath -buildvcs=auto -o bin/godkms-hermetic ./cmd/godkms-hermetic
@@ -24,6 +24,10 @@ demo: build ## the main job: a module for the newest Debian kernel; no root, no 
 test: test-packages ## everything: unit, scripts through the program, end to end on real packages
 	go vet ./...
 	go test -timeout 20m -vet=off -p $$(($$(nproc) * 2)) ./internal/cli ./...
+
+# Some of what test tries on one kernel only.
+test-trials: test-packages ## every way in which a module can end a virtual machine, on bookworm's kernel and on trixie's
+	go test -timeout 20m -v -run FatalVerdicts ./internal/cli -args -all-trials
 
 test-packages: packages := $(TEST_PACKAGES)
 bench-packages: packages := $(BENCH_PACKAGES)
@@ -58,8 +62,14 @@ lint: ## gofmt, go vet, staticcheck
 	go vet ./...
 	go run $(STATICCHECK) ./...
 
-bench: build bench-packages ## compares with bare make, dkms and dpkg-deb: a table, and out/bench.json; takes some minutes and 8 GB in .cache
-	go run ./scripts/bench -cache .cache/bench -json out/bench.json $(BENCH_FLAGS)
+bench: build bench-packages ## every figure of speed, beside bare make, dkms, crane …: a table, out/bench.json and .svg; takes 20 minutes and 8 GB in .cache
+	go run ./scripts/bench -cache .cache/bench -baseline docs/bench.json -json out/bench.json $(BENCH_FLAGS)
+
+bench-quick: build bench-packages ## the rows of bench that take little time, three times each: out/bench-quick.json; takes under 3 minutes
+	go run ./scripts/bench -cache .cache/bench -baseline docs/bench.json -json out/bench-quick.json -quick -runs 3 $(BENCH_FLAGS)
+
+bench-baseline: ## makes the last bench the one that later ones are held against: docs/bench.json, docs/bench.svg
+	go run ./scripts/bench -json out/bench.json -baseline docs/bench.json -accept
 
 compare-dkms: build test-packages ## runs dkms and this over every *-dkms package of Debian 12: a table, and out/compare-dkms.json; takes an hour
 	go run ./scripts/compare-dkms -json out/compare-dkms.json $(COMPARE_FLAGS)
@@ -76,4 +86,4 @@ clean: ## what build and demo made; the cache of built modules stays
 	rm -rf bin out
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -52,12 +52,13 @@ type Builder struct {
 	// Root assembles the root of a lock. It is called on a cache miss only.
 	Root func(ctx context.Context, l kernels.Lock, progress func(phase string, done, total int64)) (Root, error)
 	// RootVersion is the version of what a root has beside its packages; part of the key.
-	RootVersion string
-	Temp        string        // folder for unnamed files; default: os.TempDir()
-	Jobs        int           // make's -j, at least 1
-	Timeout     time.Duration // for the commands of one job; 0: none
-	Memory      int64         // bytes that one job's build may hold; see Spec; 0: no limit
-	Verify      bool          // build even what is cached, and fail where the result differs; Remotes are not asked
+	RootVersion  string
+	Temp         string        // folder for unnamed files; default: os.TempDir()
+	Jobs         int           // make's -j, at least 1
+	Timeout      time.Duration // for the commands of one job; 0: none
+	Memory       int64         // bytes that one job's build may hold; see Spec; 0: no limit
+	Surroundings Surroundings  // what builds see of where they run; part of no key
+	Verify       bool          // build even what is cached, and fail where the result differs; Remotes are not asked
 }
 
 // Job is one source tree for one locked kernel.
@@ -108,14 +109,49 @@ type Result struct {
 	Files   []artifact.File // the modules; every byte is verified while it is read
 	Image   v1.Image        // the artifact; nil for a failed job
 	Digest  v1.Hash         // of Image
+	Inputs  []byte          // see cache.Entry
 	Log     []byte
 	LogPath string // of a failed job's log
 	Seconds float64
 }
 
+// Inputs are what a key is the hash of, in JSON.
+type Inputs struct {
+	Recipe      int             `json:"recipe"`
+	RootVersion string          `json:"root_version"`
+	Source      v1.Hash         `json:"source"`
+	Lock        v1.Hash         `json:"lock"`
+	Depends     []string        `json:"depends,omitempty"` // "MODULE VERSION KEY", sorted
+	Overrides   []dkms.Override `json:"overrides,omitempty"`
+	Directives  []string        `json:"directives,omitempty"`
+}
+
+// ReadInputs reads what cache.Entry keeps of a key's inputs.
+func ReadInputs(text []byte) (Inputs, error) {
+	var in Inputs
+	if err := json.Unmarshal(text, &in); err != nil {
+		return in, fmt.Errorf("read the inputs of a build: %w", err)
+	}
+	return in, nil
+}
+
 // Key is the hash of everything that the result depends on, and of nothing else: not the engine, not -j, no path, no
 // variable, no time.
 func (b *Builder) Key(j Job) v1.Hash {
+	sum := sha256.Sum256(b.Inputs(j).encode())
+	return v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(sum[:])}
+}
+
+func (i Inputs) encode() []byte {
+	text, err := json.Marshal(i)
+	if err != nil {
+		return nil // numbers and strings: cannot fail
+	}
+	return text
+}
+
+// Inputs are what a job's key is made of.
+func (b *Builder) Inputs(j Job) Inputs {
 	var depends []string
 	for _, d := range j.Depends {
 		if d.Result.Status == Failed { // the build goes without it, now; the next time it may be there
@@ -124,20 +160,16 @@ func (b *Builder) Key(j Job) v1.Hash {
 		depends = append(depends, d.Source.Module+" "+d.Source.Version+" "+d.Result.Key.String())
 	}
 	slices.Sort(depends)
-	inputs, err := json.Marshal(struct {
-		Recipe      int             `json:"recipe"`
-		RootVersion string          `json:"root_version"`
-		Source      v1.Hash         `json:"source"`
-		Lock        v1.Hash         `json:"lock"`
-		Depends     []string        `json:"depends,omitempty"`
-		Overrides   []dkms.Override `json:"overrides,omitempty"`
-		Directives  []string        `json:"directives,omitempty"`
-	}{recipe, b.RootVersion, j.Source.Digest, j.Lock.Digest(), depends, j.Overrides, j.Directives})
-	if err != nil {
-		return v1.Hash{} // numbers and strings: cannot fail
+	return Inputs{recipe, b.RootVersion, j.Source.Digest, j.Lock.Digest(), depends, j.Overrides, j.Directives}
+}
+
+// entry is what is kept of a result.
+func (b *Builder) entry(img v1.Image, log []byte, j Job) cache.Entry {
+	e := cache.Entry{Image: img, Log: log, Lock: j.Lock.Encode()}
+	if len(j.Depends)+len(j.Overrides)+len(j.Directives) > 0 {
+		e.Inputs = b.Inputs(j).encode()
 	}
-	sum := sha256.Sum256(inputs)
-	return v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(sum[:])}
+	return e
 }
 
 // Build gives the result of a job: from the cache, or built. It never fails as a whole; Result says how it went.
@@ -178,16 +210,28 @@ func (b *Builder) build(ctx context.Context, j Job, w Watch) (r Result) {
 			return r
 		}
 	}
-	engine, err := b.Engine(ctx)
+	o, root, err := b.make(ctx, &r, j, w)
 	if err != nil {
 		r.Err = err
 		return r
 	}
+	defer o.Close()
+
+	w.phase("storing")
+	r.Err = b.store(ctx, &r, j, root, o)
+	return r
+}
+
+// make runs a job on a root, whose digest it gives. It fills in r's log, and keeps that of a build that fails.
+func (b *Builder) make(ctx context.Context, r *Result, j Job, w Watch) (o *output, digest v1.Hash, err error) {
+	engine, err := b.Engine(ctx)
+	if err != nil {
+		return nil, digest, err
+	}
 	w.phase("root")
 	root, err := b.Root(ctx, j.Lock, w.Progress)
 	if err != nil {
-		r.Err = err
-		return r
+		return nil, digest, err
 	}
 	defer root.Close()
 
@@ -197,22 +241,17 @@ func (b *Builder) build(ctx context.Context, j Job, w Watch) (r Result) {
 		ctx, cancel = context.WithTimeoutCause(ctx, b.Timeout, &TimeoutError{b.Timeout})
 		defer cancel()
 	}
-	o, err := b.run(ctx, engine, root, j, w, log)
+	o, err = b.run(ctx, engine, root, j, w, log)
 	r.Log = log.Bytes()
 	if err != nil {
-		r.Err = err
 		keep, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 		defer cancel()
-		if r.LogPath, err = b.Results.KeepLog(keep, r.Key, r.Log); err != nil {
-			w.warn(err.Error())
+		var kept error
+		if r.LogPath, kept = b.Results.KeepLog(keep, r.Key, r.Log); kept != nil {
+			w.warn(kept.Error())
 		}
-		return r
 	}
-	defer o.Close()
-
-	w.phase("storing")
-	r.Err = b.store(ctx, &r, j, root.Digest(), o)
-	return r
+	return o, root.Digest(), err
 }
 
 // load fills r from the cache. It reports whether the key was there.
@@ -240,16 +279,16 @@ func (r *Result) read(e cache.Entry) (err error) {
 	if r.Digest, err = e.Image.Digest(); err != nil {
 		return err
 	}
-	r.Status, r.Image, r.Log, r.Reason = Cached, e.Image, e.Log, r.Meta.Reason
+	r.Status, r.Image, r.Log, r.Inputs, r.Reason = Cached, e.Image, e.Log, e.Inputs, r.Meta.Reason
 	if r.Meta.Status == artifact.Skipped {
 		r.Status = Skipped
 	}
 	return nil
 }
 
-// store packs an output and keeps it, or, to verify, compares it with what is kept.
-func (b *Builder) store(ctx context.Context, r *Result, j Job, root v1.Hash, o *output) error {
-	meta := b.meta(j, r.Key)
+// pack makes the artifact of an output.
+func (b *Builder) pack(j Job, key, root v1.Hash, o *output) (v1.Image, error) {
+	meta := b.meta(j, key)
 	meta.Compiler, meta.Symvers, meta.Root = o.compiler, o.symvers, root
 	meta.Status, meta.Reason = artifact.Built, o.skip
 	if o.skip != "" {
@@ -258,7 +297,16 @@ func (b *Builder) store(ctx context.Context, r *Result, j Job, root v1.Hash, o *
 	meta.Extras = o.extras
 	img, err := artifact.New(meta, o.files)
 	if err != nil {
-		return fmt.Errorf("pack: %w", err)
+		return nil, fmt.Errorf("pack: %w", err)
+	}
+	return img, nil
+}
+
+// store packs an output and keeps it, or, to verify, compares it with what is kept.
+func (b *Builder) store(ctx context.Context, r *Result, j Job, root v1.Hash, o *output) error {
+	img, err := b.pack(j, r.Key, root, o)
+	if err != nil {
+		return err
 	}
 	digest, err := img.Digest()
 	if err != nil {
@@ -273,10 +321,10 @@ func (b *Builder) store(ctx context.Context, r *Result, j Job, root v1.Hash, o *
 		}
 		if had != digest {
 			return fmt.Errorf("the build is not reproducible: its modules differ from the cached ones (%s now, %s before); "+
-				"look for the time, random numbers or the order of files in the source's Makefile", digest, had)
+				"look for the time, random numbers or the order of files in the source's Makefile; the command reproduce shows where", digest, had)
 		}
 	case errors.Is(err, cache.ErrNotFound):
-		if err := b.Results.Put(ctx, r.Key, cache.Entry{Image: img, Log: r.Log, Lock: j.Lock.Encode()}); err != nil {
+		if err := b.Results.Put(ctx, r.Key, b.entry(img, r.Log, j)); err != nil {
 			return fmt.Errorf("cache: %w", err)
 		}
 	default:

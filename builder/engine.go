@@ -1,6 +1,7 @@
 package builder
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -35,11 +36,26 @@ type Spec struct {
 	Kernel  kernels.Kernel // the target; an engine refuses an architecture that this machine can't run
 	Scratch []string       // absolute paths of empty, writable folders, made where the root lacks them; /tmp is always one more
 	Memory  int64          // bytes that the sandbox's processes and scratch folders may hold in all; 0 is no limit
+	Surroundings
 }
+
+// Surroundings are what commands see of where they run and nothing that's built may depend on. All builds have the same, the zero value:
+// others are there to find out what depends on them.
+type Surroundings struct {
+	User       int    // uid and gid in place of UID and GID; 0 is none
+	Host       string // in place of HostName; empty is none
+	Processors int    // how many of the processors commands may run on; 0 is all. They may take more of them by themselves.
+}
+
+// IDs are the user's.
+func (s Surroundings) IDs() (uid, gid int) { return cmp.Or(s.User, UID), cmp.Or(s.User, GID) }
+
+// HostName is the machine's name.
+func (s Surroundings) HostName() string { return cmp.Or(s.Host, HostName) }
 
 // Engine starts sandboxes. What a sandbox sees is fixed: the root, read-only; /proc of its own processes; a minimal /dev; the
 // scratch folders and /tmp; user UID without any capability, or a way to gain one; umask 022; host name HostName; and no
-// network, whether its loopback device is up or not. Nothing of the host, no environment variable, no file descriptor
+// network, whether its loopback device is up or not; but for Surroundings. Nothing of the host, no environment variable, no file descriptor
 // reaches it. Engines are safe for concurrent use. Package enginetest has this contract as tests.
 type Engine interface {
 	Start(ctx context.Context, s Spec) (Sandbox, error)

@@ -137,8 +137,7 @@ func (b *Builder) fetch(ctx context.Context, r *Result, j Job, w Watch) bool {
 			w.warn(fmt.Sprintf("shared cache %q: what it has for key %s is refused: %s", remote.name, r.Key, firstOf(err)))
 			continue
 		}
-		e.Lock = j.Lock.Encode()
-		if err := b.Results.Put(ctx, r.Key, e); err != nil {
+		if err := b.Results.Put(ctx, r.Key, b.entry(e.Image, e.Log, j)); err != nil {
 			r.Err = fmt.Errorf("cache: %w", err)
 			return false
 		}
@@ -155,7 +154,7 @@ func (b *Builder) share(ctx context.Context, r Result, j Job, w Watch) {
 		return
 	}
 	w.phase("sharing")
-	err := b.Share.put(ctx, r.Key, cache.Entry{Image: r.Image, Log: r.Log, Lock: j.Lock.Encode()})
+	err := b.Share.put(ctx, r.Key, b.entry(r.Image, r.Log, j))
 	if errors.Is(err, cache.ErrDiffers) {
 		w.warn(fmt.Sprintf("shared cache %q: it has another result for key %s and keeps it: %s; one of the two was altered, or the build is not "+
 			"reproducible: --no-cache tells", b.Share.name, r.Key, firstOf(err)))

@@ -98,7 +98,7 @@ func (b *Builder) enter(ctx context.Context, engine Engine, root Root, j Job, lo
 		}
 	}
 	scratch := slices.Concat([]string{"/tmp", dkms.Tree}, sources, installed.modules)
-	sandbox, err := engine.Start(ctx, Spec{Root: root, Kernel: k, Scratch: scratch, Memory: b.Memory})
+	sandbox, err := engine.Start(ctx, Spec{Root: root, Kernel: k, Scratch: scratch, Memory: b.Memory, Surroundings: b.Surroundings})
 	if err != nil {
 		return nil, nil, fmt.Errorf("start the sandbox: %w", err)
 	}

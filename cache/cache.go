@@ -22,6 +22,9 @@ type Entry struct {
 	Image v1.Image // what the key determines, to the byte
 	Log   []byte   // of the build that made it; differs from build to build, so it is no part of the image
 	Lock  []byte   // kernels.Lock.Encode of what it was built on; nil in entries of earlier versions, and where Get says so
+	// Inputs is the text whose SHA-256 the key is, which says what else than source and lock went into the build. It's nil where that is
+	// nothing, in entries of earlier versions, and where Get says so.
+	Inputs []byte
 }
 
 // Store keeps entries by key. Keys are SHA-256 hashes. Implementations are safe for concurrent use, by processes too.

@@ -29,6 +29,7 @@ import (
 //
 //	v1/entries/<key>        a record: which blobs an entry is made of, with a checksum of its own; its mtime is the last use
 //	v1/blobs/sha256/<hex>   manifests, configs, layers, logs and locks; entries share them
+//	v1/notes/<key>/<hash>   what was found out about an entry since, behind a checksum; see Note
 //	v1/locks/<key>          held while a key is being built
 //	v1/logs/<key>.log       of the last failed build of a key
 //	v1/tmp/                 what is being written
@@ -64,7 +65,7 @@ func Open(dir string, o Options) (*Dir, error) {
 	if d.warn == nil {
 		d.warn = func(string) {}
 	}
-	for _, sub := range []string{"", "entries", "blobs", "blobs/sha256", "locks", "logs", "tmp"} {
+	for _, sub := range []string{"", "entries", "blobs", "blobs/sha256", "notes", "locks", "logs", "tmp"} {
 		path := filepath.Join(d.root, sub)
 		if info, err := os.Lstat(path); err == nil && !info.IsDir() {
 			return nil, fmt.Errorf("open cache %q: %q is no folder; remove it", dir, path)
@@ -85,7 +86,8 @@ type record struct {
 	Manifest v1.Hash   `json:"manifest"`
 	Log      v1.Hash   `json:"log"`
 	Lock     *v1.Hash  `json:"lock,omitempty"`
-	Blobs    []blob    `json:"blobs"` // the manifest, what it refers to, the log and the lock
+	Inputs   bool      `json:"inputs,omitempty"` // are kept: as a blob, whose digest is the key
+	Blobs    []blob    `json:"blobs"`            // the manifest, what it refers to, the log, the lock and the inputs
 	Created  time.Time `json:"created"`
 }
 
@@ -165,11 +167,17 @@ func (d *Dir) load(ctx context.Context, key v1.Hash) (Entry, time.Time, error) {
 			return Entry{}, mtime, err
 		}
 	}
+	var inputs []byte
+	if r.Inputs {
+		if inputs, err = d.readBlob(r.Key, maxManifest); err != nil {
+			return Entry{}, mtime, err
+		}
+	}
 	i, err := partial.CompressedToImage(img)
 	if err != nil {
 		return Entry{}, mtime, err
 	}
-	return Entry{Image: i, Log: log, Lock: lock}, mtime, nil
+	return Entry{Image: i, Log: log, Lock: lock, Inputs: inputs}, mtime, nil
 }
 
 // drop looks at an entry again while nobody writes, removes what is damaged of it, and warns. It returns the entry if it
@@ -200,6 +208,9 @@ func (d *Dir) drop(ctx context.Context, key v1.Hash) (Entry, time.Time, error) {
 // remove removes a record and damaged blobs. The caller holds the exclusive lock.
 func (d *Dir) remove(key v1.Hash, bad *damage) error {
 	if err := os.Remove(d.recordPath(key)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.RemoveAll(d.notesPath(key)); err != nil {
 		return err
 	}
 	for _, h := range bad.blobs {
@@ -268,8 +279,9 @@ func (d *Dir) put(ctx context.Context, key v1.Hash, e Entry) error {
 	if err != nil {
 		return err
 	}
-	if len(manifest) > maxManifest || len(config) > maxManifest || len(e.Lock) > maxManifest {
-		return fmt.Errorf("a manifest of %d bytes, a config of %d and a lock of %d, more than %d", len(manifest), len(config), len(e.Lock), maxManifest)
+	if len(manifest) > maxManifest || len(config) > maxManifest || len(e.Lock) > maxManifest || len(e.Inputs) > maxManifest {
+		return fmt.Errorf("a manifest of %d bytes, a config of %d, a lock of %d and inputs of %d, more than %d",
+			len(manifest), len(config), len(e.Lock), len(e.Inputs), maxManifest)
 	}
 	if err := durable.Sweep(d.path("tmp")); err != nil {
 		return err
@@ -314,6 +326,14 @@ func (d *Dir) put(ctx context.Context, key v1.Hash, e Entry) error {
 			h    v1.Hash
 			data []byte
 		}{h, e.Lock})
+	}
+	if e.Inputs != nil {
+		r.Inputs = true
+		r.Blobs = append(r.Blobs, blob{key, int64(len(e.Inputs))})
+		small = append(small, struct {
+			h    v1.Hash
+			data []byte
+		}{key, e.Inputs})
 	}
 	for _, b := range small {
 		g.Go(func() error {

@@ -119,6 +119,9 @@ func (d *Dir) Verify(ctx context.Context) (Report, error) {
 		switch {
 		case err == nil:
 			rep.Entries++
+			if err := d.verifyNotes(key, &rep); err != nil {
+				return rep, fmt.Errorf("verify cache: notes on %q: %w", key, err)
+			}
 		case errors.Is(err, ErrNotFound): // removed meanwhile
 		case errors.As(err, &bad):
 			gone, err := d.removeDamaged(ctx, key)
@@ -278,6 +281,10 @@ func (d *Dir) gc(ctx context.Context, o GCOptions) (GCResult, error) {
 			}
 		}
 	}
+	kept := map[v1.Hash]bool{}
+	for key := range records {
+		kept[key] = true
+	}
 	now := time.Now()
 	for _, i := range slices.Backward(infos) {
 		old := o.OlderThan > 0 && now.Sub(i.LastUsed) > o.OlderThan
@@ -288,6 +295,7 @@ func (d *Dir) gc(ctx context.Context, o GCOptions) (GCResult, error) {
 			return res, err
 		}
 		res.Entries++
+		delete(kept, i.Key)
 		for _, b := range records[i.Key].Blobs {
 			if refs[b.Digest]--; refs[b.Digest] == 0 {
 				total -= b.Size
@@ -312,6 +320,11 @@ func (d *Dir) gc(ctx context.Context, o GCOptions) (GCResult, error) {
 		}
 		res.Blobs++
 		res.Freed += n
+	}
+	freed, err := d.sweepNotes(func(key v1.Hash) bool { return kept[key] })
+	res.Freed += freed
+	if err != nil {
+		return res, err
 	}
 	if err := durable.Sweep(d.path("tmp")); err != nil {
 		return res, err

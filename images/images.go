@@ -75,6 +75,7 @@ type Options struct {
 //	packages/partial/<hex>  downloads that were cut off
 //	layers/<key>/fs         an unpacked layer; beside it index, its entries, and record.json, their totals, hash and origin
 //	packed/<key>/           the layer's tar form: layer.tar.gz and packed.json
+//	kernels/<key>/          a kernel: boot, its modules one after the other, their index, and record.json
 //	roots/<lock>.json       a lock, its layers, and by the file's time when it was last used
 //	tmp, locks, */.lock     unfinished work and advisory locks
 //
@@ -111,7 +112,7 @@ func Open(o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, d := range []string{"packages/sha256", "packages/sha512", "packages/partial", "layers", "packed", "roots", "tmp", "locks"} {
+	for _, d := range []string{"packages/sha256", "packages/sha512", "packages/partial", "layers", "packed", "roots", "kernels", "tmp", "locks"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			return nil, fmt.Errorf("make cache folder: %w", err)
 		}

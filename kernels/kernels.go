@@ -128,6 +128,9 @@ type Provider interface {
 	// Lock pins the build root of a kernel, with extra packages. An unknown kernel or package wraps ErrNotFound, and what is wrong
 	// with one of the extra packages is an *ExtraError. In which order they are named, or how often, makes no difference.
 	Lock(ctx context.Context, k Kernel, extra Extra) (Lock, error)
+	// Image pins the packages of the kernel itself whose headers a lock has, in just their version. It wraps ErrNotFound, and says which
+	// versions there are, where the distribution hasn't got them, or has them no longer.
+	Image(ctx context.Context, l Lock) (Image, error)
 	// Payload turns a package file into the tar stream of the files that it installs. The caller closes it.
 	Payload(pkg io.Reader) (io.ReadCloser, error)
 	// Open is Payload with what the package file says that it depends on, for Extra.

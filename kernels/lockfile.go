@@ -27,13 +27,16 @@ import (
 //	  with libxtables-dev | iptables-dev
 //	  toolchain sha256:HEX
 //	  package linux-headers-6.1.0-56-amd64 6.1.192-2 amd64 1234567 sha256:HEX URL...
+//	  image sha256:HEX
+//	  package linux-image-6.1.0-56-amd64 6.1.192-2 amd64 12345678 sha256:HEX URL...
 //
 //	toolchain sha256:HEX
 //	  package bash 5.2.15-2+b7 amd64 1491776 sha256:HEX URL...
 //
 // The line of an index has the suite and architecture, the archive, the name, the date and the digest of the index, with - for what isn't
 // known; that of a kernel ends in its Lock.Digest, so that nothing that counts for a build can change unnoticed; that of a package has
-// its size before its digest. Below a kernel there may also be "forced", "build FOLDER" and "depends ENTRY", as Lock and Extra have them.
+// its size before its digest. Behind "image", with its Image.Digest, are the packages of the kernel itself; it is missing where the
+// distribution had them not, and in files from before there was such a thing. Below a kernel there may also be "forced", "build FOLDER" and "depends ENTRY", as Lock and Extra have them.
 // A kernel comes once for each set of extra packages; a toolchain once for all kernels. Kernels are sorted, and the toolchains come in
 // the order in which these name them.
 type LockFile struct {
@@ -47,10 +50,11 @@ type LockedIndex struct {
 	Index
 }
 
-// ExtraLock is the lock of a kernel with extra packages.
+// ExtraLock is the lock of a kernel with extra packages, and the kernel itself.
 type ExtraLock struct {
 	Extra Extra
 	Lock  Lock
+	Image Image // the zero value if it isn't locked
 }
 
 // String is the kernel, and the extra packages if there are any.
@@ -157,6 +161,10 @@ func (f *LockFile) text() []byte {
 		}
 		fmt.Fprintln(&b, "  toolchain", digest)
 		packages(l.Lock.Headers)
+		if len(l.Image.Packages) > 0 {
+			fmt.Fprintln(&b, "  image", l.Image.Digest())
+			packages(l.Image.Packages)
+		}
 	}
 	for _, l := range toolchains {
 		fmt.Fprintf(&b, "\ntoolchain %s\n", l.ToolchainDigest())
@@ -214,6 +222,7 @@ type readLock struct {
 	line      int
 	digest    v1.Hash
 	toolchain v1.Hash
+	image     v1.Hash
 }
 
 type readToolchain struct {
@@ -289,6 +298,10 @@ func (r *lockReader) line(n int, line string) (err error) {
 		r.locks[last].Extra.Depends = append(r.locks[last].Extra.Depends, rest)
 	case inner && word == "toolchain" && r.kernel:
 		r.locks[last].toolchain, err = parseDigest(rest)
+	case inner && word == "image" && r.kernel:
+		l := &r.locks[last]
+		l.image, err = parseDigest(rest)
+		l.Image.Kernel, r.packages = l.Lock.Kernel, &l.Image.Packages
 	default:
 		return fmt.Errorf("%q has no meaning here", line)
 	}
@@ -338,6 +351,9 @@ func (r *lockReader) finish() (*LockFile, error) {
 		}
 		if got := l.Lock.Digest(); got != l.digest {
 			return nil, fmt.Errorf("line %d: what is locked for this kernel has the digest %s: it was altered; restore the file, or write it anew with the command lock", l.line, got)
+		}
+		if got := l.Image.Digest(); len(l.Image.Packages) > 0 && got != l.image {
+			return nil, fmt.Errorf("line %d: the packages of this kernel itself have the digest %s: they were altered; restore the file, or write it anew with the command lock", l.line, got)
 		}
 		f.Locks = append(f.Locks, l.ExtraLock)
 	}
@@ -497,7 +513,7 @@ func (p lockedProvider) Kernels(_ context.Context, suite, arch string) ([]Candid
 }
 
 func (p lockedProvider) Lock(_ context.Context, k Kernel, extra Extra) (Lock, error) {
-	want := ExtraLock{extra, Lock{Kernel: k}}
+	want := ExtraLock{Extra: extra, Lock: Lock{Kernel: k}}
 	var have []string
 	for _, l := range p.file.Locks {
 		if l.compare(want) == 0 {
@@ -513,9 +529,18 @@ func (p lockedProvider) Lock(_ context.Context, k Kernel, extra Extra) (Lock, er
 	return Lock{}, fmt.Errorf("%s is not in the lock file, which has %s: %w", want, strings.Join(have, "; "), ErrNotFound)
 }
 
+func (p lockedProvider) Image(_ context.Context, l Lock) (Image, error) {
+	for _, have := range p.file.Locks {
+		if have.Lock.Kernel == l.Kernel && len(have.Image.Packages) > 0 {
+			return have.Image, nil
+		}
+	}
+	return Image{}, fmt.Errorf("the kernel %s itself is not in the lock file, just what builds for it: %w", l.Kernel, ErrNotFound)
+}
+
 // LockChange is what differs between the locks of some kernels.
 type LockChange struct {
-	What    string   `json:"what"`    // "kernel", "compiler", "toolchain" or "headers"
+	What    string   `json:"what"`    // "kernel", "compiler", "toolchain", "headers" or "image"
 	Name    string   `json:"name"`    // of the kernel, as in Kernels, or the package; empty of a compiler
 	Old     string   `json:"old"`     // the version, or the compiler; empty: it wasn't there
 	New     string   `json:"new"`     // the same; empty: it isn't there any more
@@ -568,6 +593,7 @@ func (f *LockFile) Diff(to *LockFile) []LockChange {
 			}
 			packages(new[0], "toolchain", a.Toolchain, b.Toolchain)
 			packages(new[0], "headers", a.Headers, b.Headers)
+			packages(new[0], "image", old[0].Image.Packages, new[0].Image.Packages)
 			old, new = old[1:], new[1:]
 		}
 	}

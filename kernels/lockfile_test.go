@@ -27,7 +27,7 @@ func lockFile() *LockFile {
 	lock := func(suite, release string, toolchain []Package, extra Extra, more ...Package) ExtraLock {
 		l := Lock{Kernel: Kernel{"debian", suite, "amd64", release}, Compiler: "gcc-12", Toolchain: toolchain}
 		l.Headers = append([]Package{lockPackage("linux-headers-"+release, "6.1.2", at+"h.deb")}, more...)
-		return ExtraLock{extra, l}
+		return ExtraLock{Extra: extra, Lock: l}
 	}
 	day := time.Date(2026, 7, 11, 8, 12, 1, 0, time.UTC)
 	index := func(suite, name string) LockedIndex {
@@ -35,6 +35,7 @@ func lockFile() *LockFile {
 	}
 	other := lock("trixie", "6.12.1+deb13-amd64", []Package{lockPackage("gcc-14", "14.2.0-19", at+"gcc14.deb")}, Extra{})
 	other.Lock.Compiler, other.Lock.Forced, other.Lock.Build = "gcc-14", true, "usr/src/kernels/6.12"
+	other.Image = Image{other.Lock.Kernel, []Package{lockPackage("linux-image-6.12.1+deb13-amd64", "6.1.2", at+"i.deb")}}
 	return &LockFile{
 		Indexes: []LockedIndex{index("trixie", "trixie"), index("bookworm", "bookworm"), index("bookworm", "bookworm-updates")},
 		Locks: []ExtraLock{
@@ -87,7 +88,9 @@ func TestLockFile(t *testing.T) {
 		"kernel debian/trixie:6.12.1+deb13-amd64 amd64 gcc-14 " + l[0].Lock.Digest().String()[:9],
 		"forced", "build usr/src/kernels/6.12",
 		"toolchain " + l[0].Lock.ToolchainDigest().String()[:9],
-		"package linux-headers-6.12.1+deb13-amd64 6.1.2 amd64 132 " + h("linux-headers-6.12.1+deb13-amd646.1.2") + " http://m.example/debian/pool/h.deb", "",
+		"package linux-headers-6.12.1+deb13-amd64 6.1.2 amd64 132 " + h("linux-headers-6.12.1+deb13-amd646.1.2") + " http://m.example/debian/pool/h.deb",
+		"image " + l[0].Image.Digest().String()[:9],
+		"package linux-image-6.12.1+deb13-amd64 6.1.2 amd64 130 " + h("linux-image-6.12.1+deb13-amd646.1.2") + " http://m.example/debian/pool/i.deb", "",
 		"toolchain " + l[3].Lock.ToolchainDigest().String()[:9],
 		"package bash 5.2-1+b7 amd64 104 " + h("bash5.2-1+b7") + " http://m.example/debian/pool/bash.deb https://snapshot.example/debian/pool/bash.deb",
 		"package gcc-12 12.2.0-14 amd64 106 " + h("gcc-1212.2.0-14") + " http://m.example/debian/pool/gcc.deb", "",
@@ -105,8 +108,8 @@ func TestLockFile(t *testing.T) {
 		t.Errorf("what was read is written as\n%s\nwant\n%s", again, text)
 	}
 	for i, j := range []int{3, 2, 1, 0} {
-		if !reflect.DeepEqual(f.Locks[i].Lock, l[j].Lock) {
-			t.Errorf("lock %d is\n%+v\nwant\n%+v", i, f.Locks[i].Lock, l[j].Lock)
+		if !reflect.DeepEqual(f.Locks[i].Lock, l[j].Lock) || !reflect.DeepEqual(f.Locks[i].Image, l[j].Image) {
+			t.Errorf("lock %d is\n%+v\nwant\n%+v", i, f.Locks[i], l[j])
 		}
 	}
 	if none := encodeLockFile(t, &LockFile{}); none != "godkms.lock 1\n" {
@@ -145,17 +148,17 @@ func TestLockFileRefused(t *testing.T) {
 		{"nothing", "", "it is no lock file"},
 		{"another file", "[build]\n", "it is no lock file"},
 		{"a newer version", replace("lock 1", "lock 2"), `line 1: a lock file of the version "2"; this program reads 1`},
-		{"cut off", text[:len(text)-1], `line 35: the end is missing`},
+		{"cut off", text[:len(text)-1], `line 37: the end is missing`},
 		{"something behind", text + "\n", "behind the end"},
 		{"unsorted indexes", swap(3, 4), "line 3: it is "},
 		{"an index twice", twice(3, 3), "line 4: it is "},
-		{"unsorted packages", swap(30, 31), "line 29: the packages of this toolchain have the digest sha256:"},
+		{"unsorted packages", swap(32, 33), "line 31: the packages of this toolchain have the digest sha256:"},
 		{"a package less", without(21), "line 15: what is locked for this kernel has the digest sha256:"},
 		{"a package twice", twice(21, 21), "line 15: what is locked"},
 		{"a kernel twice", twice(7, 10), "line 11: debian/bookworm:6.1.0-10-amd64 comes twice"},
-		{"a toolchain twice", twice(29, 32), "line 33: the toolchain comes twice"},
+		{"a toolchain twice", twice(31, 34), "line 35: the toolchain comes twice"},
 		{"no toolchain", without(8), "line 7: this kernel's toolchain is not in the file"},
-		{"a toolchain of nobody", text + "\ntoolchain " + (Lock{}).ToolchainDigest().String() + "\n", "line 36: there is something behind the end"},
+		{"a toolchain of nobody", text + "\ntoolchain " + (Lock{}).ToolchainDigest().String() + "\n", "line 38: there is something behind the end"},
 		{"unsorted extra packages", swap(16, 17), `line 16: it is "  with pkg-config" where "  with a | b" belongs`},
 		{"an empty line less", without(2), "line 2: it is "},
 		{"spaces", replace("amd64 gcc-12", "amd64  gcc-12"), "line 7: kernel has 4 words"},
@@ -164,19 +167,22 @@ func TestLockFileRefused(t *testing.T) {
 		{"unknown word", replace("kernel", "kernels"), `line 7: "kernels debian/`},
 		{"unknown word inside", replace("  with", "  without"), "line 16: "},
 		{"a package of nothing", replace("index", "  package"), "line 3: "},
-		{"a word of a kernel in a toolchain", replace("  package bash", "  forced\n  package bash"), `line 30: "  forced" has no meaning here`},
+		{"a word of a kernel in a toolchain", replace("  package bash", "  forced\n  package bash"), `line 32: "  forced" has no meaning here`},
 		{"a short digest", replace(lockFile().Locks[3].Lock.Digest().Hex, "abc"), `line 7: "sha256:abc" is no digest`},
 		{"no suite", replace("kernel debian/bookworm:", "kernel debian:"), `line 7: "debian" is not of the form DISTRO/SUITE`},
 		{"a release that leaves the folder", replace(":6.1.0-10-amd64", ":.."), "line 7: "},
 		{"a folder that leaves the root", replace("build usr", "build ../usr"), `line 25: "../usr/src/kernels/6.12" is no folder`},
-		{"a size", replace(" 104 ", " 0 "), `line 30: package "bash": "0" is no size`},
-		{"a size of another form", replace(" 104 ", " 0104 "), "line 30: it is "},
+		{"a size", replace(" 104 ", " 0 "), `line 32: package "bash": "0" is no size`},
+		{"a size of another form", replace(" 104 ", " 0104 "), "line 32: it is "},
 		{"a file", replace("http://m.example/debian/pool/bash.deb", "file:///bash.deb"), "is no http or https URL"},
 		{"a password", replace("http://m.example/debian/pool/bash.deb", "http://u:p@m.example/bash.deb"), "has a password"},
 		{"a date", replace("2026-07-11T08:12:01Z", "2026-07-11"), "is no date"},
 		{"a date of another form", replace("2026-07-11T08:12:01Z", "2026-07-11T10:12:01+02:00"), "line 3: it is "},
 		{"another compiler", replace("gcc-12", "gcc-13"), "line 7: what is locked"},
-		{"another version", replace("5.2-1+b7", "5.2-1+b8"), "line 29: the packages"},
+		{"another version", replace("5.2-1+b7", "5.2-1+b8"), "line 31: the packages"},
+		{"another image", replace("linux-image-6.12.1+deb13-amd64 6.1.2", "linux-image-6.12.1+deb13-amd64 6.1.3"), "line 23: the packages of this kernel itself have the digest"},
+		{"an image less", without(29), "line 28: it is "},
+		{"an image in a toolchain", replace("  package bash", "  image "+lockFile().Locks[3].Lock.Digest().String()+"\n  package bash"), "no meaning here"},
 		{"another architecture", replace("10-amd64 amd64", "10-amd64 arm64"), "line 7: what is locked"},
 	} {
 		f, err := ParseLockFile([]byte(c.text))
@@ -294,6 +300,12 @@ func TestLockFileProvider(t *testing.T) {
 	if _, err := p.Lock(t.Context(), k, Extra{}); !errors.Is(err, ErrNotFound) {
 		t.Errorf("an unknown kernel: %v", err)
 	}
+	for _, l := range lockFile().Locks {
+		i, err := p.Image(t.Context(), l.Lock)
+		if none := l.Image.Packages == nil; none != errors.Is(err, ErrNotFound) || !none && !reflect.DeepEqual(i, l.Image) {
+			t.Errorf("the image of %s: %+v, %v; want %+v", l.Lock.Kernel, i, err, l.Image)
+		}
+	}
 	if list, err := p.Indexes(t.Context(), "bookworm", "amd64"); err != nil || len(list) != 2 || list[0].Name != "bookworm" {
 		t.Errorf("Indexes: %v, %v", list, err)
 	}
@@ -315,6 +327,7 @@ func TestLockFileDiff(t *testing.T) {
 	f.Locks[2].Lock.Compiler = "gcc-13"
 	f.Locks[2].Lock.Headers[0].URL = "http://elsewhere.example/h.deb"
 	f.Locks[0].Lock.Kernel.Release = "6.12.2+deb13-amd64"
+	f.Locks[3].Image.Packages = []Package{lockPackage("linux-image-6.1.0-10-amd64", "6.1.2", "http://m.example/i.deb")}
 	var got []string
 	for _, c := range old.Diff(f) {
 		got = append(got, fmt.Sprintf("%s %s: %s -> %s: %s", c.What, c.Name, c.Old, c.New, strings.Join(c.Kernels, "; ")))
@@ -325,6 +338,7 @@ func TestLockFileDiff(t *testing.T) {
 	want := []string{
 		"toolchain bash: 5.2-1+b7 -> 5.2-2: " + ten + "; " + nine + "; " + with,
 		"toolchain make:  -> 4.3: " + ten + "; " + nine + "; " + with,
+		"image linux-image-6.1.0-10-amd64:  -> 6.1.2: " + ten,
 		"compiler : gcc-12 -> gcc-13: " + nine,
 		"headers linux-headers-6.1.0-9-amd64: " + header("linux-headers-6.1.0-9-amd646.1.2") + " -> " + header("rebuilt") + ": " + with,
 		"headers pkg-config: 1.8 -> : " + with,
@@ -394,7 +408,7 @@ func FuzzEncodeLockFile(f *testing.F) {
 	f.Fuzz(func(t *testing.T, distro, suite, release, compiler, build, name, version, url, extra string, size int64) {
 		p := Package{Name: name, Version: version, Arch: "amd64", URL: url, Digest: hash([]byte(name)), Size: size}
 		l := Lock{Kernel: Kernel{distro, suite, "amd64", release}, Compiler: compiler, Build: build, Toolchain: []Package{p}, Headers: []Package{}}
-		file := &LockFile{Locks: []ExtraLock{{Extra{Packages: []string{extra}}, l}, {Extra{Depends: []string{extra, "x"}}, l}}}
+		file := &LockFile{Locks: []ExtraLock{{Extra: Extra{Packages: []string{extra}}, Lock: l}, {Extra: Extra{Depends: []string{extra, "x"}}, Lock: l}}}
 		text, err := file.Encode()
 		if err != nil {
 			return

@@ -72,6 +72,10 @@ func (f *fixed) Kernels(_ context.Context, suite, arch string) ([]Candidate, err
 func (f *fixed) Lock(context.Context, Kernel, Extra) (Lock, error) {
 	return Lock{}, errors.New("not asked for")
 }
+func (f *fixed) Image(context.Context, Lock) (Image, error) {
+	return Image{}, errors.New("not asked for")
+}
+
 func (f *fixed) Payload(io.Reader) (io.ReadCloser, error) { return nil, errors.New("not asked for") }
 
 func (f *fixed) Open(io.Reader) (io.ReadCloser, []string, error) {

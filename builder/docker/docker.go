@@ -190,9 +190,10 @@ func (e *Engine) Start(ctx context.Context, s builder.Spec) (_ builder.Sandbox, 
 		return nil, fmt.Errorf("load the header image into the Docker Engine: %w", err)
 	}
 	limit, noInit := int64(processes), false
+	uid, gid := s.IDs()
 	config := &container.Config{
 		Image: image, Entrypoint: []string{marker}, WorkingDir: "/",
-		User: fmt.Sprintf("%d:%d", builder.UID, builder.GID), Hostname: builder.HostName,
+		User: fmt.Sprintf("%d:%d", uid, gid), Hostname: s.HostName(),
 		OpenStdin: true, StdinOnce: true, AttachStdin: true, AttachStdout: true, AttachStderr: true,
 		NetworkDisabled: true, Labels: map[string]string{ownerLabel: owner()},
 	}
@@ -233,7 +234,7 @@ func (e *Engine) Start(ctx context.Context, s builder.Spec) (_ builder.Sandbox, 
 	if err := c.ContainerStart(ctx, sb.id, container.StartOptions{}); err != nil {
 		return nil, fmt.Errorf("start a container: %w", err)
 	}
-	if sb.Remote, err = guest.NewRemote(ctx, sb.stream, scratch, s.Memory); err != nil {
+	if sb.Remote, err = guest.NewRemote(ctx, sb.stream, scratch, s.Memory, s.Processors); err != nil {
 		return nil, fmt.Errorf("set a container up: %w%s", err, sb.stream.said())
 	}
 	return sb, nil
@@ -279,6 +280,7 @@ func mounts(s builder.Spec) (tmpfs map[string]string, scratch []string, err erro
 	tmpfs = map[string]string{
 		"/dev/pts": "ro,nosuid,nodev,mode=555,size=4k", "/dev/mqueue": "ro,nosuid,nodev,mode=555,size=4k",
 	}
+	uid, gid := s.IDs()
 	scratch = []string{"/tmp"}
 	for _, dir := range s.Scratch {
 		clean := cleanPath(dir)
@@ -302,7 +304,7 @@ func mounts(s builder.Spec) (tmpfs map[string]string, scratch []string, err erro
 		if dir == "/tmp" {
 			mode = "1777"
 		}
-		tmpfs[dir] = fmt.Sprintf("rw,exec,nosuid,nodev,mode=%s,uid=%d,gid=%d", mode, builder.UID, builder.GID)
+		tmpfs[dir] = fmt.Sprintf("rw,exec,nosuid,nodev,mode=%s,uid=%d,gid=%d", mode, uid, gid)
 		if size := guest.FolderSize(s.Memory); size > 0 {
 			tmpfs[dir] += fmt.Sprintf(",size=%d", size)
 		}

@@ -86,6 +86,7 @@ func Run(t *testing.T, e builder.Engine, root builder.Root) {
 		{"SetuidProgram", s.setuidProgram},
 		{"Two", s.two},
 		{"Job", s.job},
+		{"Surroundings", s.surroundings},
 		{"Close", s.close},
 		{"Arch", s.arch},
 	} {
@@ -798,6 +799,31 @@ func (s suite) job(t *testing.T) {
 		t.Errorf("two sandboxes show different things: %v\n%s\n%s", err, text, again)
 	}
 	t.Logf("%s\n%s", first, text)
+}
+
+// surroundings are others where they are asked for, and the sandbox is as usable.
+func (s suite) surroundings(t *testing.T) {
+	spec := s.spec("/writable/inner", "/writable")
+	spec.Surroundings = builder.Surroundings{User: 65534, Host: "elsewhere", Processors: 1}
+	sb, err := s.engine.Start(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sb.Close()
+	for script, want := range map[string]string{
+		"id -u; id -g":       "65534\n65534",
+		"hostname; uname -n": "elsewhere\nelsewhere",
+		"nproc":              "1",
+		"stat -c '%u %g' /writable /writable/inner":                                                        "65534 65534\n65534 65534",
+		"echo x >/writable/inner/file && echo y >/tmp/file && stat -c %u /tmp/file && echo z >/dev/stdout": "65534\nz",
+	} {
+		if got := sh(t, sb, script); got != want {
+			t.Errorf("%q printed %q; want %q", script, got, want)
+		}
+	}
+	if got, want := sh(t, s.shared(t), "nproc"), strconv.Itoa(runtime.NumCPU()); got != want {
+		t.Errorf("nproc printed %s in a sandbox like any; want %s", got, want)
+	}
 }
 
 func (s suite) close(t *testing.T) {

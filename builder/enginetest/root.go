@@ -25,7 +25,7 @@ import (
 
 // tools are the programs of this machine that a test root gets.
 var tools = []string{
-	"sh", "bash", "cat", "chmod", "cp", "date", "env", "grep", "head", "hostname", "id", "ln", "ls", "mkdir", "mkfifo", "od", "pwd", "readlink", "rm",
+	"sh", "bash", "cat", "chmod", "cp", "date", "env", "grep", "head", "hostname", "id", "ln", "ls", "mkdir", "mkfifo", "nproc", "od", "pwd", "readlink", "rm",
 	"setsid", "sha256sum", "sleep", "stat", "tail", "touch", "true", "truncate", "uname", "wc",
 }
 

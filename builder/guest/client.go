@@ -21,7 +21,7 @@ import (
 // Client is the tool's end of a socket to a first process.
 type Client struct {
 	Conn     *os.File
-	UID, GID int    // who builder.UID and builder.GID are where the client runs
+	UID, GID int    // who the sandbox's user is where the client runs
 	Memory   int64  // the limit that the first process was told, for errors
 	Kill     func() // ends the first process when it doesn't answer
 

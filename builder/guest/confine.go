@@ -21,6 +21,27 @@ func Confine(processes uint64) error {
 	return confine()
 }
 
+// Pin binds the calling thread, and commands that are started from it, to the first n of the processors that it may run on. 0 is all of them.
+func Pin(n int) error {
+	var all, first unix.CPUSet
+	if n == 0 {
+		return nil
+	}
+	if err := unix.SchedGetaffinity(0, &all); err != nil {
+		return fmt.Errorf("ask for the processors: %w", err)
+	}
+	for cpu := 0; n > 0 && cpu < len(all)*64; cpu++ {
+		if all.IsSet(cpu) {
+			first.Set(cpu)
+			n--
+		}
+	}
+	if err := unix.SchedSetaffinity(0, &first); err != nil {
+		return fmt.Errorf("choose processors: %w", err)
+	}
+	return nil
+}
+
 // limit fixes the resource limits that a build could notice. Hard limits are only lowered.
 func limit(processes uint64) error {
 	for _, l := range []struct {

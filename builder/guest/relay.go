@@ -33,12 +33,19 @@ func Relay(in io.Reader, out io.Writer, processes uint64) int {
 		return 125
 	}
 	lists, err := unpack(body)
-	if err != nil || len(lists) != 2 || len(lists[1]) != 1 {
+	if err != nil || len(lists) != 2 || len(lists[1]) != 2 {
 		return fail(errGarbled)
 	}
 	var limits Limits
 	if limits.Memory, err = strconv.ParseInt(lists[1][0], 10, 64); err != nil {
 		return fail(errGarbled)
+	}
+	n, err := strconv.Atoi(lists[1][1])
+	if err != nil {
+		return fail(errGarbled)
+	}
+	if err := Pin(n); err != nil {
+		return fail(err)
 	}
 	if limits.Scratch, err = scratch(lists[0]); err != nil {
 		return fail(err)
@@ -52,7 +59,7 @@ func Relay(in io.Reader, out io.Writer, processes uint64) int {
 	}
 	unix.SetNonblock(ends[0], true)
 	r := &relay{to: to, client: &Client{
-		Conn: os.NewFile(uintptr(ends[0]), "client"), UID: builder.UID, GID: builder.GID, Memory: limits.Memory,
+		Conn: os.NewFile(uintptr(ends[0]), "client"), UID: os.Getuid(), GID: os.Getgid(), Memory: limits.Memory,
 		Kill: func() { os.Exit(125) },
 	}}
 	go func() {

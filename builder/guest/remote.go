@@ -30,11 +30,11 @@ type Remote struct {
 
 // NewRemote sets the first process up and waits until it's ready. The stream is the Remote's from then on; when ctx ends first,
 // or the set-up fails, it's closed.
-func NewRemote(ctx context.Context, conn io.ReadWriteCloser, scratch []string, memory int64) (*Remote, error) {
+func NewRemote(ctx context.Context, conn io.ReadWriteCloser, scratch []string, memory int64, processors int) (*Remote, error) {
 	r := &Remote{conn: conn, to: &frames{w: conn}, memory: memory}
 	ready := r.begin(nil, nil)
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	err := r.to.lists(frameSetUp, 0, scratch, []string{strconv.FormatInt(memory, 10)})
+	err := r.to.lists(frameSetUp, 0, scratch, []string{strconv.FormatInt(memory, 10), strconv.Itoa(processors)})
 	go r.receive()
 	var answer []string
 	if err == nil {

@@ -22,7 +22,7 @@ func remote(t *testing.T) (*Remote, net.Conn) {
 		readFrame(theirs)
 		(&frames{w: theirs}).lists(frameAnswer, 0, []string{"ready"})
 	}()
-	r, err := NewRemote(t.Context(), ours, nil, 0)
+	r, err := NewRemote(t.Context(), ours, nil, 0, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

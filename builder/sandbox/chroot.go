@@ -6,18 +6,20 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/godkms-hermetic/godkms-hermetic/builder"
 )
 
 // launchFromChroot is launch where this process is in a chroot(2), in which the kernel gives out no user namespaces
 // (user_namespaces(7), EPERM). It is done by a thread for which the folder has become a real root; nothing else changes. Only root
 // can do that. Where this process is in no chroot it fails.
-func launchFromChroot() (s *sandbox, err error) {
+func launchFromChroot(in builder.Surroundings) (s *sandbox, err error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		runtime.LockOSThread() // for ever: the thread ends with this function
 		if err = becomeRoot(); err == nil {
-			s, err = launch(true)
+			s, err = launch(true, in)
 		}
 	}()
 	<-done

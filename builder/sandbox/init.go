@@ -37,14 +37,18 @@ func Init() int {
 	}
 	conn := os.NewFile(control, "control")
 	lists, err := guest.Receive(conn)
-	if err != nil || len(lists) != 3 || len(lists[2]) != 1 {
+	if err != nil || len(lists) != 3 || len(lists[2]) != 4 {
 		return 125
 	}
-	memory, err := strconv.ParseInt(lists[2][0], 10, 64)
-	if err != nil {
+	memory, err1 := strconv.ParseInt(lists[2][0], 10, 64)
+	in := builder.Surroundings{Host: lists[2][2]}
+	var err2, err3 error
+	in.User, err2 = strconv.Atoi(lists[2][1])
+	in.Processors, err3 = strconv.Atoi(lists[2][3])
+	if err1 != nil || err2 != nil || err3 != nil {
 		return 125
 	}
-	folders, err := setUp(lists[0], lists[1], memory)
+	folders, err := setUp(lists[0], lists[1], memory, in)
 	if err != nil {
 		guest.Fail(conn, err)
 		return 125
@@ -57,18 +61,21 @@ func Init() int {
 
 // setUp turns the namespaces that this process was started in into a sandbox with nothing left to give away. It returns the
 // scratch folders.
-func setUp(layers, scratch []string, memory int64) ([]string, error) {
-	folders, err := buildRoot(layers, scratch, memory)
+func setUp(layers, scratch []string, memory int64, in builder.Surroundings) ([]string, error) {
+	folders, err := buildRoot(layers, scratch, memory, in)
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Sethostname([]byte(builder.HostName)); err != nil {
+	if err := unix.Sethostname([]byte(in.HostName())); err != nil {
 		return nil, fmt.Errorf("set the host name: %w", err)
 	}
 	if err := unix.Setdomainname(nil); err != nil {
 		return nil, fmt.Errorf("set the domain name: %w", err)
 	}
-	if err := dropPrivileges(); err != nil {
+	if err := guest.Pin(in.Processors); err != nil {
+		return nil, err
+	}
+	if err := dropPrivileges(in.IDs()); err != nil {
 		return nil, err
 	}
 	return folders, guest.Confine(processes)
@@ -85,20 +92,20 @@ func lastCap() uintptr {
 	}
 }
 
-// dropPrivileges makes this process builder.UID and empties all five sets of capabilities. Commands inherit from this
+// dropPrivileges makes this process the sandbox's user and empties all five sets of capabilities. Commands inherit from this
 // thread; the other threads of the Go runtime follow where a program without cgo allows it.
-func dropPrivileges() error {
+func dropPrivileges(uid, gid int) error {
 	for c := uintptr(0); c <= lastCap(); c++ {
 		if err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0); err != nil {
 			return fmt.Errorf("drop capability %d from the bounding set: %w", c, err)
 		}
 	}
-	if syscall.Getuid() != builder.UID { // root started the tool
-		if err := syscall.Setresgid(builder.GID, builder.GID, builder.GID); err != nil {
-			return fmt.Errorf("become group %d: %w", builder.GID, err)
+	if syscall.Getuid() != uid { // root started the tool
+		if err := syscall.Setresgid(gid, gid, gid); err != nil {
+			return fmt.Errorf("become group %d: %w", gid, err)
 		}
-		if err := syscall.Setresuid(builder.UID, builder.UID, builder.UID); err != nil {
-			return fmt.Errorf("become user %d: %w", builder.UID, err)
+		if err := syscall.Setresuid(uid, uid, uid); err != nil {
+			return fmt.Errorf("become user %d: %w", uid, err)
 		}
 	}
 	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {

@@ -29,7 +29,7 @@ var devices = []string{"null", "zero", "full", "random", "urandom"}
 // buildRoot makes this mount namespace hold the sandbox's file system and nothing else, and returns its scratch folders. The root is an overlay of the layers
 // without an upper one, and so read-only by itself (kernel: Documentation/filesystems/overlayfs.rst). Mount points that the
 // layers lack are in a layer of the stage's below them, where they can't cover or change anything.
-func buildRoot(layers, scratch []string, memory int64) (folders []string, err error) {
+func buildRoot(layers, scratch []string, memory int64, in builder.Surroundings) (folders []string, err error) {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return nil, fmt.Errorf("make mounts private: %w", err)
 	}
@@ -72,7 +72,7 @@ func buildRoot(layers, scratch []string, memory int64) (folders []string, err er
 		return nil, err
 	}
 	for i, p := range places[2:] {
-		if err := mountScratch(p, places[2:2+i], memory); err != nil {
+		if err := mountScratch(p, places[2:2+i], memory, in); err != nil {
 			return nil, err
 		}
 		folders = append(folders, p.path)
@@ -260,7 +260,8 @@ func addFlags(at string, flags uintptr) error {
 }
 
 // mountScratch gives a folder its own tmpfs. Where it lies within another scratch folder it's made there first.
-func mountScratch(p place, before []place, memory int64) error {
+func mountScratch(p place, before []place, memory int64, in builder.Surroundings) error {
+	uid, gid := in.IDs()
 	for _, outer := range slices.Backward(before) {
 		if !within(p.path, outer.path) {
 			continue
@@ -271,7 +272,7 @@ func mountScratch(p place, before []place, memory int64) error {
 			if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 				return err
 			}
-			if err := os.Chown(dir, builder.UID, builder.GID); err != nil {
+			if err := os.Chown(dir, uid, gid); err != nil {
 				return err
 			}
 		}
@@ -281,7 +282,7 @@ func mountScratch(p place, before []place, memory int64) error {
 	if p.mode&fs.ModeSticky != 0 {
 		mode |= 0o1000
 	}
-	options := fmt.Sprintf("mode=%#o,uid=%d,gid=%d", uint32(mode), builder.UID, builder.GID)
+	options := fmt.Sprintf("mode=%#o,uid=%d,gid=%d", uint32(mode), uid, gid)
 	if size := guest.FolderSize(memory); size > 0 {
 		options += fmt.Sprintf(",size=%d", size)
 	}

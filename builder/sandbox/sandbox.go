@@ -95,12 +95,12 @@ func start(ctx context.Context, layers []string, spec builder.Spec) (*sandbox, e
 		}
 	}
 
-	s, err := launch(os.Geteuid() == 0)
+	s, err := launch(os.Geteuid() == 0, spec.Surroundings)
 	if errors.Is(err, unix.EPERM) && os.Geteuid() == 0 {
-		s, err = launch(false) // root without CAP_SETUID, as in some containers, may map only himself
+		s, err = launch(false, spec.Surroundings) // root without CAP_SETUID, as in some containers, may map only himself
 	}
 	if errors.Is(err, unix.EPERM) && os.Geteuid() == 0 {
-		if there, failed := launchFromChroot(); failed == nil {
+		if there, failed := launchFromChroot(spec.Surroundings); failed == nil {
 			s, err = there, nil
 		}
 	}
@@ -109,7 +109,7 @@ func start(ctx context.Context, layers []string, spec builder.Spec) (*sandbox, e
 	}
 	s.Memory = spec.Memory
 	stop := context.AfterFunc(ctx, func() { s.Conn.Close(); s.Kill() })
-	err = s.SetUp(config, spec.Scratch, []string{strconv.FormatInt(spec.Memory, 10)})
+	err = s.SetUp(config, spec.Scratch, []string{strconv.FormatInt(spec.Memory, 10), strconv.Itoa(spec.User), spec.Host, strconv.Itoa(spec.Processors)})
 	if !stop() {
 		s.Close()
 		return nil, context.Cause(ctx)
@@ -122,7 +122,7 @@ func start(ctx context.Context, layers []string, spec builder.Spec) (*sandbox, e
 }
 
 // launch starts the first process of a sandbox.
-func launch(asRoot bool) (*sandbox, error) {
+func launch(asRoot bool, s builder.Surroundings) (*sandbox, error) {
 	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("make a socket: %w", err)
@@ -145,7 +145,7 @@ func launch(asRoot bool) (*sandbox, error) {
 	if _, err := os.Stat("/proc/self/ns/cgroup"); err == nil {
 		attr.Cloneflags |= unix.CLONE_NEWCGROUP
 	}
-	uid, gid := identity(attr, asRoot)
+	uid, gid := identity(attr, asRoot, s)
 	p, err := os.StartProcess("/proc/self/exe", []string{marker}, &os.ProcAttr{
 		Dir:   "/",
 		Env:   []string{}, // the tool's own has secrets

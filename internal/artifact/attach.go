@@ -26,6 +26,8 @@ const (
 	LogType     = "application/vnd.dev.godkms-hermetic.log.v1"
 	LockType    = "application/vnd.dev.godkms-hermetic.lock.v1"
 	SymversType = "application/vnd.dev.godkms-hermetic.symvers.v1"
+	InputsType  = "application/vnd.dev.godkms-hermetic.inputs.v1"
+	TestType    = "application/vnd.dev.godkms-hermetic.test.v1"
 )
 
 // Attachments are what is kept beside an artifact. What is empty isn't there.
@@ -34,6 +36,8 @@ type Attachments struct {
 	Created time.Time // of the log: when it was attached, in whole seconds; the zero value if it isn't said
 	Lock    []byte    // the packages of the build root, in the canonical form whose digest is Meta.Lock; 4 MiB at most
 	Symvers []byte    // the bytes of the Extra ModuleSymvers; 32 MiB at most
+	Inputs  []byte    // the text whose digest is Meta.Key; 4 MiB at most
+	Tests   []Test    // the newest first
 }
 
 // attachment is a kind of Attachments.
@@ -57,6 +61,8 @@ var attachments = [...]attachment{
 		}
 		return m.Extras[i].Digest, true
 	}, func(a *Attachments) *[]byte { return &a.Symvers }},
+	{InputsType, "inputs.json", "application/json", 4 << 20, func(m Meta) (v1.Hash, bool) { return m.Key, true },
+		func(a *Attachments) *[]byte { return &a.Inputs }},
 }
 
 const (
@@ -89,11 +95,18 @@ func Attach(ctx context.Context, repo *registry.Repo, subject v1.Descriptor, a A
 		if int64(len(content)) > kind.max {
 			return fail(fmt.Errorf("%q has %d bytes, more than %d", kind.title, len(content), kind.max))
 		}
-		var created time.Time
-		if kind.artifactType == LogType {
-			created = a.Created
+		var annotations map[string]string
+		if kind.artifactType == LogType && !a.Created.IsZero() {
+			annotations = map[string]string{ocispec.AnnotationCreated: a.Created.UTC().Format(time.RFC3339)}
 		}
-		img, err := kind.image(subject, content, created)
+		img, err := kind.image(subject, content, annotations)
+		if err != nil {
+			return fail(err)
+		}
+		images = append(images, img)
+	}
+	for _, t := range a.Tests {
+		img, err := t.image(subject)
 		if err != nil {
 			return fail(err)
 		}
@@ -105,8 +118,8 @@ func Attach(ctx context.Context, repo *registry.Repo, subject v1.Descriptor, a A
 	return repo.Attach(ctx, subject.Digest, images...)
 }
 
-// image is the same for the same subject, content and time.
-func (k attachment) image(subject v1.Descriptor, content []byte, created time.Time) (v1.Image, error) {
+// image is the same for the same subject, content and annotations.
+func (k attachment) image(subject v1.Descriptor, content []byte, annotations map[string]string) (v1.Image, error) {
 	layer := static.NewLayer(content, k.layerType)
 	digest, err := layer.Digest()
 	if err != nil {
@@ -125,10 +138,8 @@ func (k attachment) image(subject v1.Descriptor, content []byte, created time.Ti
 			MediaType: k.layerType, Size: int64(len(content)), Digest: digest,
 			Annotations: map[string]string{ocispec.AnnotationTitle: k.title},
 		}},
-		Subject: &v1.Descriptor{MediaType: subject.MediaType, Size: subject.Size, Digest: subject.Digest},
-	}
-	if !created.IsZero() {
-		m.Annotations = map[string]string{ocispec.AnnotationCreated: created.UTC().Format(time.RFC3339)}
+		Subject:     &v1.Descriptor{MediaType: subject.MediaType, Size: subject.Size, Digest: subject.Digest},
+		Annotations: annotations,
 	}
 	manifest, err := json.Marshal(m)
 	if err != nil {
@@ -222,13 +233,13 @@ func ReadAttachments(ctx context.Context, repo *registry.Repo, subject v1.Hash) 
 	return ReadAttachmentsOf(ctx, repo, subject, m)
 }
 
-// ReadAttachmentsOf reads what is attached to an artifact that is known: files of those artifact types, or all. Lock and Symvers are
+// ReadAttachmentsOf reads what is attached to an artifact that is known: files of those artifact types, or all. Lock, Symvers and Inputs are
 // what the artifact says that they are; if only others are attached, the error wraps ErrInvalid. Of several logs it is always the
-// same one.
+// same one. What is attached as a test and isn't one is left out.
 func ReadAttachmentsOf(ctx context.Context, repo *registry.Repo, subject v1.Hash, m Meta, artifactTypes ...string) (Attachments, error) {
 	var out Attachments
 	if len(artifactTypes) == 0 {
-		artifactTypes = []string{LogType, LockType, SymversType}
+		artifactTypes = []string{LogType, LockType, SymversType, InputsType, TestType}
 	}
 	have, err := candidates(ctx, repo, subject, artifactTypes)
 	if err != nil {
@@ -256,6 +267,13 @@ func ReadAttachmentsOf(ctx context.Context, repo *registry.Repo, subject v1.Hash
 		if kind.artifactType == LogType {
 			out.Created = list[i].created()
 		}
+	}
+	tests := testsOf(have[TestType])
+	for i := range tests {
+		if tests[i].Record, err = readBlob(ctx, repo, tests[i].layer); err != nil {
+			return Attachments{}, err
+		}
+		out.Tests = append(out.Tests, tests[i].Test)
 	}
 	return out, nil
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http/httptest"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -73,7 +74,7 @@ func pushed(t *testing.T, repo *registry.Repo, m artifact.Meta) v1.Descriptor {
 
 func attachable() artifact.Meta {
 	m := withExtras(extra("Module.symvers", "", exported))
-	m.Lock = hash("the lock")
+	m.Lock, m.Key = hash("the lock"), hash("the inputs")
 	return m
 }
 
@@ -85,7 +86,7 @@ func TestAttach(t *testing.T) {
 			t.Errorf("attached to what has nothing: %+v, %v", got, err)
 		}
 		now := time.Date(2026, 1, 2, 3, 4, 5, 6, time.FixedZone("", 3600))
-		a := artifact.Attachments{Log: []byte("first"), Created: now, Lock: []byte("the lock"), Symvers: []byte(exported)}
+		a := artifact.Attachments{Log: []byte("first"), Created: now, Lock: []byte("the lock"), Symvers: []byte(exported), Inputs: []byte("the inputs")}
 		if err := artifact.Attach(ctx, repo, d, a); err != nil {
 			t.Fatal(err)
 		}
@@ -93,11 +94,11 @@ func TestAttach(t *testing.T) {
 		if err := artifact.Attach(ctx, open(), d, a); err != nil {
 			t.Fatal(err)
 		}
-		if list, err := repo.Referrers(ctx, d.Digest); err != nil || len(list) != 3 {
-			t.Errorf("%d referrers, %v; want 3: nothing is attached twice", len(list), err)
+		if list, err := repo.Referrers(ctx, d.Digest); err != nil || len(list) != 4 {
+			t.Errorf("%d referrers, %v; want 4: nothing is attached twice", len(list), err)
 		}
 		got, err := artifact.ReadAttachments(ctx, open(), d.Digest)
-		if err != nil || string(got.Log) != "first" || string(got.Lock) != "the lock" || string(got.Symvers) != exported ||
+		if err != nil || string(got.Log) != "first" || string(got.Lock) != "the lock" || string(got.Symvers) != exported || string(got.Inputs) != "the inputs" ||
 			!got.Created.Equal(now.Truncate(time.Second)) {
 			t.Errorf("ReadAttachments = %+v, %v", got, err)
 		}
@@ -106,6 +107,77 @@ func TestAttach(t *testing.T) {
 			t.Errorf("ReadAttachmentsOf for the log alone = %+v, %v", got, err)
 		}
 	})
+}
+
+func TestAttachTests(t *testing.T) {
+	stores(t, func(t *testing.T, open func() *registry.Repo) {
+		ctx, repo := context.Background(), open()
+		d := pushed(t, repo, attachable())
+		first := artifact.Test{Verdict: "crashes", Tested: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Image: hash("vmlinuz"), QEMU: "7.2.22", Accel: "tcg", Record: []byte(`{"a":1}`)}
+		second := first
+		second.Verdict, second.Tested, second.Record = "loads", first.Tested.Add(time.Hour), []byte(`{"a":2}`)
+		for _, a := range [][]artifact.Test{{first}, {second, first}} {
+			if err := artifact.Attach(ctx, open(), d, artifact.Attachments{Tests: a}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		wrong := second // as something else may attach it
+		wrong.Verdict, wrong.Tested = "", second.Tested.Add(time.Hour)
+		if err := artifact.Attach(ctx, repo, d, artifact.Attachments{Tests: []artifact.Test{wrong}}); err == nil {
+			t.Error("a test without a verdict was attached")
+		}
+		if list, err := repo.Referrers(ctx, d.Digest); err != nil || len(list) != 2 {
+			t.Errorf("%d referrers, %v; want 2: no test is attached twice", len(list), err)
+		}
+		got, err := artifact.ReadAttachmentsOf(ctx, open(), d.Digest, attachable(), artifact.TestType)
+		if want := []artifact.Test{second, first}; err != nil || !reflect.DeepEqual(got.Tests, want) {
+			t.Errorf("ReadAttachmentsOf = %+v, %v; want %+v", got.Tests, err, want)
+		}
+	})
+}
+
+// A referrer that says it is a test and isn't is none.
+func TestForeignTests(t *testing.T) {
+	ctx, repo := context.Background(), openRepo(t, "oci:"+t.TempDir())
+	d := pushed(t, repo, attachable())
+	good := artifact.Test{Verdict: "loads", Tested: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Image: hash("vmlinuz"), QEMU: "7.2.22", Accel: "tcg", Record: []byte(`{}`)}
+	if err := artifact.Attach(ctx, repo, d, artifact.Attachments{Tests: []artifact.Test{good}}); err != nil {
+		t.Fatal(err)
+	}
+	list, err := repo.Referrers(ctx, d.Digest)
+	if err != nil || len(list) != 1 {
+		t.Fatalf("Referrers = %v, %v", list, err)
+	}
+	_, raw, err := repo.Manifest(ctx, list[0].Digest.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := 1
+	for _, spoil := range []struct{ annotation, value string }{
+		{artifact.AnnotationTestVerdict, ""}, {artifact.AnnotationTestVerdict, "\x1b[31mloads"}, {artifact.AnnotationTestImage, "sha256:1"},
+		{artifact.AnnotationTestQEMU, "7 2"}, {artifact.AnnotationTestAccel, strings.Repeat("x", 65)}, {"org.opencontainers.image.created", "today"},
+		{"another", "whose value is nobody's business"},
+	} {
+		m, err := v1.ParseManifest(bytes.NewReader(raw))
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.Annotations[spoil.annotation] = spoil.value
+		b, err := json.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := repo.PutManifest(ctx, hash(string(b)).String(), types.OCIManifestSchema1, b); err != nil {
+			t.Fatal(err)
+		}
+		if spoil.annotation == "another" {
+			want++
+		}
+		got, err := artifact.ReadAttachmentsOf(ctx, repo, d.Digest, attachable(), artifact.TestType)
+		if err != nil || len(got.Tests) != want || got.Tests[0].Verdict != "loads" {
+			t.Errorf("%s %q: ReadAttachmentsOf = %+v, %v; want %d tests", spoil.annotation, spoil.value, got.Tests, err, want)
+		}
+	}
 }
 
 func TestAttachRefuses(t *testing.T) {
@@ -151,6 +223,7 @@ func TestReadAttachmentsHostile(t *testing.T) {
 			{"lock of another type", artifact.LockType, "text/plain", 8, attachable()},
 			{"huge lock", artifact.LockType, "application/json", 5 << 20, attachable()},
 			{"negative size", artifact.LockType, "application/json", -1, attachable()},
+			{"other inputs", artifact.InputsType, "application/json", 8, attachable()},
 			{"other symbols", artifact.SymversType, "text/plain", 8, attachable()},
 			{"symbols of none", artifact.SymversType, "text/plain", 8, bare},
 			{"huge log", artifact.LogType, "text/plain", 3 << 20, attachable()},

@@ -256,7 +256,8 @@ func (n *NoMatchError) choose(entries []Entry) (Entry, bool) {
 type Listed struct {
 	Entry
 	Indexed bool      // whether its version's index has it
-	Created time.Time // of its log, if Dates was asked and found one
+	Created time.Time // of its log, if Describe was asked and found one
+	Test    Test      // the newest one, without its record, likewise
 	Err     error     // Tag can't be read: nothing else is set
 }
 
@@ -342,9 +343,9 @@ func List(ctx context.Context, repo *registry.Repo) ([]Listed, error) {
 	return all, err
 }
 
-// Dates looks up when artifacts were made: what their logs say. An artifact itself has no date, since the same build gives the same
-// bytes.
-func Dates(ctx context.Context, repo *registry.Repo, list []Listed) error {
+// Describe looks up what is known of artifacts beside themselves: when they were made, by what their logs say, as an artifact itself has
+// no date, since the same build gives the same bytes; and what came of their last test.
+func Describe(ctx context.Context, repo *registry.Repo, list []Listed) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(requests)
 	for i := range list {
@@ -353,7 +354,7 @@ func Dates(ctx context.Context, repo *registry.Repo, list []Listed) error {
 			continue
 		}
 		g.Go(func() error {
-			have, err := candidates(gctx, repo, l.Digest, []string{LogType})
+			have, err := candidates(gctx, repo, l.Digest, []string{LogType, TestType})
 			if err != nil {
 				return err
 			}
@@ -362,6 +363,9 @@ func Dates(ctx context.Context, repo *registry.Repo, list []Listed) error {
 					l.Created = c.created()
 					break
 				}
+			}
+			if tests := testsOf(have[TestType]); len(tests) > 0 {
+				l.Test = tests[0].Test
 			}
 			return nil
 		})

@@ -236,7 +236,7 @@ func TestList(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := artifact.Dates(ctx, open(), list); err != nil {
+		if err := artifact.Describe(ctx, open(), list); err != nil {
 			t.Fatal(err)
 		}
 		var got []string

@@ -24,7 +24,9 @@ type Publication struct {
 	Image   v1.Image
 	Log     []byte
 	Created time.Time // of the log
-	Lock    []byte    // in the form that Attachments say
+	Lock    []byte    // in the form that Attachments say, as are the inputs
+	Inputs  []byte
+	Tests   []Test
 }
 
 // Published is what was pushed.
@@ -121,7 +123,7 @@ func publish(ctx context.Context, repo *registry.Repo, e Entry, p Publication, f
 	if err != nil {
 		return err
 	}
-	return Attach(ctx, repo, e.written, Attachments{Log: p.Log, Created: p.Created, Lock: p.Lock, Symvers: symvers})
+	return Attach(ctx, repo, e.written, Attachments{Log: p.Log, Created: p.Created, Lock: p.Lock, Symvers: symvers, Inputs: p.Inputs, Tests: p.Tests})
 }
 
 // symversOf reads the Extra ModuleSymvers of an artifact, if it has one.

@@ -28,6 +28,7 @@ import (
 	"github.com/godkms-hermetic/godkms-hermetic/internal/distpkg"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/mirror"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/registry"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/trial"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels/deb"
@@ -50,6 +51,14 @@ const (
 	exitNoKernel = 21  // a kernel whose headers can't be found, fetched or trusted
 	exitRegistry = 22  // a registry can't be reached, refuses, or has something that was altered
 	exitAbsent   = 23  // a registry has no such module, or none for that kernel
+	exitRefused  = 30  // a kernel refuses to load a module that was tried on it
+	exitCrashes  = 31  // a module crashes its kernel
+	exitHangs    = 32  // a module hangs
+	exitStays    = 33  // a module loads, but doesn't unload
+	exitWarns    = 34  // a kernel warned about a module that loads
+	exitScript   = 35  // the script of a test failed
+	exitNoBoot   = 36  // a kernel couldn't be booted: nothing is known of the modules
+	exitDiffers  = 37  // a build didn't come to what is recorded
 	exitSkipped  = 77  // every kernel was skipped
 	exitPre      = 101 // PRE_INSTALL refused
 	exitSignal   = 130 // interrupted
@@ -79,6 +88,9 @@ func codeOf(err error) int {
 func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if sandbox.IsInit() {
 		return sandbox.Init()
+	}
+	if trial.IsInit() {
+		return trial.Init()
 	}
 	if docker.IsInit() {
 		return docker.Init()
@@ -188,7 +200,7 @@ for other machines, and a host installs them for its kernels and for those that 
 		id, title string
 		commands  []*cobra.Command
 	}{
-		{"build", "Build:", []*cobra.Command{a.buildCommand(), a.matrixCommand(), a.confCommand(), a.kernelsCommand(), a.lockCommand(), a.imageCommand(), a.cacheCommand()}},
+		{"build", "Build:", []*cobra.Command{a.buildCommand(), a.testCommand(), a.reproduceCommand(), a.matrixCommand(), a.confCommand(), a.kernelsCommand(), a.lockCommand(), a.imageCommand(), a.cacheCommand()}},
 		{"registry", "Registries:", []*cobra.Command{a.pushCommand(), a.pullCommand(), a.listCommand(), a.inspectCommand()}},
 		{"host", "This host:", []*cobra.Command{a.addCommand(), a.installCommand(), a.uninstallCommand(), a.unbuildCommand(), a.removeCommand(),
 			a.statusCommand(), a.autoinstallCommand(), a.gateCommand(), a.hooksCommand(), a.keysCommand(), a.matchCommand(), a.adoptCommand(), a.kernelPrermCommand()}},

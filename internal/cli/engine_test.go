@@ -28,6 +28,7 @@ func TestDocker(t *testing.T) {
 	d := dockertest.Start(t, dockertest.Options{})
 	t.Setenv("DOCKER_HOST", d.Host)
 	t.Run("auto", func(t *testing.T) { testAutoFallsToDocker(t, d) })
+	t.Run("reproduce", testReproduceWithDocker)
 	t.Run("dies", func(t *testing.T) { testDockerDies(t, d) })
 	t.Run("export", func(t *testing.T) { testExportIsForDocker(t, d) })
 }

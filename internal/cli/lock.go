@@ -51,14 +51,15 @@ was. The results are those of a build without the file that takes the same packa
 
 SRC and KERNELS are those of build, and so are --with, --depends, --overrides and --directive, where they add packages or sources:
 a kernel is locked for each set of extra packages that the sources ask for. The file is for people to review and to keep beside
-the source: one package on a line, a toolchain once for all of its kernels, in one order. A godkms.lock beside a dkms.conf is no
+the source: one package on a line, a toolchain once for all of its kernels, in one order. The packages of the kernels themselves
+are in it too, where the distribution has them: no build takes them, 'test --lock' does. A godkms.lock beside a dkms.conf is no
 part of the source. A file that is there already is written anew if it's a lock file; any other is left alone, which is an error.
 
 --update renews what the file has locked for its kernels, with the packages of now. If kernels are named, only these are renewed,
 or added. Arguments that aren't files are KERNELS then. A kernel that its distribution has no more can't be renewed.
 
---diff writes nothing. It shows what --update would change: compilers, and the packages of toolchains and headers, each with the
-kernels where that is so. With two lock files it shows what changes from one to the other. A change is no failure.
+--diff writes nothing. It shows what --update would change: compilers, and the packages of toolchains, headers and kernels, each
+with the kernels where that is so. With two lock files it shows what changes from one to the other. A change is no failure.
 
 Passwords in the URLs of mirrors aren't written: a build takes them from --mirror or the configuration. The mirrors that are given
 there are asked first where the distribution's packages have the same paths in all of them, then those that the file names.` + exitStatus(
@@ -227,6 +228,7 @@ func (a *app) lockAll(ctx context.Context, distros map[string]kernels.Provider, 
 		target
 		extra kernels.Extra
 		lock  kernels.Lock
+		image kernels.Image
 	}
 	var jobs []*job
 	for _, t := range targets {
@@ -255,6 +257,11 @@ func (a *app) lockAll(ctx context.Context, distros map[string]kernels.Provider, 
 			}
 			if j.lock, j.err = distros[j.kernel.Distro].Lock(ctx, j.kernel, j.extra); j.err != nil {
 				j.err = a.advise(askedBy(j.unit.source, o.with, j.err))
+				return
+			}
+			// Builds don't need the kernel itself, and not every archive has it.
+			if j.image, j.err = distros[j.kernel.Distro].Image(ctx, j.lock); errors.Is(j.err, kernels.ErrNotFound) {
+				j.err = nil
 			}
 		})
 	}
@@ -280,13 +287,13 @@ func (a *app) lockAll(ctx context.Context, distros map[string]kernels.Provider, 
 			failed = append(failed, j.err)
 			continue
 		}
-		for _, list := range []*[]kernels.Package{&j.lock.Toolchain, &j.lock.Headers} {
+		for _, list := range []*[]kernels.Package{&j.lock.Toolchain, &j.lock.Headers, &j.image.Packages} {
 			*list = slices.Clone(*list)
 			for i := range *list {
 				hidden = hideUser(&(*list)[i]) || hidden
 			}
 		}
-		f.Locks = append(f.Locks, kernels.ExtraLock{Extra: j.extra, Lock: j.lock})
+		f.Locks = append(f.Locks, kernels.ExtraLock{Extra: j.extra, Lock: j.lock, Image: j.image})
 		k := j.kernel
 		if k.Release = ""; indexed[k] {
 			continue
@@ -477,6 +484,15 @@ func (p lockProvider) Lock(ctx context.Context, k kernels.Kernel, extra kernels.
 	}
 	l.Toolchain, l.Headers = p.placed(k, l.Toolchain), p.placed(k, l.Headers)
 	return l, nil
+}
+
+func (p lockProvider) Image(ctx context.Context, l kernels.Lock) (kernels.Image, error) {
+	i, err := p.Provider.Image(ctx, l)
+	if err != nil {
+		return i, fmt.Errorf("%s: %w; 'godkms-hermetic lock --update' adds it", p.name, err)
+	}
+	i.Packages = p.placed(l.Kernel, i.Packages)
+	return i, nil
 }
 
 // placed adds to packages where they may be in the mirrors of this run: those that were given come first, for that's where the user wants

@@ -123,6 +123,7 @@ func TestLockDiff(t *testing.T) {
 		i := slices.IndexFunc(l.Toolchain, func(p kernels.Package) bool { return p.Name == "bash" })
 		l.Toolchain[i].Version = "5.1-1"
 		header, l.Headers = l.Headers[0].Name, l.Headers[1:]
+		f.Locks[0].Image = kernels.Image{} // as in files from before there were images in them
 		gone := f.Locks[0]
 		gone.Lock.Kernel.Release = "6.1.0-1-amd64"
 		f.Locks = append(f.Locks, gone)
@@ -136,7 +137,7 @@ func TestLockDiff(t *testing.T) {
 	var got []string
 	for line := range strings.Lines(out) {
 		f := strings.Fields(line)
-		if f[0] == "toolchain" || f[0] == "headers" {
+		if f[0] == "toolchain" || f[0] == "headers" || f[0] == "image" {
 			f[slices.Index(f, "->")+1] = "NEW"
 		}
 		got = append(got, strings.Join(f, " "))
@@ -145,6 +146,7 @@ func TestLockDiff(t *testing.T) {
 		"kernel debian/bookworm:6.1.0-1-amd64 gcc-12 -> (none)",
 		"toolchain bash 5.1-1 -> NEW debian/bookworm:" + release,
 		"headers " + header + " (none) -> NEW debian/bookworm:" + release,
+		"image linux-image-" + release + " (none) -> NEW debian/bookworm:" + release,
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("the changes are\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))

@@ -215,7 +215,7 @@ func (x *obtaining) recorded(ctx context.Context, m host.Module, k artifact.Kern
 
 // resultOf is a result that was built before; every byte of it is checked.
 func resultOf(e cache.Entry) (b builder.Result, err error) {
-	b = builder.Result{Status: builder.Cached, From: builder.Local, Image: e.Image, Log: e.Log}
+	b = builder.Result{Status: builder.Cached, From: builder.Local, Image: e.Image, Log: e.Log, Inputs: e.Inputs}
 	if b.Meta, b.Files, err = artifact.Read(e.Image); err != nil {
 		return b, err
 	}
@@ -266,8 +266,17 @@ func (x *obtaining) pull(ctx context.Context, g host.Registration, k artifact.Ke
 	if b, err = resultOf(cache.Entry{Image: img}); err != nil {
 		return fail(err)
 	}
-	if err := x.keep(ctx, g, k, g.Reference, &b, nil); err != nil {
+	attached, err := artifact.ReadAttachmentsOf(ctx, repo, e.Digest, b.Meta, artifact.LockType, artifact.TestType)
+	if err != nil { // the modules are there
+		x.board.Warn(fmt.Sprintf("%s/%s for %s: without its lock and what came of its tests: %v", g.Module, g.Version, k.Release, err))
+	}
+	if err := x.keep(ctx, g, k, g.Reference, &b, attached.Lock); err != nil {
 		return fail(err)
+	}
+	for _, t := range attachedTests(e.Digest, attached) {
+		if err := noteTest(ctx, x.kept, b.Key, t); err != nil {
+			return fail(err)
+		}
 	}
 	line.End(ui.Pulled, g.Reference)
 	return b, true, nil
@@ -286,7 +295,7 @@ func (x *obtaining) notPulled(ctx context.Context, g host.Registration, k artifa
 
 // keep puts what was obtained into the root's results, with a record. The result is the one that is there then.
 func (x *obtaining) keep(ctx context.Context, g host.Registration, k artifact.Kernel, from string, b *builder.Result, lock []byte) error {
-	if err := x.kept.Put(ctx, b.Key, cache.Entry{Image: b.Image, Log: b.Log, Lock: lock}); err != nil {
+	if err := x.kept.Put(ctx, b.Key, cache.Entry{Image: b.Image, Log: b.Log, Lock: lock, Inputs: b.Inputs}); err != nil {
 		return err
 	}
 	e, err := x.kept.Get(ctx, b.Key)

@@ -25,17 +25,21 @@ import (
 	"time"
 
 	v1registry "github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spf13/cobra"
 
 	"github.com/godkms-hermetic/godkms-hermetic/builder/docker"
 	"github.com/godkms-hermetic/godkms-hermetic/builder/sandbox"
+	"github.com/godkms-hermetic/godkms-hermetic/cache"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/trial"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels/deb"
 )
 
 func TestMain(m *testing.M) {
-	if sandbox.IsInit() || docker.IsInit() { // Main sees to it
+	if sandbox.IsInit() || docker.IsInit() || trial.IsInit() { // Main sees to it
 		os.Exit(Main(context.Background(), nil, os.Stdout, os.Stderr))
 	}
 	for name, value := range onlyDebian() {
@@ -91,6 +95,7 @@ var onlyDebian = sync.OnceValue(func() map[string]string {
 //	count PATTERN N          wants N files whose paths match
 //	same A B                 wants two files with the same bytes
 //	spoil PATTERN            turns one bit of a file
+//	alter NAME               gives the modules of all results of a cache folder another license, and their artifacts the digests for that
 //
 // $K61, $K612 and $TRIXIE are the newest kernels of bookworm's 6.1 and 6.12 lines and of trixie's 6.12; $R61, $R612 and $RTRIXIE
 // their releases. The condition stale-sid holds where the mirror's index of sid is past its Valid-Until, root for
@@ -222,7 +227,8 @@ func TestScripts(t *testing.T) {
 					ts.Fatalf("%d files are %s; want %s: %s", len(files), args[0], args[1], files)
 				}
 			},
-			"same": func(ts *testscript.TestScript, neg bool, args []string) { compare(ts, !neg, args) },
+			"same":  func(ts *testscript.TestScript, neg bool, args []string) { compare(ts, !neg, args) },
+			"alter": func(ts *testscript.TestScript, _ bool, args []string) { ts.Check(alter(ts.MkAbs(args[0]))) },
 			"spoil": func(ts *testscript.TestScript, _ bool, args []string) {
 				files, err := filepath.Glob(ts.MkAbs(args[0]))
 				ts.Check(err)
@@ -307,6 +313,49 @@ func compare(ts *testscript.TestScript, want bool, args []string) {
 	if bytes.Equal(a, b) != want {
 		ts.Fatalf("%s and %s: the same is %v; want %v", args[0], args[1], !want, want)
 	}
+}
+
+// alter is the command of that name.
+func alter(dir string) error {
+	ctx := context.Background()
+	results, err := cache.Open(filepath.Join(dir, "results"), cache.Options{})
+	if err != nil {
+		return err
+	}
+	list, err := results.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, i := range list {
+		e, err := results.Get(ctx, i.Key)
+		if err != nil {
+			return err
+		}
+		meta, files, err := artifact.Read(e.Image)
+		if err != nil {
+			return err
+		}
+		for i := range files {
+			r, err := files[i].Open()
+			if err != nil {
+				return err
+			}
+			b, err := io.ReadAll(r)
+			if err != nil {
+				return err
+			}
+			b = bytes.Replace(b, []byte("license=GPL"), []byte("license=GPM"), 1)
+			files[i].Digest = v1.Hash{}
+			files[i].Open = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil }
+		}
+		if e.Image, err = artifact.New(meta, files); err != nil {
+			return err
+		}
+		if err := results.Put(ctx, i.Key, e); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func exitCode(err error) int {

@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 
@@ -156,27 +155,6 @@ func (d *DKMS) Image(ctx context.Context, k kernels.Kernel) (string, error) {
 	dir := filepath.Join(packageLayer(root), "usr/lib/modules", k.Release)
 	_, err = os.Stat(filepath.Join(dir, "kernel"))
 	return dir, err
-}
-
-// SignFile is the path of scripts/sign-file as the kbuild package of a kernel has it. It needs this machine's libcrypto.so.3.
-func (d *DKMS) SignFile(ctx context.Context, k kernels.Kernel) (string, error) {
-	lock, err := d.index.Lock(ctx, k, kernels.Extra{})
-	if err != nil {
-		return "", err
-	}
-	i := slices.IndexFunc(lock.Headers, func(p kernels.Package) bool { return strings.HasPrefix(p.Name, "linux-kbuild-") })
-	if i < 0 {
-		return "", fmt.Errorf("the headers of %s come without linux-kbuild", k)
-	}
-	name := lock.Headers[i].Name
-	root, err := d.only(ctx, lock, name)
-	if err != nil {
-		return "", err
-	}
-	defer root.Close()
-	script := filepath.Join(packageLayer(root), "usr/lib", name, "scripts/sign-file")
-	_, err = os.Stat(script)
-	return script, err
 }
 
 // Fetch downloads a package and gives its file, which is not to be written to.

@@ -40,7 +40,7 @@ type Module struct {
 	Type    elf.Type
 	Machine elf.Machine
 
-	Info      []Field  // .modinfo, in order
+	Info      Info     // .modinfo, in order
 	Undefined []string // symbols that must be found for the module to load
 	Weak      []string // undefined symbols that may be missing
 	Exports   []string // symbols that it offers to other modules
@@ -56,8 +56,17 @@ type Module struct {
 }
 
 // Get returns the first value of a .modinfo key, as the kernel does, or "".
-func (m *Module) Get(key string) string {
-	for _, f := range m.Info {
+func (m *Module) Get(key string) string { return m.Info.Get(key) }
+
+// All returns every value of a .modinfo key, in order.
+func (m *Module) All(key string) []string { return m.Info.All(key) }
+
+// Info is what a module's .modinfo section has, in order.
+type Info []Field
+
+// Get returns the first value of a key, as the kernel does, or "".
+func (i Info) Get(key string) string {
+	for _, f := range i {
 		if f.Key == key {
 			return f.Value
 		}
@@ -65,10 +74,10 @@ func (m *Module) Get(key string) string {
 	return ""
 }
 
-// All returns every value of a .modinfo key, in order.
-func (m *Module) All(key string) []string {
+// All returns every value of a key, in order.
+func (i Info) All(key string) []string {
 	var out []string
-	for _, f := range m.Info {
+	for _, f := range i {
 		if f.Key == key {
 			out = append(out, f.Value)
 		}
@@ -132,6 +141,21 @@ func Read(r io.ReaderAt, size int64) (*Module, error) {
 	}
 	m.Compression = compression
 	return m, nil
+}
+
+// ReadInfo reads just the .modinfo section of a module that isn't compressed; of one without there is nothing. It trusts nothing, as Read.
+func ReadInfo(r io.ReaderAt, size int64) (Info, error) {
+	f := file{r: r, size: size}
+	var m Module
+	if err := f.header(&m); err != nil {
+		return nil, err
+	}
+	if s := f.section(".modinfo"); s != nil {
+		if err := f.modinfo(s, &m); err != nil {
+			return nil, err
+		}
+	}
+	return m.Info, nil
 }
 
 type section struct {

@@ -41,7 +41,9 @@ func realKernel(t testing.TB) (modules, headers string) {
 }
 
 func prepareKernel() {
-	prepare.Do(func() { prepare.root, prepare.release, prepare.err = download() })
+	prepare.Do(func() {
+		prepare.root, prepare.release, prepare.err = download("", func(release string) []string { return []string{"linux-image-" + release, "linux-headers-" + release} })
+	})
 }
 
 var prepare struct {
@@ -50,7 +52,8 @@ var prepare struct {
 	err           error
 }
 
-func download() (root, release string, err error) {
+// download unpacks packages of the kernel or its headers into a folder, whose name ends in what is given.
+func download(end string, of func(release string) []string) (root, release string, err error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		return "", "", err
@@ -71,12 +74,15 @@ func download() (root, release string, err error) {
 		return "", "", errors.New("bookworm has no 6.1 kernel")
 	}
 	release = list[i].Release
-	root = filepath.Join(base, "kernel-"+release)
+	root = filepath.Join(base, "kernel-"+release+end)
 	if _, err := os.Stat(root); err == nil {
 		return root, release, nil
 	}
-	wanted := []string{"linux-image-" + release, "linux-headers-" + release}
-	lock, err := p.Lock(context.Background(), list[i].Kernel, kernels.Extra{Packages: wanted[:1]})
+	lock, err := p.Lock(context.Background(), list[i].Kernel, kernels.Extra{})
+	if err != nil {
+		return "", "", err
+	}
+	image, err := p.Image(context.Background(), lock)
 	if err != nil {
 		return "", "", err
 	}
@@ -85,8 +91,8 @@ func download() (root, release string, err error) {
 		return "", "", err
 	}
 	defer os.RemoveAll(tmp)
-	for _, k := range lock.Headers {
-		if !slices.Contains(wanted, k.Name) {
+	for _, k := range slices.Concat(lock.Headers, image.Packages) {
+		if !slices.Contains(of(release), k.Name) {
 			continue
 		}
 		if err := unpack(k, filepath.Join(tmp, "root")); err != nil {

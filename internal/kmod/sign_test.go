@@ -2,7 +2,6 @@ package kmod
 
 import (
 	"bytes"
-	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -19,15 +18,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/godkms-hermetic/godkms-hermetic/internal/dkmstest"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/need"
-	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
 
 // selfSigned makes a certificate for a key, with a name of several parts and characters.
@@ -115,20 +111,10 @@ func dummy(t testing.TB) (unsigned, signed []byte) {
 	return unsigned, signed
 }
 
+// signFile is the path of the kernel's own program. It needs this machine's libcrypto.so.3.
 var signFile = sync.OnceValues(func() (string, error) {
-	d, err := dkmstest.Open(dkmstest.Cache())
-	if err != nil {
-		return "", err
-	}
-	list, err := d.Kernels(context.Background(), "bookworm")
-	if err != nil {
-		return "", err
-	}
-	i := slices.IndexFunc(list, func(c kernels.Candidate) bool { return c.Flavour == kernels.HostArch() })
-	if i < 0 {
-		return "", errors.New("bookworm has no kernel")
-	}
-	return d.SignFile(context.Background(), list[i].Kernel)
+	root, _, err := download("-kbuild", func(string) []string { return []string{"linux-kbuild-6.1"} })
+	return filepath.Join(root, "usr/lib/linux-kbuild-6.1/scripts/sign-file"), err
 })
 
 // runSignFile signs with the kernel's own program.

@@ -9,7 +9,6 @@ import (
 	"os"
 	"reflect"
 	"runtime"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"testing"
@@ -17,9 +16,9 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
-	"golang.org/x/sys/unix"
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/decompress"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/memtest"
 )
 
 // samplePackage is one as createrepo_c writes it.
@@ -349,15 +348,8 @@ And another line, so that there are some three hundred bytes of it.</description
 	fmt.Fprintln(w, "</metadata>")
 }
 
-func cpuTime(t testing.TB) time.Duration {
-	var u unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
-		t.Fatal(err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
-}
-
-// BenchmarkIndex is about lists of 100,000 packages: at most 1 s and 100 MB on one processor, decompression included.
+// BenchmarkIndex is about lists of 100,000 packages: at most 1 s and 100 MB on one processor, decompression included. make bench has it in
+// its table.
 func BenchmarkIndex(b *testing.B) {
 	var gz, zst bytes.Buffer
 	g := gzip.NewWriter(&gz)
@@ -377,10 +369,7 @@ func BenchmarkIndex(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 			path := b.TempDir() + "/idx"
-			debug.FreeOSMemory()
-			if err := os.WriteFile("/proc/self/clear_refs", []byte("5"), 0); err != nil { // the peak is counted from here (proc_pid_clear_refs(5))
-				b.Fatal(err)
-			}
+			memtest.Reset(b)
 			for b.Loop() {
 				f, err := os.Create(path)
 				if err != nil {
@@ -394,25 +383,14 @@ func BenchmarkIndex(b *testing.B) {
 				if err != nil {
 					b.Fatal(err)
 				}
-				start := cpuTime(b)
 				if err := buildIndex(f, r, "x86_64"); err != nil {
 					b.Fatal(err)
 				}
-				b.ReportMetric((cpuTime(b) - start).Seconds(), "cpu-s/list")
 				r.Close()
 				in.Close()
 				f.Close()
 			}
-			status, err := os.ReadFile("/proc/self/status")
-			if err != nil {
-				b.Fatal(err)
-			}
-			_, rest, _ := strings.Cut(string(status), "VmHWM:")
-			var kib float64
-			if _, err := fmt.Sscan(rest, &kib); err != nil {
-				b.Fatal(err)
-			}
-			b.ReportMetric(kib*1024/1e6, "MB-peak")
+			b.ReportMetric(memtest.Peak(b), "peak-MB")
 		})
 	}
 }

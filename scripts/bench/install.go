@@ -15,7 +15,7 @@ import (
 // installRows are about a host that has the newest kernel, all of its modules.
 func (b *bench) installRows() []row {
 	return []row{{
-		name: "install of a prebuilt module", against: "depmod alone", warm: true, // depmod reads all modules: the first to do so after a while has them read from the disk
+		name: "install of a prebuilt module", against: "depmod alone", warm: true, quick: true, // depmod reads all modules: the first to do so after a while has them read from the disk
 		prepare: b.prepareInstall,
 		ours: func(ctx context.Context) (sample, error) {
 			if _, err := b.onHost(ctx, "uninstall", "--no-depmod"); err != nil {

@@ -1,42 +1,43 @@
-// Bench compares godkms-hermetic with what it stands in for: bare make, dkms, dpkg-deb. It runs the built program as a user
-// would, prints a table, and writes it as JSON:
+// Bench measures every figure of speed and memory that was asked for, most beside what godkms-hermetic stands in for: bare make, dkms,
+// dpkg-deb, crane, sign-file, depmod. It runs the built program as a user would, prints a table, and writes it as JSON and as a plot:
 //
-//	go run ./scripts/bench -cache .cache/bench -json out/bench.json
+//	go run ./scripts/bench -cache .cache/bench -json out/bench.json -baseline docs/bench.json
 //
-// The machine needs bubblewrap (bwrap), dpkg and, for the Docker row, root. Everything else, dkms and the module's source
-// included, comes from the packages of the kernels that are built for, and is downloaded once for each -cache. The comparisons
-// of all rows take turns, ours and the other's, so that a machine that is busy for a while is so for both; a table's number is
-// the median of the runs. What a row does is said where it is made, in rows.go.
+// It fails if a line was met in the baseline and is now missed by more than 20 % of what was asked for. With -accept nothing is measured:
+// the JSON of a run becomes the baseline.
+//
+// The machine needs bubblewrap (bwrap), dpkg, qemu for the rows about tests, and root for those about Docker. Everything else, dkms and
+// the module's source included, comes from the packages of the kernels that are built for, and is downloaded once for each -cache. The
+// comparisons of all rows take turns, ours and the other's, so that a machine that is busy for a while is so for both; a table's number is
+// the median of the runs. What a row does is said where it is made, in rows.go and beside it. A row that fails leaves the others as they
+// are.
 //
 // On a machine with more processors it uses two.
 package main
 
 import (
-	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"regexp"
 	"runtime"
-	"slices"
 	"strings"
 	"syscall"
-	"text/tabwriter"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 type options struct {
-	tool, cache, json string
-	runs              int
-	only              *regexp.Regexp
+	tool, cache, json, baseline string
+	runs                        int
+	only                        *regexp.Regexp
+	quick                       bool
 }
 
 func main() {
@@ -50,15 +51,21 @@ func main() {
 	var o options
 	flag.StringVar(&o.tool, "tool", "bin/godkms-hermetic", "the program to measure")
 	flag.StringVar(&o.cache, "cache", "", "`DIR` that keeps downloads for the next time (default: a temporary one); unfinished work is in it too, some 8 GB")
-	flag.StringVar(&o.json, "json", "", "write the results to `FILE` as well")
+	flag.StringVar(&o.json, "json", "", "write the results to `FILE` as well, and the plot beside it")
+	flag.StringVar(&o.baseline, "baseline", "", "compare with the results in `FILE`, if it's there")
 	flag.IntVar(&o.runs, "runs", 5, "how often each is measured")
+	flag.BoolVar(&o.quick, "quick", false, "measure only rows that take little time")
 	only := flag.String("only", "", "measure only rows whose names match `REGEXP`")
+	accepts := flag.Bool("accept", false, "measure nothing: the results of -json become those of -baseline")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	err := func() (err error) {
 		if flag.NArg() > 0 || o.runs < 1 {
-			return errors.New("usage: bench [-runs N] [-only REGEXP] [-cache DIR] [-json FILE] [-tool PROGRAM]")
+			return errors.New("usage: bench [-runs N] [-quick] [-only REGEXP] [-cache DIR] [-json FILE] [-baseline FILE] [-accept] [-tool PROGRAM]")
+		}
+		if *accepts {
+			return accept(o.json, o.baseline)
 		}
 		if o.only, err = regexp.Compile(*only); err != nil {
 			return fmt.Errorf("-only: %w", err)
@@ -74,12 +81,6 @@ func main() {
 	}
 }
 
-// sample is one run.
-type sample struct {
-	Seconds float64 `json:"seconds"`
-	PeakMB  float64 `json:"peak_mb,omitempty"` // of the tool's own process
-}
-
 // measure runs something once. Only a part of it is timed.
 type measure func(context.Context) (sample, error)
 
@@ -89,6 +90,7 @@ type row struct {
 	// read it for the other.
 	warm bool
 
+	quick         bool // it's in the short table
 	name, against string
 	prepare       func(context.Context) error // makes both sides warm; an *unavailable leaves the row out, with the reason
 	ours, other   measure
@@ -100,94 +102,15 @@ type unavailable struct{ reason string }
 
 func (u *unavailable) Error() string { return u.reason }
 
-// limit is what is asked for. Exactly one is set.
-type limit struct {
-	Ratio float64 `json:"ratio,omitempty"`   // ours, of the other
-	More  float64 `json:"more_s,omitempty"`  // seconds that ours may take more than the other
-	Total float64 `json:"seconds,omitempty"` // ours
-	Peak  float64 `json:"peak_mb,omitempty"` // ours, in every run
-}
-
-func (l limit) String() string {
-	switch {
-	case l.Ratio > 0:
-		return fmt.Sprintf("≤ %.2f", l.Ratio)
-	case l.More > 0:
-		return fmt.Sprintf("≤ +%g s", l.More)
-	case l.Total > 0:
-		return "≤ " + seconds(l.Total)
-	}
-	return fmt.Sprintf("≤ %.0f MB", l.Peak)
-}
-
-// result is a row of the table.
-type result struct {
-	Name         string   `json:"comparison"`
-	Against      string   `json:"against,omitempty"`
-	Ours         float64  `json:"ours_s"` // median
-	Other        float64  `json:"other_s,omitempty"`
-	Ratio        float64  `json:"ratio,omitempty"`
-	PeakMB       float64  `json:"peak_mb"` // the highest of all runs
-	Asked        limit    `json:"asked"`
-	Met          bool     `json:"met"`
-	NotAvailable string   `json:"not_available,omitempty"`
-	OursRuns     []sample `json:"ours_runs,omitempty"`
-	OtherRuns    []sample `json:"other_runs,omitempty"`
-}
-
-// judge turns the runs of a row into its line of the table.
-func judge(r row, ours, other []sample) result {
-	out := result{Name: r.name, Against: r.against, Asked: r.asked, Ours: median(ours), OursRuns: ours, OtherRuns: other}
-	for _, s := range ours {
-		out.PeakMB = max(out.PeakMB, s.PeakMB)
-	}
-	if len(other) > 0 {
-		out.Other = median(other)
-		out.Ratio = out.Ours / out.Other
-	}
-	switch {
-	case r.asked.Ratio > 0:
-		out.Met = out.Ratio <= r.asked.Ratio
-	case r.asked.More > 0:
-		out.Met = out.Ours-out.Other <= r.asked.More
-	default:
-		out.Met = out.Ours <= r.asked.Total
-	}
-	return out
-}
-
-// peak is the row about memory: the highest of all rows.
-func peak(results []result) result {
-	out := result{Name: "peak memory of the tool, in every row", Asked: limit{Peak: 150}}
-	for _, r := range results {
-		out.PeakMB = max(out.PeakMB, r.PeakMB)
-	}
-	out.Met = out.PeakMB <= out.Asked.Peak
-	return out
-}
-
-func median(runs []sample) float64 {
-	sorted := slices.SortedFunc(slices.Values(runs), func(a, b sample) int { return cmp.Compare(a.Seconds, b.Seconds) })
-	n := len(sorted)
-	if n == 0 {
-		return 0
-	}
-	return (sorted[(n-1)/2].Seconds + sorted[n/2].Seconds) / 2
-}
-
-// report is the JSON file.
-type report struct {
-	Tool       string    `json:"tool"`
-	Kernels    []string  `json:"kernels"`
-	Runs       int       `json:"runs"`
-	Processors int       `json:"processors"`
-	Load       [2]string `json:"load"` // the machine's, of the last minute, at the start and at the end
-	Start      time.Time `json:"start"`
-	Results    []result  `json:"results"`
-}
-
 func run(ctx context.Context, o options, stdout, stderr io.Writer) (err error) {
 	say := func(format string, a ...any) { fmt.Fprintf(stderr, "bench: "+format+"\n", a...) }
+	rep := report{Runs: o.runs, Machine: machine(), Processors: min(2, runtime.NumCPU()), Start: time.Now().UTC(), Load: [2]string{load()}}
+	var before report
+	if o.baseline != "" {
+		if before, err = readReport(o.baseline); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
 	if err := twoProcessors(); err != nil {
 		return err
 	}
@@ -197,7 +120,6 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) (err error) {
 		}
 		defer os.RemoveAll(o.cache)
 	}
-	rep := report{Runs: o.runs, Processors: min(2, runtime.NumCPU()), Start: time.Now().UTC(), Load: [2]string{load()}}
 	b, err := newBench(ctx, o, say)
 	if b != nil {
 		defer func() { err = errors.Join(err, b.close()) }()
@@ -208,111 +130,109 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) (err error) {
 	rep.Tool, rep.Kernels = b.version, b.releases
 
 	var rows []row
-	missing := map[string]string{}
 	for _, r := range b.rows() {
-		if !o.only.MatchString(r.name) {
-			continue
+		if o.only.MatchString(r.name) && (r.quick || !o.quick) {
+			rows = append(rows, r)
+		} else {
+			rep.Partial = true
 		}
-		say("preparing: %s", r.name)
-		err := r.prepare(ctx)
-		if no := (*unavailable)(nil); errors.As(err, &no) && ctx.Err() == nil {
-			missing[r.name] = no.reason
-		} else if err != nil {
-			return fmt.Errorf("%s: %w", r.name, err)
-		}
-		rows = append(rows, r)
 	}
-	ours, other := make([][]sample, len(rows)), make([][]sample, len(rows))
+	rep.Results = make([]result, len(rows))
+	for i, r := range rows {
+		say("preparing: %s", r.name)
+		l := result{Name: r.name, Against: r.against, Asked: r.asked}
+		err := r.prepare(ctx)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if no := (*unavailable)(nil); errors.As(err, &no) {
+			l.NotAvailable = no.reason
+		} else if err != nil {
+			l.Failed = err.Error()
+			say("failed: %s: %v", r.name, err)
+		}
+		rep.Results[i] = l
+	}
 	for n := range o.runs {
 		say("run %d of %d", n+1, o.runs)
 		for i, r := range rows {
-			if missing[r.name] != "" {
+			l := &rep.Results[i]
+			if !l.measured() {
 				continue
 			}
-			var thrown []sample
-			sides := []struct {
-				do   measure
-				runs *[]sample
-			}{{r.ours, &ours[i]}, {r.other, &other[i]}}
-			if r.warm {
-				sides = append(slices.Clone(sides), sides...)
-				sides[0].runs, sides[1].runs = &thrown, &thrown
-			}
-			for _, side := range sides {
-				if side.do == nil {
-					continue
-				}
-				unix.Sync() // what the one before has written is not this one's
-				s, err := side.do(ctx)
-				if err != nil {
-					return fmt.Errorf("%s: %w", r.name, err)
-				}
-				*side.runs = append(*side.runs, s)
+			if err := r.measure(ctx, l); ctx.Err() != nil {
+				return ctx.Err()
+			} else if err != nil {
+				l.Failed = err.Error()
+				say("failed: %s: %v", r.name, err)
 			}
 		}
 	}
-	for i, r := range rows {
-		if reason := missing[r.name]; reason != "" {
-			rep.Results = append(rep.Results, result{Name: r.name, Against: r.against, Asked: r.asked, NotAvailable: reason})
-			continue
-		}
-		rep.Results = append(rep.Results, judge(r, ours[i], other[i]))
+	for i := range rep.Results {
+		rep.Results[i].judge()
 	}
 	if len(rep.Results) > 0 {
 		rep.Results = append(rep.Results, peak(rep.Results))
 	}
-	rep.Load[1] = load()
+	rep.Load[1], rep.End = load(), time.Now().UTC()
 	if o.json != "" {
-		text, err := json.MarshalIndent(rep, "", "  ")
+		if err := rep.write(o.json); err != nil {
+			return err
+		}
+	}
+	if err := rep.print(stdout); err != nil {
+		return err
+	}
+	for _, l := range rep.Results {
+		if l.Failed != "" {
+			err = errors.Join(err, fmt.Errorf("failed: %s: %s", l.Name, l.Failed))
+		}
+	}
+	for _, text := range rep.regressions(before) {
+		err = errors.Join(err, fmt.Errorf("no longer met: %s", text))
+	}
+	return err
+}
+
+// measure runs both sides once, and adds what it took to the result.
+func (r row) measure(ctx context.Context, l *result) error {
+	type side struct {
+		do   measure
+		runs *[]sample
+	}
+	sides := []side{{r.ours, &l.OursRuns}, {r.other, &l.OtherRuns}}
+	if r.warm {
+		var thrown []sample
+		sides = append([]side{{r.ours, &thrown}, {r.other, &thrown}}, sides...)
+	}
+	for _, s := range sides {
+		if s.do == nil {
+			continue
+		}
+		unix.Sync() // what the one before has written is not this one's
+		took, err := s.do(ctx)
 		if err != nil {
 			return err
 		}
-		if err := os.MkdirAll(filepath.Dir(o.json), 0o755); err != nil {
-			return err
-		}
-		if err := os.WriteFile(o.json, append(text, '\n'), 0o644); err != nil {
-			return err
-		}
+		*s.runs = append(*s.runs, took)
 	}
-	return rep.print(stdout)
+	return nil
 }
 
-func (r report) print(out io.Writer) error {
-	fmt.Fprintf(out, "%s, %d processors, median of %d, load %s at the start and %s at the end\n\n", r.Tool, r.Processors, r.Runs, r.Load[0], r.Load[1])
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "comparison\tours\tthe other\tratio\tasked for\tmet\tpeak memory")
-	for _, l := range r.Results {
-		name := l.Name
-		if l.Against != "" {
-			name += " : " + l.Against
+// machine describes this one, without its name.
+func machine() string {
+	processor := runtime.GOARCH
+	if text, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		if m := regexp.MustCompile(`(?m)^model name\s*: (.*)$`).FindSubmatch(text); m != nil {
+			processor = string(m[1])
 		}
-		if l.NotAvailable != "" {
-			fmt.Fprintf(w, "%s\t\t\t\t%s\tnot available: %s\n", name, l.Asked, l.NotAvailable)
-			continue
-		}
-		ours, other, ratio, memory := seconds(l.Ours), "", "", fmt.Sprintf("%.0f MB", l.PeakMB)
-		switch {
-		case l.Asked.Peak > 0:
-			ours, memory = memory, ""
-		case l.Asked.More > 0:
-			other, ratio = seconds(l.Other), fmt.Sprintf("%+.2f s", l.Ours-l.Other)
-		case l.Other > 0:
-			other, ratio = seconds(l.Other), fmt.Sprintf("%.2f", l.Ratio)
-		}
-		met := "NO"
-		if l.Met {
-			met = "yes"
-		}
-		fmt.Fprintf(w, "%s\n", strings.TrimRight(strings.Join([]string{name, ours, other, ratio, l.Asked.String(), met, memory}, "\t"), "\t"))
 	}
-	return w.Flush()
-}
-
-func seconds(s float64) string {
-	if s < 0.1 {
-		return fmt.Sprintf("%.0f ms", s*1000)
-	}
-	return fmt.Sprintf("%.2f s", s)
+	var info unix.Sysinfo_t
+	var name unix.Utsname
+	unix.Sysinfo(&info) // neither fails
+	unix.Uname(&name)
+	release, _, _ := strings.Cut(unix.ByteSliceToString(name.Release[:]), "-")
+	return fmt.Sprintf("%s, %d processors, %.0f GB, Linux %s", processor, runtime.NumCPU(), float64(info.Totalram)*float64(info.Unit)/1e9, release)
 }
 
 func load() string {

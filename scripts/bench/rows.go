@@ -26,7 +26,7 @@ func (b *bench) rows() []row {
 	newest := b.releases[0]
 	return append([]row{
 		{
-			name: "one kernel, not cached, sandbox", against: "bare make", warm: true,
+			name: "one kernel, not cached, sandbox", against: "bare make", warm: true, quick: true,
 			prepare: func(ctx context.Context) error { return b.sameModule(ctx, newest) },
 			ours: func(ctx context.Context) (sample, error) {
 				return b.uncached(ctx, []string{newest}, "--engine", "sandbox")
@@ -54,7 +54,7 @@ func (b *bench) rows() []row {
 			asked: limit{Ratio: 0.45},
 		},
 		{
-			name: "six kernels, all cached, offline",
+			name: "six kernels, all cached, offline", quick: true,
 			prepare: func(ctx context.Context) error {
 				_, err := b.uncached(ctx, b.releases)
 				return err
@@ -63,7 +63,7 @@ func (b *bench) rows() []row {
 			asked: limit{Total: 0.05},
 		},
 		{
-			name:    "evaluating dkms.conf, sandbox",
+			name: "evaluating dkms.conf, sandbox", quick: true,
 			prepare: func(context.Context) error { return nil },
 			ours:    func(ctx context.Context) (sample, error) { return b.evaluated(ctx, newest, "sandbox") },
 			asked:   limit{Total: 0.03},
@@ -91,7 +91,7 @@ func (b *bench) rows() []row {
 			other: func(ctx context.Context) (sample, error) { return b.firstImage(ctx) },
 			asked: limit{Ratio: 0.25},
 		},
-	}, slices.Concat(b.indexRows(), b.registryRows(), b.statusRows(), b.signRows(), b.installRows())...)
+	}, slices.Concat(b.indexRows(), b.parserRows(), b.registryRows(), b.statusRows(), b.signRows(), b.installRows(), b.trialRows())...)
 }
 
 // run times the tool, from its start to its end, and follows its memory. The results of wait4 are of no use for the latter: they
@@ -118,7 +118,7 @@ func (b *bench) text(ctx context.Context, cache string, want int, args ...string
 	done, peak := make(chan struct{}), make(chan float64)
 	go func() { peak <- follow(cmd.Process.Pid, done) }()
 	err := cmd.Wait()
-	s := sample{Seconds: time.Since(start).Seconds()}
+	s := sample{Seconds: time.Since(start).Seconds(), Busy: (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds()}
 	close(done)
 	s.PeakMB = <-peak
 	if ctx.Err() != nil {

@@ -24,7 +24,7 @@ const signTimes = 20
 // module anew each time. Installing reads the key once.
 func (b *bench) signRows() []row {
 	return []row{{
-		name: fmt.Sprintf("signing a module, %d times, a process each", signTimes), against: "sign-file",
+		name: fmt.Sprintf("signing a module, %d times, a process each", signTimes), against: "sign-file", quick: true,
 		prepare: b.prepareSign,
 		ours: func(ctx context.Context) (sample, error) {
 			self, err := os.Executable()

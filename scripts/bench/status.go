@@ -26,7 +26,7 @@ func (b *bench) statusRows() []row {
 		return fmt.Sprintf("status of %d modules x %d kernels", modules, statusKernels)
 	}
 	return []row{{
-		name: name(statusModules), against: fmt.Sprintf("dkms, %d modules", statusModulesOfDKMS), warm: true,
+		name: name(statusModules), against: fmt.Sprintf("dkms, %d modules", statusModulesOfDKMS), warm: true, quick: true,
 		prepare: func(ctx context.Context) error { return b.installMany(ctx) },
 		ours: func(ctx context.Context) (sample, error) {
 			s, text, err := b.text(ctx, b.cache, 0, "status", "--root", b.many)

@@ -1,0 +1,68 @@
+package trial
+
+import (
+	"fmt"
+	"io"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// entry is a file of an initramfs, a link or, if its name ends in /, a folder.
+type entry struct {
+	name string // below the root, without / before it
+	mode uint32 // permissions of a file
+	data []byte
+	link string // where a link goes
+}
+
+// archive writes entries as a cpio archive of the form that kernels unpack (Documentation/driver-api/early-userspace/buffer-format.rst).
+// Its bytes follow from the entries alone. Folders that they are in are added.
+func archive(w io.Writer, entries []entry) error {
+	made := map[string]bool{".": true}
+	ino := 0
+	put := func(name string, mode uint32, nlink int, data []byte) error {
+		ino++
+		head := fmt.Sprintf("070701%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X", ino, mode, 0, 0, nlink, 0, len(data), 0, 0, 0, 0, len(name)+1, 0)
+		head += name + "\x00"
+		for _, b := range [][]byte{pad([]byte(head)), data, make([]byte, -len(data)&3)} {
+			if _, err := w.Write(b); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	var folder func(name string) error
+	folder = func(name string) error {
+		if made[name] {
+			return nil
+		}
+		made[name] = true
+		if err := folder(path.Dir(name)); err != nil {
+			return err
+		}
+		return put(name, unix.S_IFDIR|0o755, 2, nil)
+	}
+	for _, e := range entries {
+		if dir, ok := strings.CutSuffix(e.name, "/"); ok {
+			if err := folder(dir); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := folder(path.Dir(e.name)); err != nil {
+			return err
+		}
+		mode, data := unix.S_IFREG|e.mode, e.data
+		if e.link != "" {
+			mode, data = unix.S_IFLNK|0o777, []byte(e.link)
+		}
+		if err := put(e.name, mode, 1, data); err != nil {
+			return err
+		}
+	}
+	return put("TRAILER!!!", 0, 1, nil)
+}
+
+func pad(b []byte) []byte { return append(b, make([]byte, -len(b)&3)...) }

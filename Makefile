@@ -1,7 +1,7 @@
 # What the tests need beside Go and make. Kernel headers are not among it: that none are needed is what is tested.
-TEST_PACKAGES := apt-utils binutils ca-certificates chromium cpio createrepo-c dkms docker.io dpkg-dev e2fsprogs gcc git gnupg kmod libarchive-tools libengine-pkcs11-openssl lintian makepkg mandoc mmdebstrap openssl pacman-package-manager patch procps python3-hawkey rpm rpm2cpio skopeo softhsm2 xz-utils zstd
+TEST_PACKAGES := apt-utils binutils ca-certificates chromium cpio createrepo-c dkms docker.io dpkg-dev e2fsprogs gcc git gnupg kmod libarchive-tools libengine-pkcs11-openssl lintian makepkg mandoc mmdebstrap openssl pacman-package-manager patch procps python3-hawkey qemu-system-x86 rpm rpm2cpio skopeo softhsm2 xz-utils zstd
 # What the comparisons need. Their dkms, their compiler and their Docker are unpacked, not installed.
-BENCH_PACKAGES := bubblewrap ca-certificates
+BENCH_PACKAGES := bubblewrap ca-certificates qemu-system-x86
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 DEMO_KERNEL := debian/trixie:latest
@@ -11,7 +11,7 @@ PICTURE := \
 
 export CGO_ENABLED := 0
 
-.PHONY: build deb rpm demo test test-packages bench bench-quick bench-baseline bench-packages benchmarks compare-dkms lint picture clean help
+.PHONY: build deb rpm demo test test-trials test-packages bench bench-quick bench-baseline bench-packages benchmarks compare-dkms lint picture clean help
 
 build: ## the program: bin/godkms-hermetic, static; the version comes from git
 	go build -trimpath -buildvcs=auto -o bin/godkms-hermetic ./cmd/godkms-hermetic
@@ -19,10 +19,15 @@ build: ## the program: bin/godkms-hermetic, static; the version comes from git
 demo: build ## the main job: a module for the newest Debian kernel; no root, no Docker, no kernel headers
 	bin/godkms-hermetic build testdata/hello --kernels $(DEMO_KERNEL) --out out
 
-# What go test would vet, go vet has before.
+# What go test would vet, go vet has before. Tests wait for disks, servers and other processes: two packages for each processor keep it
+# busy. The one that takes longest is the first to start.
 test: test-packages ## everything: unit, scripts through the program, end to end on real packages
 	go vet ./...
-	go test -timeout 20m -vet=off ./...
+	go test -timeout 20m -vet=off -p $$(($$(nproc) * 2)) ./internal/cli ./...
+
+# Some of what test tries on one kernel only.
+test-trials: test-packages ## every way in which a module can end a virtual machine, on bookworm's kernel and on trixie's
+	go test -timeout 20m -v -run FatalVerdicts ./internal/cli -args -all-trials
 
 test-packages: packages := $(TEST_PACKAGES)
 bench-packages: packages := $(BENCH_PACKAGES)

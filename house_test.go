@@ -46,7 +46,7 @@ var mayImport = map[string][]string{
 	"internal/kmod":            {},
 	"internal/host":            {"kernels", "internal/artifact", "internal/kmod"},
 	"internal/distpkg":         {},
-	"internal/ui":              {},
+	"internal/ui":              {"internal/trial"},
 	"internal/decompress":      {},
 	"internal/durable":         {},
 	"internal/mirror":          {},

@@ -3,9 +3,11 @@ package builder
 import (
 	"archive/tar"
 	"bytes"
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -30,6 +32,17 @@ func TestKey(t *testing.T) {
 	base := Job{Source: &Source{Module: "m", Version: "1", Digest: hash("1")}, Lock: lock}
 	b := &Builder{RootVersion: "1"}
 	want := b.Key(base)
+	full := base
+	full.Overrides, full.Directives = []dkms.Override{{Name: "m.conf", Text: []byte("X=1")}}, []string{"MAKE=make"}
+	in := b.Inputs(full)
+	text := fmt.Sprintf(`{"recipe":%d,"root_version":"1","source":"%s","lock":"%s","overrides":[{"name":"m.conf","text":"WD0x"}],"directives":["MAKE=make"]}`,
+		recipe, full.Source.Digest, lock.Digest())
+	if got := string(in.encode()); got != text || b.Key(full).Hex != fmt.Sprintf("%x", sha256.Sum256([]byte(text))) {
+		t.Errorf("the inputs are %s, and their key %s; want %s, and its hash", got, b.Key(full), text)
+	}
+	if again, err := ReadInputs([]byte(text)); err != nil || !reflect.DeepEqual(again, in) {
+		t.Errorf("ReadInputs(%s) = %+v, %v; want %+v", text, again, err, in)
+	}
 
 	elsewhere := base
 	moved := pkg

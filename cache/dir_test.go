@@ -426,6 +426,30 @@ func TestLinksInCache(t *testing.T) {
 	}
 }
 
+// A key's inputs are kept with its entry, and are those of the key.
+func TestInputs(t *testing.T) {
+	d, ctx := open(t, t.TempDir()), context.Background()
+	e := entry(t, "1")
+	e.Inputs = []byte("what a is the hash of")
+	key := hash(string(e.Inputs))
+	if err := d.Put(ctx, hash("a"), e); err == nil {
+		t.Error("Put took the inputs of another key")
+	}
+	if err := d.Put(ctx, key, e); err != nil {
+		t.Fatal(err)
+	}
+	put(t, d, "b", "1")
+	if _, err := d.GC(ctx, cache.GCOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := d.Get(ctx, key); err != nil || !bytes.Equal(got.Inputs, e.Inputs) {
+		t.Errorf("Get: inputs = %q, %v; want %q", got.Inputs, err, e.Inputs)
+	}
+	if got, err := d.Get(ctx, hash("b")); err != nil || got.Inputs != nil {
+		t.Errorf("Get of what has none: inputs = %q, %v", got.Inputs, err)
+	}
+}
+
 func TestKeepLog(t *testing.T) {
 	ctx := context.Background()
 	dir := t.TempDir()

@@ -57,21 +57,13 @@ func TestRealKernelsCompile(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("mounts an overlay: needs root")
 	}
-	cache := os.Getenv("IMAGES_TEST_CACHE") // keeps the packages between runs
-	if cache == "" {
-		cache = t.TempDir()
-		have := filepath.Join(dkmstest.Cache(), "images/packages/sha256") // what other tests have downloaded
-		if _, err := os.Stat(have); err == nil {
-			if out, err := exec.Command("sh", "-c", `mkdir "$2/packages" && { cp -al "$1" "$2/packages" 2>/dev/null || cp -a "$1" "$2/packages"; }`, "sh", have, cache).CombinedOutput(); err != nil {
-				t.Fatalf("%v: %s", err, out)
-			}
-		}
-	}
-	p, err := deb.New("debian", deb.Options{CacheDir: filepath.Join(cache, "deb")})
+	// What other tests unpacked is not unpacked again, and the other way round: where nothing is, as in CI, each root is assembled once.
+	cache := dkmstest.Cache()
+	p, err := deb.New("debian", deb.Options{CacheDir: filepath.Join(cache, "index")})
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := images.Open(images.Options{Dir: cache, Payload: func(_ string, r io.Reader) (io.ReadCloser, error) { return p.Payload(r) }})
+	s, err := images.Open(images.Options{Dir: filepath.Join(cache, "images"), Payload: func(_ string, r io.Reader) (io.ReadCloser, error) { return p.Payload(r) }})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -182,7 +182,7 @@ func TestLockFileRefused(t *testing.T) {
 		{"another version", replace("5.2-1+b7", "5.2-1+b8"), "line 31: the packages"},
 		{"another image", replace("linux-image-6.12.1+deb13-amd64 6.1.2", "linux-image-6.12.1+deb13-amd64 6.1.3"), "line 23: the packages of this kernel itself have the digest"},
 		{"an image less", without(29), "line 28: it is "},
-		{"an image in a toolchain", replace("  package bash", "  image " + lockFile().Locks[3].Lock.Digest().String() + "\n  package bash"), "no meaning here"},
+		{"an image in a toolchain", replace("  package bash", "  image "+lockFile().Locks[3].Lock.Digest().String()+"\n  package bash"), "no meaning here"},
 		{"another architecture", replace("10-amd64 amd64", "10-amd64 arm64"), "line 7: what is locked"},
 	} {
 		f, err := ParseLockFile([]byte(c.text))

@@ -74,7 +74,7 @@ func pushed(t *testing.T, repo *registry.Repo, m artifact.Meta) v1.Descriptor {
 
 func attachable() artifact.Meta {
 	m := withExtras(extra("Module.symvers", "", exported))
-	m.Lock = hash("the lock")
+	m.Lock, m.Key = hash("the lock"), hash("the inputs")
 	return m
 }
 
@@ -86,7 +86,7 @@ func TestAttach(t *testing.T) {
 			t.Errorf("attached to what has nothing: %+v, %v", got, err)
 		}
 		now := time.Date(2026, 1, 2, 3, 4, 5, 6, time.FixedZone("", 3600))
-		a := artifact.Attachments{Log: []byte("first"), Created: now, Lock: []byte("the lock"), Symvers: []byte(exported)}
+		a := artifact.Attachments{Log: []byte("first"), Created: now, Lock: []byte("the lock"), Symvers: []byte(exported), Inputs: []byte("the inputs")}
 		if err := artifact.Attach(ctx, repo, d, a); err != nil {
 			t.Fatal(err)
 		}
@@ -94,11 +94,11 @@ func TestAttach(t *testing.T) {
 		if err := artifact.Attach(ctx, open(), d, a); err != nil {
 			t.Fatal(err)
 		}
-		if list, err := repo.Referrers(ctx, d.Digest); err != nil || len(list) != 3 {
-			t.Errorf("%d referrers, %v; want 3: nothing is attached twice", len(list), err)
+		if list, err := repo.Referrers(ctx, d.Digest); err != nil || len(list) != 4 {
+			t.Errorf("%d referrers, %v; want 4: nothing is attached twice", len(list), err)
 		}
 		got, err := artifact.ReadAttachments(ctx, open(), d.Digest)
-		if err != nil || string(got.Log) != "first" || string(got.Lock) != "the lock" || string(got.Symvers) != exported ||
+		if err != nil || string(got.Log) != "first" || string(got.Lock) != "the lock" || string(got.Symvers) != exported || string(got.Inputs) != "the inputs" ||
 			!got.Created.Equal(now.Truncate(time.Second)) {
 			t.Errorf("ReadAttachments = %+v, %v", got, err)
 		}
@@ -223,6 +223,7 @@ func TestReadAttachmentsHostile(t *testing.T) {
 			{"lock of another type", artifact.LockType, "text/plain", 8, attachable()},
 			{"huge lock", artifact.LockType, "application/json", 5 << 20, attachable()},
 			{"negative size", artifact.LockType, "application/json", -1, attachable()},
+			{"other inputs", artifact.InputsType, "application/json", 8, attachable()},
 			{"other symbols", artifact.SymversType, "text/plain", 8, attachable()},
 			{"symbols of none", artifact.SymversType, "text/plain", 8, bare},
 			{"huge log", artifact.LogType, "text/plain", 3 << 20, attachable()},

@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -20,6 +22,7 @@ import (
 
 	"github.com/godkms-hermetic/godkms-hermetic/builder"
 	"github.com/godkms-hermetic/godkms-hermetic/builder/dkms"
+	"github.com/godkms-hermetic/godkms-hermetic/cache"
 	"github.com/godkms-hermetic/godkms-hermetic/images"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/registry"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
@@ -43,6 +46,7 @@ type buildOptions struct {
 	shared  sharedOptions
 	shard   string
 	reports []string
+	trial   *trialOptions // what is built is tried; nil: it isn't
 }
 
 // defaultBuild are the options of a build that nothing is said about.
@@ -51,6 +55,7 @@ func defaultBuild() buildOptions { return buildOptions{engine: "auto", jobs: run
 func (a *app) buildCommand() *cobra.Command {
 	o := defaultBuild()
 	var h hostOptions
+	var test bool
 	cmd := &cobra.Command{
 		Use:   "build [SRC...] --kernels KERNELS",
 		Short: "Build DKMS source trees for kernels",
@@ -112,6 +117,10 @@ kernels' names for jobs of a CI service, so that a kernel that comes in between 
 a step's summary (markdown) or a browser (html, one file without a script). The files are replaced, and are there whenever a build
 was begun, also where some failed or were interrupted.
 
+With --test, what was built or was cached is loaded in a virtual machine that runs its kernel, as the command test does without
+any of its flags. What fails that is a failure: it is neither put into DIR nor pushed. What is cached and has passed on the same
+image of the kernel before isn't tried again.
+
 A build runs in a sandbox of Linux namespaces where the kernel allows it, else in a container of the Docker Engine that
 DOCKER_HOST or the Docker context names; --engine sets one of them. The result is the same to the byte. The engine is looked for
 when there is something to build: what is in the cache needs none.
@@ -126,6 +135,7 @@ digest of the artifact; where the modules are. With --format json it has one obj
 			" 21  a kernel's headers can't be found, fetched or trusted",
 			" 22  the registry of --push, or of the module, can't be reached or refuses",
 			" 23  the module's registry has none for that kernel, and there is no source",
+			" 30 to 36  the test of --test failed; see test",
 			" 77  every kernel was skipped (BUILD_EXCLUSIVE in dkms.conf)",
 			"130  interrupted", "", "With several failures, the lowest of their codes."),
 		Example: `  godkms-hermetic build . --kernels debian/bookworm:6.1.0-56-amd64,debian/trixie:latest
@@ -137,8 +147,12 @@ digest of the artifact; where the modules are. With --format json it has one obj
   godkms-hermetic build . --lock godkms.lock --out modules
   godkms-hermetic build hello/1.0 -k 6.1.0-56-amd64
   godkms-hermetic build . --kernels 'debian/trixie:*' --cache-from registry.example/cache --cache-to registry.example/cache
-  godkms-hermetic build . --kernels 'debian/bookworm:*' --shard 2/4 --report junit=report.xml,html=report.html`,
+  godkms-hermetic build . --kernels 'debian/bookworm:*' --shard 2/4 --report junit=report.xml,html=report.html
+  godkms-hermetic build . --kernels debian/bookworm:latest --test`,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if test {
+				o.trial = new(defaultTrial())
+			}
 			if h.isFor(args) {
 				if o.lock != "" {
 					return errors.New("--lock is for sources, not for MODULE/VERSION")
@@ -156,33 +170,40 @@ digest of the artifact; where the modules are. With --format json it has one obj
 			return a.runBuild(cmd.Context(), o, sourcesOf(args))
 		},
 	}
+	o.flags(a, cmd)
+	h.moduleFlags(cmd)
+	h.archFlags(cmd)
+	f := cmd.Flags()
+	h.forceFlag(f, "build MODULE/VERSION again, although it's built")
+	f.StringVar(&o.out, "out", "out", "`DIR` for modules and logs; for MODULE/VERSION there is none by default")
+	f.BoolVar(&o.noCache, "no-cache", false, "build what is cached too, and fail where a byte of the result differs")
+	f.DurationVar(&o.timeout, "timeout", 0, "limit for each kernel's build, as in 10m (default none)")
+	f.StringVar(&o.memory, "memory", "", "limit for each kernel's build, as in 2G; 0 is none (default three quarters of this machine's memory)")
+	f.StringVar(&o.shard, "shard", "", "build just one part of the kernels, `N/SHARDS`, as in 2/4 (default all)")
+	f.StringVar(&o.push, "push", "", "push what was built to `REF`, a repository; {module} in it is the module's name")
+	f.BoolVar(&test, "test", false, "load the modules in a virtual machine with their kernel, as the command test; what fails is not put into DIR, nor pushed")
+	cmd.ValidArgsFunction = h.completeSources()
+	return cmd
+}
+
+// flags are those of commands that build sources for kernels.
+func (o *buildOptions) flags(a *app, cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringSliceVarP(&o.kernels, "kernels", "k", nil, "`KERNELS` to build for; required, but for --lock and MODULE/VERSION")
 	f.StringVar(&o.lock, "lock", "", "`FILE` of the command lock, whose kernels are built for with its packages and no others")
-	f.StringVar(&o.out, "out", "out", "`DIR` for modules and logs; for MODULE/VERSION there is none by default")
-	h.moduleFlags(cmd)
-	h.archFlags(cmd)
-	h.forceFlag(f, "build MODULE/VERSION again, although it's built")
 	f.StringVar(&o.engine, "engine", o.engine, "what runs the build: sandbox, docker, or auto, the first of them that works here")
 	f.IntVarP(&o.jobs, "jobs", "j", o.jobs, "processes at a time, over all kernels")
-	f.BoolVar(&o.noCache, "no-cache", false, "build what is cached too, and fail where a byte of the result differs")
 	f.StringSliceVar(&o.with, "with", nil, "extra `PACKAGES` for the build root, of the kernel's distribution")
 	a.compilerFlag(f)
-	f.DurationVar(&o.timeout, "timeout", 0, "limit for each kernel's build, as in 10m (default none)")
-	f.StringVar(&o.memory, "memory", "", "limit for each kernel's build, as in 2G; 0 is none (default three quarters of this machine's memory)")
 	o.input.flags(f)
 	o.headers.flags(f)
 	o.shared.flags(f)
 	f.StringArrayVar(&o.depends, "depends", nil, "`DIR` with the sources of modules that BUILD_DEPENDS names; can be repeated")
-	f.StringVar(&o.shard, "shard", "", "build just one part of the kernels, `N/SHARDS`, as in 2/4 (default all)")
 	f.StringSliceVar(&o.reports, "report", nil, "write a report, `FORM=FILE`, where FORM is junit, markdown or html; several with commas, or repeated")
-	f.StringVar(&o.push, "push", "", "push what was built to `REF`, a repository; {module} in it is the module's name")
 	cmd.RegisterFlagCompletionFunc("engine", cobra.FixedCompletions(engineNames, cobra.ShellCompDirectiveNoFileComp))
 	cmd.RegisterFlagCompletionFunc("kernels", a.completeKernels)
 	cmd.RegisterFlagCompletionFunc("report", completeReports)
-	cmd.ValidArgsFunction = h.completeSources()
 	cmd.MarkFlagsMutuallyExclusive("lock", "compiler")
-	return cmd
 }
 
 // target is one kernel of the request. Its err, if any, is why there is nothing to build for.
@@ -259,7 +280,7 @@ func (r *buildRun) plan(ctx context.Context, sources []string) ([]target, error)
 	if len(part) == 0 && r.shard.of > 0 {
 		r.board.Print(fmt.Sprintf("--shard %s: there is nothing to build, as the kernels are fewer: %d", r.shard, len(targets)))
 	}
-	return part, nil
+	return part, r.trials.ready(ctx, part)
 }
 
 // finder reads the kernels of a request, and the lock file that has them if one is named, and gives what finds them. Nothing is opened yet.
@@ -325,7 +346,13 @@ func (a *app) newRun(o buildOptions) (*buildRun, error) {
 		return nil, err
 	}
 	r := &buildRun{app: a, options: o, distros: distros, shard: part, reports: reports, began: time.Now()}
-	r.handOut = r.toOut
+	r.handOut, r.print = r.toOut, ui.PrintText
+	if o.trial != nil {
+		if r.trials, err = a.newTrials(*o.trial); err != nil {
+			return nil, err
+		}
+		r.trials.image, r.trials.kernel, r.trials.reuse = r.image, r.kernel, true
+	}
 	r.headers.remote = remote
 	r.engine = engineOf{name: o.engine, note: a.board.Print}
 	r.builder = &builder.Builder{
@@ -350,7 +377,7 @@ func (r *buildRun) open() error {
 	if err != nil {
 		return err
 	}
-	r.caches = shared.refs
+	r.caches, r.tests = shared.refs, results
 	r.builder.Temp, r.builder.Results, r.builder.Remotes, r.builder.Share = temp, results, shared.from, shared.to
 	return nil
 }
@@ -378,6 +405,11 @@ type buildRun struct {
 	reports []reportFile
 	began   time.Time
 
+	trials *trials    // nil: nothing is tried
+	tests  *cache.Dir // that has what is built, and what came of tests
+
+	// print prints the results as text.
+	print func(io.Writer, []ui.Result) error
 	// handOut puts what was built to where it is wanted. It gives the modules there, and the log.
 	handOut func(context.Context, *cell, builder.Result) ([]ui.Module, string, error)
 	// have gives what needn't be built; nil: all is to be.
@@ -388,12 +420,36 @@ type buildRun struct {
 	failed error
 }
 
-func (r *buildRun) root(ctx context.Context, l kernels.Lock, progress func(phase string, done, total int64)) (builder.Root, error) {
+// images is the store of header images and kernels.
+func (r *buildRun) images() (*images.Store, error) {
 	r.once.Do(func() { r.store, r.failed = r.imagesOf(r.distros, r.options.jobs, r.headers.remote) })
-	if r.failed != nil {
-		return nil, r.failed
+	return r.store, r.failed
+}
+
+// image pins the kernel whose headers a lock has.
+func (r *buildRun) image(ctx context.Context, lock kernels.Lock) (kernels.Image, error) {
+	provider, ok := r.distros[lock.Kernel.Distro]
+	if !ok {
+		return kernels.Image{}, fmt.Errorf("there are no packages of %q: known are %s", lock.Kernel.Distro, strings.Join(slices.Sorted(maps.Keys(r.distros)), ", "))
 	}
-	root, err := r.store.Root(ctx, l, progress)
+	return provider.Image(ctx, lock)
+}
+
+// kernel gets a kernel that boots, and its modules.
+func (r *buildRun) kernel(ctx context.Context, img kernels.Image, progress images.Progress) (*images.Kernel, error) {
+	store, err := r.images()
+	if err != nil {
+		return nil, err
+	}
+	return store.Kernel(ctx, img, progress)
+}
+
+func (r *buildRun) root(ctx context.Context, l kernels.Lock, progress func(phase string, done, total int64)) (builder.Root, error) {
+	store, err := r.images()
+	if err != nil {
+		return nil, err
+	}
+	root, err := store.Root(ctx, l, progress)
 	if r.locked != "" && errors.As(err, new(*images.PackageError)) && !errors.Is(err, images.ErrOffline) {
 		err = fmt.Errorf("%w; %s can be renewed with 'godkms-hermetic lock --update'", err, r.locked)
 	}
@@ -502,6 +558,11 @@ func (r *buildRun) run(ctx context.Context, targets []target) error {
 	for i, c := range cells {
 		reports[i], codes[i] = c.report, c.code
 	}
+	return r.conclude(ctx, reports, codes, pushed)
+}
+
+// conclude writes the reports, prints the results and gives the error that they and a push come to.
+func (r *buildRun) conclude(ctx context.Context, reports []ui.Result, codes []int, pushed error) error {
 	err := outcome(reports, codes)
 	built := (*exitError)(nil)
 	if errors.As(err, &built) && pushed != nil && built.code != exitSkipped && built.code <= codeOf(pushed) && ctx.Err() == nil {
@@ -515,7 +576,7 @@ func (r *buildRun) run(ctx context.Context, targets []target) error {
 	}
 	r.board.Close()
 
-	print := ui.PrintText
+	print := r.print
 	if r.json() {
 		print = ui.PrintJSON
 	}
@@ -650,6 +711,15 @@ func (r *buildRun) one(ctx context.Context, c *cell, row []*cell, built func()) 
 		return
 	}
 	report.Digest = b.Digest.String()
+	if r.trials != nil && c.named {
+		s := subject{title: c.title, kernel: c.kernel, lock: lock, files: b.Files, key: b.Key, digest: b.Digest, results: r.tests}
+		for _, i := range c.needs {
+			s.needs = append(s.needs, row[i].result.Files...)
+		}
+		if c.code = r.trials.test(ctx, s, line, report); c.code != 0 {
+			return
+		}
+	}
 	if report.Modules, report.Log, err = r.handOut(ctx, c, b); err != nil {
 		report.Digest, report.Modules, report.Log = "", nil, ""
 		fail(err, failureCode(err))

@@ -200,7 +200,7 @@ for other machines, and a host installs them for its kernels and for those that 
 		id, title string
 		commands  []*cobra.Command
 	}{
-		{"build", "Build:", []*cobra.Command{a.buildCommand(), a.reproduceCommand(), a.matrixCommand(), a.confCommand(), a.kernelsCommand(), a.lockCommand(), a.imageCommand(), a.cacheCommand()}},
+		{"build", "Build:", []*cobra.Command{a.buildCommand(), a.testCommand(), a.reproduceCommand(), a.matrixCommand(), a.confCommand(), a.kernelsCommand(), a.lockCommand(), a.imageCommand(), a.cacheCommand()}},
 		{"registry", "Registries:", []*cobra.Command{a.pushCommand(), a.pullCommand(), a.listCommand(), a.inspectCommand()}},
 		{"host", "This host:", []*cobra.Command{a.addCommand(), a.installCommand(), a.uninstallCommand(), a.unbuildCommand(), a.removeCommand(),
 			a.statusCommand(), a.autoinstallCommand(), a.gateCommand(), a.hooksCommand(), a.keysCommand(), a.matchCommand(), a.adoptCommand(), a.kernelPrermCommand()}},

@@ -52,6 +52,9 @@ func (a *app) runHostBuild(ctx context.Context, h hostOptions, o buildOptions, a
 	if o.push != "" {
 		return errors.New("--push: of a module of a host there is nothing to push; name the folder of its source, as in build /usr/src/hello-1.0")
 	}
+	if o.trial != nil {
+		return errors.New("--test: a module of a host is tested with the command test, as in 'test hello/1.0'")
+	}
 	if o.shard != "" || len(o.reports) > 0 {
 		return errors.New("--shard and --report are for sources; name the folder of it, as in build /usr/src/hello-1.0")
 	}

@@ -33,12 +33,13 @@ import (
 	"github.com/godkms-hermetic/godkms-hermetic/builder/sandbox"
 	"github.com/godkms-hermetic/godkms-hermetic/cache"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/trial"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels/deb"
 )
 
 func TestMain(m *testing.M) {
-	if sandbox.IsInit() || docker.IsInit() { // Main sees to it
+	if sandbox.IsInit() || docker.IsInit() || trial.IsInit() { // Main sees to it
 		os.Exit(Main(context.Background(), nil, os.Stdout, os.Stderr))
 	}
 	for name, value := range onlyDebian() {

@@ -2,17 +2,17 @@ package trial
 
 import (
 	"bufio"
+	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -22,7 +22,8 @@ import (
 // marker is the only argument of the first process in a machine.
 const marker = "godkms-hermetic-trial"
 
-// IsInit says whether this process is the first one of a trial's machine.
+// IsInit says whether this process is the first one of a trial's machine. A program that makes trials asks before it does anything
+// else, and when it's so, does nothing but os.Exit(trial.Init()).
 func IsInit() bool {
 	return os.Getpid() == 1 && len(os.Args) == 2 && os.Args[0] == "/init" && os.Args[1] == marker
 }
@@ -30,12 +31,12 @@ func IsInit() bool {
 // Init is the first process of a trial's machine: it works off the task and restarts the machine, which ends it.
 func Init() int {
 	g := &guest{}
+	e := event{Type: "end"}
 	if err := g.run(); err != nil {
 		fmt.Fprintln(os.Stderr, "trial:", err) // the console
-		g.send(event{Type: "end", Error: err.Error()})
-	} else {
-		g.send(event{Type: "end"})
+		e.Error = err.Error()
 	}
+	g.send(e)
 	if g.port != nil {
 		unix.IoctlSetInt(int(g.port.Fd()), unix.TCSBRK, 1) // tcdrain(3)
 	}
@@ -43,15 +44,19 @@ func Init() int {
 	return 1
 }
 
+// guest is what the first process knows. Its methods are called by one goroutine, but for send, which is one write, and output.
 type guest struct {
-	task task
-	mu   sync.Mutex
-	port *os.File
+	task  task
+	port  *os.File
+	kmsg  int    // descriptor
+	taint uint64 // at the start
+	told  int    // records of the kernel's log that were sent during this step
 }
 
+// maxRecords is how many records of the kernel's log are sent of one step.
+const maxRecords = 4000
+
 func (g *guest) send(e event) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
 	if g.port != nil {
 		line, _ := json.Marshal(e)
 		g.port.Write(append(line, '\n'))
@@ -60,9 +65,6 @@ func (g *guest) send(e event) {
 
 func (g *guest) run() error {
 	for _, m := range []struct{ kind, dir string }{{"devtmpfs", "/dev"}, {"proc", "/proc"}, {"sysfs", "/sys"}} {
-		if err := os.MkdirAll(m.dir, 0o755); err != nil {
-			return err
-		}
 		if err := unix.Mount(m.kind, m.dir, m.kind, 0, ""); err != nil && err != unix.EBUSY {
 			return fmt.Errorf("mount %s: %w", m.dir, err)
 		}
@@ -81,43 +83,27 @@ func (g *guest) run() error {
 	if err := unix.Uname(&u); err != nil {
 		return err
 	}
-	g.send(event{Type: "boot", Uname: []string{unix.ByteSliceToString(u.Release[:]), unix.ByteSliceToString(u.Version[:])}})
-	for name, value := range map[string]string{"panic_on_oops": "0", "printk": "7", "watchdog_thresh": "5"} {
+	for name, value := range g.settings() {
 		os.WriteFile("/proc/sys/kernel/"+name, []byte(value), 0) // not every kernel has all
 	}
-	kmsg, err := g.follow()
+	os.WriteFile("/sys/module/cryptomgr/parameters/notests", []byte("N"), 0) // those of modules are tested as ever
+	began, err := g.listen()
 	if err != nil {
-		return err
+		return fmt.Errorf("/dev/kmsg: %w", err)
 	}
-	defer kmsg.Close()
-	for _, name := range g.task.Needed {
-		if !g.load("need", tried{Name: name}) {
-			return nil
-		}
-	}
-	for _, first := range []bool{true, false} {
-		step, back := "load", "unload"
-		if !first {
-			step, back = "reload", "again"
-		}
-		for _, m := range g.task.Modules {
-			if !g.load(step, m) {
-				return nil
-			}
-		}
-		if first && len(g.task.Script) > 0 && !g.script() {
-			return nil
-		}
-		if g.task.LoadOnly {
-			return nil
-		}
-		for i := len(g.task.Modules) - 1; i >= 0; i-- {
-			if m := g.task.Modules[i]; !g.unload(back, m.Name) {
-				return nil
-			}
-		}
-	}
+	g.taint = taint()
+	g.send(event{Type: "boot", Uname: []string{unix.ByteSliceToString(u.Release[:]), unix.ByteSliceToString(u.Version[:])}, Taint: g.taint, Time: began})
+	g.task.Env = append(g.task.Env, "KERNEL="+unix.ByteSliceToString(u.Release[:]))
+	g.task.course(g.do)
 	return nil
+}
+
+// settings of /proc/sys/kernel: an oops ends a thread and not the machine, so that it can be told of; the console shows all, for what
+// comes after the last that can be; and a processor that is kept busy is noticed before a step's time is over.
+func (g *guest) settings() map[string]string {
+	watchdog := min(max(int64(time.Duration(g.task.Step)/time.Second)/5, 1), 10) // says it after twice that
+	return map[string]string{"panic_on_oops": "0", "panic_on_warn": "0", "softlockup_panic": "0", "hung_task_panic": "0",
+		"watchdog_thresh": strconv.FormatInt(watchdog, 10), "printk": "7", "printk_devkmsg": "on"}
 }
 
 // open opens the port, as it is: the terminal's own ways of changing bytes are turned off.
@@ -139,113 +125,242 @@ func (g *guest) open() error {
 	return nil
 }
 
-// follow sends what the kernel says from now on.
-func (g *guest) follow() (io.Closer, error) {
-	f, err := os.OpenFile("/dev/kmsg", os.O_RDONLY|unix.O_NONBLOCK, 0)
+// listen opens the kernel's log at its end, and gives the time there, on the log's own clock.
+func (g *guest) listen() (int64, error) {
+	fd, err := unix.Open("/dev/kmsg", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
-	if _, err := f.Seek(0, io.SeekEnd); err != nil {
-		return nil, err
+	g.kmsg = fd
+	if _, err := unix.Seek(fd, 0, unix.SEEK_END); err != nil {
+		return 0, err
 	}
-	go func() {
-		buf := make([]byte, 8192)
-		for {
-			n, err := f.Read(buf)
-			if errors.Is(err, unix.EPIPE) { // records were overwritten before they were read
-				continue
-			}
-			if err != nil {
-				return
-			}
-			head, text, _ := strings.Cut(string(buf[:n]), ";")
-			text, _, _ = strings.Cut(text, "\n")
-			prio, _, _ := strings.Cut(head, ",")
-			level, _ := strconv.Atoi(prio)
-			g.send(event{Type: "kmsg", Lines: []string{strconv.Itoa(level & 7), text}})
+	if _, err := unix.Write(fd, []byte(mark)); err != nil {
+		return 0, err
+	}
+	for {
+		e, err := g.record()
+		if err != nil || e.Type == "mark" {
+			return e.Time, err
 		}
-	}()
-	return f, nil
+	}
+}
+
+// mark is what this process writes to the kernel's log. Whatever was printed before without a newline is a whole record then,
+// that can be read. It has the level of what isn't shown on the console.
+const mark = "<7>trial\n"
+
+// record reads from the kernel's log. A record is "level,sequence,microseconds,flags;text" (Documentation/ABI/testing/dev-kmsg),
+// the level with 8 times the facility, which is 0 for the kernel alone.
+func (g *guest) record() (event, error) {
+	buf := make([]byte, 8192)
+	n, err := unix.Read(g.kmsg, buf)
+	for err == unix.EINTR {
+		n, err = unix.Read(g.kmsg, buf)
+	}
+	if err == unix.EPIPE { // records were overwritten before they were read
+		return event{Type: "lost"}, nil
+	}
+	if err != nil {
+		return event{}, err
+	}
+	head, text, _ := strings.Cut(string(buf[:n]), ";")
+	text, _, _ = strings.Cut(text, "\n")
+	fields := strings.SplitN(head, ",", 4)
+	if len(fields) < 3 {
+		return event{Type: "lost"}, nil
+	}
+	e := event{Type: "kmsg", Text: text}
+	e.Level, _ = strconv.Atoi(fields[0])
+	e.Time, _ = strconv.ParseInt(fields[2], 10, 64)
+	if e.Level > 7 {
+		e.Type = "output" // of a program
+		if text == "trial" {
+			e.Type = "mark"
+		}
+	}
+	return e, nil
+}
+
+// tell sends what the kernel has said since it was last called. What a system call printed is in the log when it returns.
+func (g *guest) tell() {
+	for {
+		e, err := g.record()
+		if err != nil {
+			return
+		}
+		if e.Type == "mark" {
+			continue
+		}
+		g.told++
+		switch {
+		case g.told == maxRecords+1:
+			g.send(event{Type: "lost"})
+		case g.told <= maxRecords:
+			g.send(e)
+		}
+	}
+}
+
+// do makes a step of the course.
+func (g *guest) do(step, name string) (event, bool) {
+	switch step {
+	case "need", "load", "reload":
+		m := g.find(name)
+		return g.step(step, name, func() (*State, error) {
+			took, err := load("/modules/"+name, m.Params)
+			if err != nil || step != "load" {
+				return nil, err
+			}
+			s, err := state(name)
+			s.Load = took
+			return &s, err
+		})
+	case "unload", "again":
+		return g.step(step, name, func() (*State, error) { return nil, unix.DeleteModule(name, unix.O_NONBLOCK) })
+	case "script":
+		return g.script()
+	case "enforce":
+		return g.step(step, name, func() (*State, error) {
+			return nil, os.WriteFile("/sys/module/module/parameters/sig_enforce", []byte("1"), 0)
+		})
+	case "sign":
+		return g.step(step, name, func() (*State, error) {
+			_, err := load("/sign/"+name, "")
+			if err == nil {
+				err = unix.DeleteModule(filepath.Base(name), unix.O_NONBLOCK)
+			}
+			return nil, err
+		})
+	case "settle":
+		return g.step(step, name, func() (*State, error) {
+			time.Sleep(settle)
+			return nil, nil
+		})
+	}
+	return event{}, false
+}
+
+// settle is how long a machine is watched after its last step, for what a timer or a work queue does.
+const settle = 150 * time.Millisecond
+
+// find gives a module of the task.
+func (g *guest) find(name string) tried {
+	for _, m := range append(g.task.Needed, g.task.Modules...) {
+		if m.Name == name {
+			return m
+		}
+	}
+	return tried{}
 }
 
 // step does something that the kernel may never return from, on a thread of its own: what kills it, or lets it hang, is the
-// thread's end and not that of the process.
-func (g *guest) step(step, name string, do func() (*State, error)) bool {
+// thread's end and not that of the process. It says whether the machine is of use for another step.
+func (g *guest) step(step, name string, do func() (*State, error)) (event, bool) {
+	g.told = 0
 	g.send(event{Type: "step", Step: step, Name: name})
 	start := time.Now()
 	tid := make(chan int, 1)
 	type outcome struct {
 		state *State
 		err   error
+		took  time.Duration
 	}
 	done := make(chan outcome, 1)
 	go func() {
 		runtime.LockOSThread() // and never unlocks: the thread goes with the goroutine
 		tid <- unix.Gettid()
 		state, err := do()
-		done <- outcome{state, err}
+		done <- outcome{state, err, time.Since(start)}
 	}()
 	id := <-tid
 	e := event{Type: "done", Step: step, Name: name}
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
-	for {
+	var end *outcome
+	for end == nil && !e.Killed && !e.Hung {
 		select {
 		case o := <-done:
-			e.Took, e.State = int64(time.Since(start)), o.state
-			if errno := syscall.Errno(0); errors.As(o.err, &errno) {
-				e.Errno = int(errno)
-			} else if o.err != nil {
-				e.Error = o.err.Error()
-			}
-			time.Sleep(10 * time.Millisecond) // for what the kernel says at the end of it
-			g.send(e)
-			return o.err == nil
+			end = &o
 		case <-tick.C:
-			if _, err := os.Stat(fmt.Sprintf("/proc/self/task/%d", id)); err != nil {
-				time.Sleep(200 * time.Millisecond)
-				e.Killed = true
-				g.send(e)
-				return false
+			g.tell()
+			if gone(id) {
+				select {
+				case o := <-done: // the thread goes then too
+					end = &o
+				default:
+					e.Killed = true
+				}
+			} else if time.Since(start) > time.Duration(g.task.Step) {
+				e.Hung, e.Lines = true, stacks(id)
 			}
-			if time.Since(start) > time.Duration(g.task.Step) {
-				stack, _ := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/stack", id))
-				g.send(event{Type: "stack", Step: step, Name: name, Lines: strings.Split(strings.TrimSpace(string(stack)), "\n")})
-				return false
-			}
+			e.Took = int64(time.Since(start))
 		}
 	}
+	if end != nil {
+		e.Took, e.State = int64(end.took), end.state
+		if errno := syscall.Errno(0); errors.As(end.err, &errno) {
+			e.Errno = int(errno)
+		} else if end.err != nil {
+			e.Error = end.err.Error()
+		}
+	}
+	unix.Write(g.kmsg, []byte(mark))
+	g.tell()
+	e.Taint = taint()
+	g.send(e)
+	return e, !e.Killed && !e.Hung && (e.Taint&^g.taint)&taintDie == 0
 }
 
-func (g *guest) load(step string, m tried) bool {
-	return g.step(step, m.Name, func() (*State, error) {
-		f, err := os.Open("/modules/" + m.Name)
-		if err != nil {
-			return nil, err
-		}
-		defer f.Close()
-		start := time.Now()
-		if err := unix.FinitModule(int(f.Fd()), m.Params, 0); err != nil {
-			return nil, err
-		}
-		took := time.Since(start)
-		if step != "load" {
-			return nil, nil
-		}
-		s, err := state(m.Name)
-		if err != nil {
-			return nil, err
-		}
-		s.Load = took
-		return &s, nil
-	})
+// gone says whether a thread of this process has ended. The first one stays as a zombie then.
+func gone(tid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/stat", tid))
+	_, rest, ok := bytes.Cut(b, []byte(") "))
+	return err != nil || ok && len(rest) > 0 && (rest[0] == 'Z' || rest[0] == 'X')
 }
 
-func (g *guest) unload(step, name string) bool {
-	return g.step(step, name, func() (*State, error) { return nil, unix.DeleteModule(name, unix.O_NONBLOCK) })
+// stacks is where a thread is in the kernel or, if it only waits for a child, where a child is that can't go on.
+func stacks(tid int) []string {
+	read := func(path string) []string {
+		b, _ := os.ReadFile(path)
+		return strings.Split(strings.TrimSpace(string(b)), "\n")
+	}
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, stat := range stats {
+		b, _ := os.ReadFile(stat)
+		_, rest, _ := bytes.Cut(b, []byte(") ")) // state, parent, process group, session …
+		if f := strings.Fields(string(rest)); len(f) > 3 && f[0] == "D" && f[3] != "0" && f[3] != "1" {
+			return read(filepath.Dir(stat) + "/stack")
+		}
+	}
+	return read(fmt.Sprintf("/proc/self/task/%d/stack", tid))
 }
 
-// state reads back what the kernel knows of a module (Documentation/ABI/testing/sysfs-module, proc_modules in kernel/module).
+// The bits of /proc/sys/kernel/tainted that say that something went wrong (Documentation/admin-guide/tainted-kernels.rst).
+const (
+	taintBadPage = 1 << 5
+	taintDie     = 1 << 7
+	taintWarn    = 1 << 9
+)
+
+func taint() uint64 {
+	b, _ := os.ReadFile("/proc/sys/kernel/tainted")
+	n, _ := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64)
+	return n
+}
+
+func load(path, params string) (time.Duration, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	start := time.Now()
+	err = unix.FinitModule(int(f.Fd()), params, 0)
+	return time.Since(start), err
+}
+
+// state reads back what the kernel knows of a module (Documentation/ABI/testing/sysfs-module, kernel/module/procfs.c).
 func state(name string) (State, error) {
 	s := State{Name: name}
 	f, err := os.Open("/proc/modules")
@@ -258,11 +373,11 @@ func state(name string) (State, error) {
 		if words := strings.Fields(sc.Text()); len(words) >= 5 && words[0] == name {
 			found = true
 			s.Size, _ = strconv.ParseInt(words[1], 10, 64)
-			s.Permanent = strings.Contains(words[3], "[permanent]")
+			s.Permanent = words[2] == "-" || strings.Contains(words[3], "[permanent]") // "-": a kernel without CONFIG_MODULE_UNLOAD
 		}
 	}
 	if !found {
-		return s, errors.New("it is not in /proc/modules")
+		return s, errors.New("it was loaded, but isn't in /proc/modules")
 	}
 	dir := "/sys/module/" + name
 	read := func(name string) string {
@@ -280,10 +395,48 @@ func state(name string) (State, error) {
 	return s, nil
 }
 
-func (g *guest) script() bool {
-	return g.step("script", g.task.Script[0], func() (*State, error) {
-		out, err := exec.Command(g.task.Script[0], g.task.Script[1:]...).CombinedOutput()
-		g.send(event{Type: "output", Lines: strings.Split(string(out), "\n")})
+// maxOutput is how many bytes of a script's output are told of.
+const maxOutput = 256 << 10
+
+// script runs the user's script in a session of its own. What it leaves running is ended with it.
+func (g *guest) script() (event, bool) {
+	out, err := os.Create("/tmp/.output")
+	if err != nil {
+		return event{Type: "done", Step: "script", Name: g.task.Script[0], Error: err.Error()}, true
+	}
+	defer out.Close()
+	os.Remove(out.Name())
+	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(g.task.Step))
+	defer cancel()
+	cmd := exec.CommandContext(ctx, g.task.Script[0], g.task.Script[1:]...)
+	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = "/tmp", g.task.Env, out, out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
+	limit := g.task.Step
+	g.task.Step += int64(2 * time.Second) // what isn't gone then can't be ended
+	e, goOn := g.step("script", g.task.Script[0], func() (*State, error) {
+		err := cmd.Run()
+		if cmd.Process != nil {
+			unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
+		}
+		if ctx.Err() != nil {
+			err = fmt.Errorf("it didn't end within %v", time.Duration(limit))
+		}
+		g.output(out)
 		return nil, err
 	})
+	g.task.Step = limit
+	if e.Hung {
+		g.output(out)
+	}
+	return e, goOn
+}
+
+// output sends what a script wrote. It may be called while the kernel's words are sent.
+func (g *guest) output(f *os.File) {
+	b := make([]byte, maxOutput)
+	n, _ := f.ReadAt(b, 0)
+	for line := range strings.Lines(string(b[:n])) {
+		g.send(event{Type: "output", Text: strings.TrimSuffix(line, "\n")})
+	}
 }

@@ -8,6 +8,8 @@ import (
 	"math"
 	"path/filepath"
 	"strings"
+
+	"github.com/godkms-hermetic/godkms-hermetic/internal/trial"
 )
 
 // Status is how the work for one kernel ended.
@@ -46,6 +48,8 @@ type Result struct {
 	DKMSCode  int      `json:"dkms_code,omitempty"` // the exit code that dkms ends with in the same case; see builder.DKMSCode
 	First     string   `json:"-"`                   // for reports: a failure's First
 	Tail      []string `json:"-"`                   // and its Tail
+
+	Test *trial.Result `json:"test,omitempty"` // of the modules in a virtual machine, where they were tried
 }
 
 // Module is one file that was handed out.
@@ -59,26 +63,38 @@ type Module struct {
 // PrintText writes one line per result, in the order given: kernel, the source where there are several, status, then digest and
 // folder of the modules, or why there are none.
 func PrintText(w io.Writer, results []Result) error {
+	return printRows(w, results, func(r Result) (string, []string) {
+		rest := []string{r.Reason}
+		switch r.Status {
+		case Built, Cached, Pulled:
+			rest = []string{r.Digest, folder(r.Modules)}
+			if r.Test != nil {
+				rest = append(rest, string(r.Test.Verdict))
+			}
+		case Pushed:
+			rest = []string{r.Digest, r.Reference}
+		}
+		return string(r.Status), rest
+	})
+}
+
+// printRows writes a line for each result: what it is of, then a word and the rest, of which what is empty is left out.
+func printRows(w io.Writer, results []Result, text func(Result) (word string, rest []string)) error {
 	name := func(r Result) string { return r.Kernel }
 	for _, r := range results {
 		if r.Module != results[0].Module {
 			name = func(r Result) string { return r.Kernel + " " + r.Module + "/" + r.Version }
 		}
 	}
-	label := 0
+	label, words := 0, statusWidth
 	for _, r := range results {
-		label = max(label, width(cleanLine(name(r))))
+		word, _ := text(r)
+		label, words = max(label, width(cleanLine(name(r)))), max(words, len(word))
 	}
 	var out strings.Builder
 	for _, r := range results {
-		rest := []string{r.Reason}
-		switch r.Status {
-		case Built, Cached, Pulled:
-			rest = []string{r.Digest, folder(r.Modules)}
-		case Pushed:
-			rest = []string{r.Digest, r.Reference}
-		}
-		line := pad(cleanLine(name(r)), label) + "  " + fmt.Sprintf("%-*s", statusWidth, r.Status)
+		word, rest := text(r)
+		line := pad(cleanLine(name(r)), label) + "  " + fmt.Sprintf("%-*s", words, word)
 		for _, s := range rest {
 			if s != "" {
 				line += "  " + cleanLine(s)

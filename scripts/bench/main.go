@@ -6,10 +6,11 @@
 // It fails if a line was met in the baseline and is now missed by more than 20 % of what was asked for. With -accept nothing is measured:
 // the JSON of a run becomes the baseline.
 //
-// The machine needs bubblewrap (bwrap), dpkg and, for the Docker row, root. Everything else, dkms and the module's source
-// included, comes from the packages of the kernels that are built for, and is downloaded once for each -cache. The comparisons
-// of all rows take turns, ours and the other's, so that a machine that is busy for a while is so for both; a table's number is
-// the median of the runs. What a row does is said where it is made, in rows.go.
+// The machine needs bubblewrap (bwrap), dpkg, qemu for the rows about tests, and root for those about Docker. Everything else, dkms and
+// the module's source included, comes from the packages of the kernels that are built for, and is downloaded once for each -cache. The
+// comparisons of all rows take turns, ours and the other's, so that a machine that is busy for a while is so for both; a table's number is
+// the median of the runs. What a row does is said where it is made, in rows.go and beside it. A row that fails leaves the others as they
+// are.
 //
 // On a machine with more processors it uses two.
 package main

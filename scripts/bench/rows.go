@@ -91,7 +91,7 @@ func (b *bench) rows() []row {
 			other: func(ctx context.Context) (sample, error) { return b.firstImage(ctx) },
 			asked: limit{Ratio: 0.25},
 		},
-	}, slices.Concat(b.indexRows(), b.parserRows(), b.registryRows(), b.statusRows(), b.signRows(), b.installRows())...)
+	}, slices.Concat(b.indexRows(), b.parserRows(), b.registryRows(), b.statusRows(), b.signRows(), b.installRows(), b.trialRows())...)
 }
 
 // run times the tool, from its start to its end, and follows its memory. The results of wait4 are of no use for the latter: they
@@ -118,7 +118,7 @@ func (b *bench) text(ctx context.Context, cache string, want int, args ...string
 	done, peak := make(chan struct{}), make(chan float64)
 	go func() { peak <- follow(cmd.Process.Pid, done) }()
 	err := cmd.Wait()
-	s := sample{Seconds: time.Since(start).Seconds()}
+	s := sample{Seconds: time.Since(start).Seconds(), Busy: (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds()}
 	close(done)
 	s.PeakMB = <-peak
 	if ctx.Err() != nil {

@@ -18,6 +18,7 @@ import (
 // sample is one run.
 type sample struct {
 	Seconds float64 `json:"seconds"`
+	Busy    float64 `json:"cpu_s,omitempty"`   // what the tool used of processors, and all that it started and waited for
 	PeakMB  float64 `json:"peak_mb,omitempty"` // of the tool's own process
 }
 
@@ -102,7 +103,7 @@ func (r result) share() float64 {
 	return most
 }
 
-// figures are the texts of ours, the other, and how the two compare. Where memory alone was asked for, ours is that.
+// figures are the texts of ours, the other, and how the two compare if that was asked for. Where memory alone was, ours is that.
 func (r result) figures() (ours, other, ratio string) {
 	ours = seconds(r.Ours)
 	switch {
@@ -110,8 +111,10 @@ func (r result) figures() (ours, other, ratio string) {
 		return megabytes(r.PeakMB), "", ""
 	case r.Asked.More > 0:
 		return ours, seconds(r.Other), fmt.Sprintf("%+.2f s", r.Ours-r.Other)
-	case r.Other > 0:
+	case r.Asked.Ratio > 0:
 		return ours, seconds(r.Other), fmt.Sprintf("%.2f", r.Ratio)
+	case r.Other > 0:
+		return ours, seconds(r.Other), ""
 	}
 	return ours, "", ""
 }
@@ -236,7 +239,10 @@ func (r report) regressions(before report) []string {
 func (r result) summary() string {
 	ours, other, ratio := r.figures()
 	if other != "" {
-		ours += " : " + other + " = " + ratio
+		ours += " : " + other
+	}
+	if ratio != "" {
+		ours += " = " + ratio
 	}
 	if memory := megabytes(r.PeakMB); r.Asked.Peak > 0 && memory != ours {
 		ours += ", " + memory

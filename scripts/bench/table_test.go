@@ -63,7 +63,7 @@ func sampleReport() report {
 		{Name: "c", Asked: limit{More: 0.6}, NotAvailable: "no c"},
 		{Name: "d", Asked: limit{Total: 0.6}, Failed: "d broke"},
 		judged(result{Name: "e <&>", Against: "f", Asked: limit{More: 0.05}, OursRuns: runs(0.5), OtherRuns: runs(0.4)}),
-		judged(result{Name: "g", Asked: limit{Total: 0.05, Peak: 100}, OursRuns: runs(0.02)}),
+		judged(result{Name: "g", Asked: limit{Total: 0.05, Peak: 100}, OursRuns: runs(0.02), OtherRuns: runs(0.01)}),
 	}
 	day := time.Date(2026, 1, 31, 12, 0, 0, 0, time.UTC)
 	return report{Tool: "tool 1", Machine: "a machine", Processors: 2, Runs: 3, Start: day, End: day.Add(time.Minute), Results: append(lines, peak(lines))}
@@ -77,7 +77,7 @@ func TestPrint(t *testing.T) {
 	got := strings.Join(strings.Fields(out.String()), " ")
 	for _, want := range []string{
 		"a : b 2.00 s 2.00 s 1.00 ≤ 1.05 yes 300 MB", "c ≤ +0.6 s not available: no c", "d ≤ 0.60 s FAILED: d broke",
-		"e <&> : f 0.50 s 0.40 s +0.10 s ≤ +0.05 s NO 50 MB", "g 20 ms ≤ 50 ms, 100 MB yes 2 MB", "peak memory of the tool, in every row 300 MB ≤ 150 MB NO",
+		"e <&> : f 0.50 s 0.40 s +0.10 s ≤ +0.05 s NO 50 MB", "g 20 ms 10 ms ≤ 50 ms, 100 MB yes 2 MB", "peak memory of the tool, in every row 300 MB ≤ 150 MB NO",
 		"took 1m0s",
 	} {
 		if !strings.Contains(got, want) {
@@ -225,7 +225,7 @@ missed M390 192h262l8 7l-8 7h-262 z`; got != want {
 		t.Errorf("the title is %q; want %q", got, want)
 	}
 	for _, want := range []string{
-		"a : b", "2.00 s : 2.00 s = 1.00", "≤ 1.05", "e <&> : f", "0.50 s : 0.40 s = +0.10 s", "20 ms, 2 MB", "not measured", "300 MB",
+		"a : b", "2.00 s : 2.00 s = 1.00", "≤ 1.05", "e <&> : f", "0.50 s : 0.40 s = +0.10 s", "20 ms : 10 ms, 2 MB", "not measured", "300 MB",
 		"tool 1; a machine; 2 used, medians of 3, 2026-01-31",
 	} {
 		if !strings.Contains("\n"+strings.Join(texts, "\n")+"\n", "\n"+want+"\n") {

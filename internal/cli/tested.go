@@ -1,0 +1,152 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/godkms-hermetic/godkms-hermetic/cache"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/trial"
+)
+
+// testedWith is what decides what comes of a test, beside the modules and the kernel's packages.
+type testedWith struct {
+	LoadOnly  bool     `json:"load_only,omitempty"`
+	Script    string   `json:"script,omitempty"` // SHA-256 of the file
+	Params    []string `json:"params,omitempty"`
+	Signature bool     `json:"signature,omitempty"`
+	Memory    int64    `json:"memory"`  // bytes
+	Timeout   float64  `json:"timeout"` // seconds
+}
+
+// testRecord is what is kept of a test, as JSON: docs/artifact.md has its form.
+type testRecord struct {
+	Artifact v1.Hash      `json:"artifact"` // digest of the image with the modules
+	Kernel   string       `json:"kernel"`   // as --kernels takes it
+	Packages v1.Hash      `json:"packages"` // kernels.Image.Digest
+	Options  testedWith   `json:"options"`
+	Result   trial.Result `json:"result"`
+	Tested   time.Time    `json:"tested"` // in whole seconds
+}
+
+// about is what a record is about: a later one about the same takes its place.
+func (r testRecord) about() (v1.Hash, error) {
+	b, err := json.Marshal(struct {
+		Packages v1.Hash
+		Options  testedWith
+	}{r.Packages, r.Options})
+	sum := sha256.Sum256(b)
+	return v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(sum[:])}, err
+}
+
+// attachable is the record as it is attached to an artifact.
+func (r testRecord) attachable() (artifact.Test, error) {
+	b, err := json.Marshal(r)
+	m := r.Result.Machine
+	return artifact.Test{Verdict: string(r.Result.Verdict), Tested: r.Tested, Image: m.Image, QEMU: m.QEMU, Accel: m.Accel, Record: b}, err
+}
+
+// noteTest keeps a record with the result in a cache that it is of.
+func noteTest(ctx context.Context, results *cache.Dir, key v1.Hash, r testRecord) error {
+	about, err := r.about()
+	if err != nil {
+		return err
+	}
+	b, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	return results.Note(ctx, key, about, b)
+}
+
+// readTests reads the records of tests of an artifact, the newest first. What is none is left out.
+func readTests(of v1.Hash, notes [][]byte) (out []testRecord) {
+	for _, b := range notes {
+		var r testRecord
+		if json.Unmarshal(b, &r) == nil && r.Artifact == of && r.Result.Verdict != "" && !r.Tested.IsZero() {
+			out = append(out, r)
+		}
+	}
+	slices.SortStableFunc(out, func(a, b testRecord) int { return b.Tested.Compare(a.Tested) })
+	return out
+}
+
+// testsIn are the records of tests that a cache has of an artifact, the newest first.
+func testsIn(ctx context.Context, results *cache.Dir, key, of v1.Hash) ([]testRecord, error) {
+	notes, err := results.Notes(ctx, key)
+	return readTests(of, notes), err
+}
+
+// attachedTests are the records of tests that are attached to an artifact, the newest first.
+func attachedTests(of v1.Hash, a artifact.Attachments) []testRecord {
+	var notes [][]byte
+	for _, t := range a.Tests {
+		notes = append(notes, t.Record)
+	}
+	return readTests(of, notes)
+}
+
+// attachableTests is the newest record that a cache has of a test of an artifact, if any, to be attached.
+func attachableTests(ctx context.Context, results *cache.Dir, key, of v1.Hash) ([]artifact.Test, error) {
+	list, err := testsIn(ctx, results, key, of)
+	if err != nil || len(list) == 0 {
+		return nil, err
+	}
+	t, err := list[0].attachable()
+	return []artifact.Test{t}, err
+}
+
+// passedIn tells whether the newest test of an artifact that any of some caches has was passed, and how many tests there are.
+func passedIn(ctx context.Context, key, of v1.Hash, caches ...*cache.Dir) (passed bool, n int, err error) {
+	var all []testRecord
+	for _, c := range caches {
+		list, err := testsIn(ctx, c, key, of)
+		if err != nil {
+			return false, 0, err
+		}
+		all = append(all, list...)
+	}
+	if len(all) == 0 {
+		return false, 0, nil
+	}
+	newest := slices.MaxFunc(all, func(a, b testRecord) int { return a.Tested.Compare(b.Tested) })
+	return newest.Result.Verdict.Passed(), len(all), nil
+}
+
+// before gives the result of a test of a subject that was passed before under the same conditions.
+func (t *trials) before(ctx context.Context, s subject, r testRecord) (trial.Result, bool) {
+	if s.results == nil {
+		return trial.Result{}, false
+	}
+	want, err := r.about()
+	list, listErr := testsIn(ctx, s.results, s.key, s.digest)
+	if cmp.Or(err, listErr) != nil {
+		return trial.Result{}, false
+	}
+	for _, had := range list {
+		if about, err := had.about(); err == nil && about == want {
+			return had.Result, had.Result.Verdict.Passed()
+		}
+	}
+	return trial.Result{}, false
+}
+
+// record keeps the result of a test. That it can't is a warning: the test was made.
+func (t *trials) record(ctx context.Context, s subject, r testRecord) {
+	if s.results == nil {
+		return
+	}
+	err := noteTest(ctx, s.results, s.key, r)
+	if err != nil && !errors.Is(err, cache.ErrNotFound) && ctx.Err() == nil {
+		t.board.Warn(fmt.Sprintf("%s: what came of the test isn't kept: %v", s.title, err))
+	}
+}

@@ -1,5 +1,5 @@
 # What the tests need beside Go and make. Kernel headers are not among it: that none are needed is what is tested.
-TEST_PACKAGES := apt-utils binutils ca-certificates chromium cpio createrepo-c dkms docker.io dpkg-dev e2fsprogs gcc git gnupg kmod libarchive-tools libengine-pkcs11-openssl lintian makepkg mandoc mmdebstrap openssl pacman-package-manager patch procps python3-hawkey rpm rpm2cpio skopeo softhsm2 xz-utils zstd
+TEST_PACKAGES := apt-utils binutils ca-certificates chromium cpio createrepo-c dkms docker.io dpkg-dev e2fsprogs gcc git gnupg kmod libarchive-tools libengine-pkcs11-openssl lintian makepkg mandoc mmdebstrap openssl pacman-package-manager patch procps python3-hawkey qemu-system-x86 rpm rpm2cpio skopeo softhsm2 xz-utils zstd
 # What the comparisons need. Their dkms, their compiler and their Docker are unpacked, not installed.
 BENCH_PACKAGES := bubblewrap ca-certificates qemu-system-x86
 

@@ -11,7 +11,7 @@ PICTURE := \
 
 export CGO_ENABLED := 0
 
-.PHONY: build deb rpm demo test test-packages bench bench-quick bench-baseline bench-packages benchmarks compare-dkms lint picture clean help
+.PHONY: build deb rpm demo test test-trials test-packages bench bench-quick bench-baseline bench-packages benchmarks compare-dkms lint picture clean help
 
 build: ## the program: bin/godkms-hermetic, static; the version comes from git
 	go build -trimpath -buildvcs=auto -o bin/godkms-hermetic ./cmd/godkms-hermetic
@@ -24,6 +24,10 @@ demo: build ## the main job: a module for the newest Debian kernel; no root, no 
 test: test-packages ## everything: unit, scripts through the program, end to end on real packages
 	go vet ./...
 	go test -timeout 20m -vet=off -p $$(($$(nproc) * 2)) ./internal/cli ./...
+
+# Some of what test tries on one kernel only.
+test-trials: test-packages ## every way in which a module can end a virtual machine, on bookworm's kernel and on trixie's
+	go test -timeout 20m -v -run FatalVerdicts ./internal/cli -args -all-trials
 
 test-packages: packages := $(TEST_PACKAGES)
 bench-packages: packages := $(BENCH_PACKAGES)

@@ -44,7 +44,7 @@ fits: header images first, which can be had again, built modules last. Without f
 	cmd.AddCommand(gc, &cobra.Command{
 		Use:     "ls",
 		Short:   "List what was built",
-		Long:    "Lists the results in the cache, last used first." + exitStatus("0  the list was printed", "1  the cache can't be read"),
+		Long:    "Lists the results in the cache, last used first, with the verdicts of their last tests." + exitStatus("0  the list was printed", "1  the cache can't be read"),
 		Example: "  godkms-hermetic cache ls --format json",
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return a.runCacheList(cmd.Context()) },
@@ -79,6 +79,8 @@ func (a *app) runCacheList(ctx context.Context) error {
 		Size     int64     `json:"size"`
 		Created  time.Time `json:"created"`
 		LastUsed time.Time `json:"last_used"`
+
+		Test *listedTest `json:"test,omitempty"` // the last one
 	}
 	rows := []row{}
 	for _, i := range infos {
@@ -94,7 +96,16 @@ func (a *app) runCacheList(ctx context.Context) error {
 			return fmt.Errorf("%s: %w", i.Key, err)
 		}
 		kernel := m.Kernel.Distro + "/" + m.Kernel.Suite + ":" + m.Kernel.Release
-		rows = append(rows, row{i.Key.String(), i.Digest.String(), m.Module, m.Version, kernel, string(m.Status), i.Size, i.Created.UTC(), i.LastUsed.UTC()})
+		rows = append(rows, row{i.Key.String(), i.Digest.String(), m.Module, m.Version, kernel, string(m.Status), i.Size, i.Created.UTC(), i.LastUsed.UTC(), nil})
+		if tests, err := testsIn(ctx, results, i.Key, i.Digest); err != nil {
+			return err
+		} else if len(tests) > 0 {
+			t, err := tests[0].attachable()
+			if err != nil {
+				return err
+			}
+			rows[len(rows)-1].Test = listTest(t)
+		}
 	}
 	if a.json() {
 		return ui.WriteJSON(a.stdout, struct {
@@ -103,7 +114,8 @@ func (a *app) runCacheList(ctx context.Context) error {
 	}
 	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
 	for _, r := range rows {
-		fmt.Fprintf(w, "%s/%s\t%s\t%s\t%s\t%s\t%s\n", r.Module, r.Version, r.Kernel, r.Status, r.Digest, bytesText(r.Size), r.LastUsed.Format(time.DateOnly))
+		fmt.Fprintf(w, "%s/%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.Module, r.Version, r.Kernel, r.Status, r.Digest, bytesText(r.Size), r.LastUsed.Format(time.DateOnly),
+			r.Test.verdict())
 	}
 	return w.Flush()
 }

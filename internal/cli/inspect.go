@@ -23,9 +23,9 @@ func (a *app) listCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "list REF",
 		Short: "List the prebuilt modules in a registry",
-		Long: `Lists the modules in a repository: module and version, kernel, size of the layer, when it was pushed, and digest. REF is a
-repository, as registry.example/modules/hello, or a directory in OCI's layout, as oci:DIR; with a version behind it, as :1.0,
-only that one is listed.` + exitStatus(
+		Long: `Lists the modules in a repository: module and version, kernel, size of the layer, when it was pushed, the verdict of its last
+test, and digest. REF is a repository, as registry.example/modules/hello, or a directory in OCI's layout, as oci:DIR; with a
+version behind it, as :1.0, only that one is listed.` + exitStatus(
 			"  0  the list was printed; it may be empty",
 			"  1  the command line is wrong",
 			" 22  the registry can't be reached, refuses, or has something that was altered",
@@ -68,6 +68,8 @@ func (a *app) runList(ctx context.Context, text string) error {
 		Created string `json:"created"`
 		Digest  string `json:"digest"`
 		Tag     string `json:"tag"`
+
+		Test *listedTest `json:"test,omitempty"` // the last one
 	}
 	rows := []row{}
 	for _, e := range list {
@@ -79,6 +81,7 @@ func (a *app) runList(ctx context.Context, text string) error {
 		if !e.Created.IsZero() {
 			r.Created = e.Created.UTC().Format(time.RFC3339)
 		}
+		r.Test = listTest(e.Test)
 		rows = append(rows, r)
 	}
 	if a.json() {
@@ -95,9 +98,34 @@ func (a *app) runList(ctx context.Context, text string) error {
 		if date == "" {
 			date = "-"
 		}
-		fmt.Fprintf(w, "%s/%s\t%s\t%s\t%s\t%s\n", ui.Clean(r.Module), ui.Clean(r.Version), ui.Clean(r.Kernel), bytesText(r.Size), date, r.Digest)
+		fmt.Fprintf(w, "%s/%s\t%s\t%s\t%s\t%s\t%s\n", ui.Clean(r.Module), ui.Clean(r.Version), ui.Clean(r.Kernel), bytesText(r.Size), date, r.Test.verdict(), r.Digest)
 	}
 	return w.Flush()
+}
+
+// listedTest is a test as lists have it.
+type listedTest struct {
+	Verdict string `json:"verdict"`
+	Tested  string `json:"tested"`
+	Image   string `json:"image"` // digest of the file of the kernel that was booted
+	QEMU    string `json:"qemu"`
+	Accel   string `json:"accel"`
+}
+
+// listTest is nil where there was no test.
+func listTest(t artifact.Test) *listedTest {
+	if t.Verdict == "" {
+		return nil
+	}
+	return &listedTest{t.Verdict, t.Tested.UTC().Format(time.RFC3339), t.Image.String(), t.QEMU, t.Accel}
+}
+
+// verdict is one for people.
+func (t *listedTest) verdict() string {
+	if t == nil {
+		return "-"
+	}
+	return ui.Clean(t.Verdict)
 }
 
 func (a *app) inspectCommand() *cobra.Command {
@@ -108,7 +136,7 @@ func (a *app) inspectCommand() *cobra.Command {
 		Use:   "inspect REF [--kernel KERNEL]",
 		Short: "Show all that is known of a prebuilt module",
 		Long: `Shows what is known of the modules for a kernel in a registry: what they were built of, the files, and what is attached: the
-build's log, the lock of its packages and its Module.symvers. The modules themselves are not downloaded.
+build's log, the lock of its packages, its Module.symvers, and what came of tests. The modules themselves are not downloaded.
 
 ` + referenceHelp + `
 
@@ -181,6 +209,7 @@ type inspectedAttached struct {
 	Log     int           `json:"log"`     // bytes; 0: there is none
 	Symvers int           `json:"symvers"` // bytes; 0: there is none
 	Lock    *kernels.Lock `json:"lock"`
+	Tests   []testRecord  `json:"tests"` // the newest first
 }
 
 func (a *app) runInspect(ctx context.Context, text string, list []string, arch string, log bool) error {
@@ -279,6 +308,7 @@ func inspection(repo *registry.Repo, e artifact.Entry, m artifact.Meta, files []
 		}
 		out.Attachments.Lock = &l
 	}
+	out.Attachments.Tests = append([]testRecord{}, attachedTests(e.Digest, attached)...)
 	return out, nil
 }
 
@@ -320,6 +350,10 @@ func (i inspected) text() string {
 	}
 	if n := i.Attachments.Symvers; n > 0 {
 		line("attached", "Module.symvers, "+bytesText(int64(n)))
+	}
+	for _, t := range i.Attachments.Tests {
+		m := t.Result.Machine
+		line("test", fmt.Sprintf("%s  %s  on %s, qemu %s, %s; --format json has all of it", t.Result.Verdict, t.Tested.UTC().Format(time.RFC3339), m.Image, m.QEMU, m.Accel))
 	}
 	w.Flush()
 	return ui.Clean(b.String())

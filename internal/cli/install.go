@@ -25,6 +25,8 @@ type installOptions struct {
 	build buildOptions
 	sign  signOptions
 	adopt bool // what dkms has installed of the same module is replaced
+
+	tested bool // what has passed no test isn't installed
 }
 
 // installExits are the exit codes of commands that install.
@@ -35,7 +37,7 @@ var installExits = []string{
 	"  3  there is no such module",
 	"  4  the state of the module is broken",
 	"  6  there is no such kernel, or the install is refused or failed: a newer version is there, a file is in the way, the module",
-	"     doesn't fit the kernel or can't be signed, or depmod failed",
+	"     doesn't fit the kernel or can't be signed, it isn't tested, or depmod failed",
 	"  8  the dkms.conf that is to be added is faulty",
 	" 10, 13, 21  it couldn't be built; see build",
 	" 22  the module's registry can't be reached or refuses, and there is no source",
@@ -55,6 +57,9 @@ What is installed already is left as it is; --force puts it there anew.
 
 Modules of the kernel's own with the same names are moved aside, and put back by uninstall. A newer version that is there is a
 refusal, as is a file that this tool didn't write; --force moves it aside, too. An install that fails leaves all as it was.
+
+With --require-tested a module is refused whose last test on its kernel wasn't passed, or that has none: one that was made here
+with the command test, or that came with it from a registry, which is trusted for it. What is installed already stays.
 
 ` + signHelp + `
 
@@ -79,6 +84,7 @@ func (o *installOptions) installFlags(cmd *cobra.Command) {
 	o.forceFlag(f, "install all the same: what is installed already, is there in a newer version, or is in the way")
 	o.depmodFlag(f)
 	o.sign.flags(f)
+	f.BoolVar(&o.tested, "require-tested", false, "refuse modules whose last test wasn't passed, and those without one; see test")
 	f.StringVar(&o.build.engine, "engine", o.build.engine, "what runs a build: sandbox, docker, or auto, the first of them that works here")
 	f.IntVarP(&o.build.jobs, "jobs", "j", o.build.jobs, "processes at a time")
 	cmd.RegisterFlagCompletionFunc("engine", cobra.FixedCompletions(engineNames, cobra.ShellCompDirectiveNoFileComp))
@@ -271,6 +277,11 @@ func (a *app) installOne(ctx context.Context, root *host.Root, c obtained, broke
 	if err != nil {
 		return hostError(root, err)
 	}
+	if o.tested {
+		if err := a.requireTested(ctx, root, c); err != nil {
+			return err
+		}
+	}
 	before, _ := m.Find(c.kernel.Release, c.kernel.Arch)
 	rec, err := root.Install(ctx, host.Install{Artifact: c.image, From: c.from, Signer: signer, Force: o.force, Adopt: o.adopt})
 	if err != nil || before.State != host.Installed || before.Key == rec.Key {
@@ -281,6 +292,36 @@ func (a *app) installOne(ctx context.Context, root *host.Root, c obtained, broke
 		err = results.Remove(ctx, before.Key)
 	}
 	return hostError(root, err)
+}
+
+// requireTested refuses what was obtained unless the last test of it was passed: as the root has it from a registry, or this user's cache.
+func (a *app) requireTested(ctx context.Context, root *host.Root, c obtained) error {
+	meta, _, err := artifact.ReadMeta(c.image)
+	if err != nil {
+		return err
+	}
+	digest, err := c.image.Digest()
+	if err != nil {
+		return err
+	}
+	kept, err := rootResults(root, a.board.Warn)
+	if err != nil {
+		return hostError(root, err)
+	}
+	own, err := a.results()
+	if err != nil {
+		return err
+	}
+	passed, n, err := passedIn(ctx, meta.Key, digest, kept, own)
+	if err != nil || passed {
+		return err
+	}
+	why := "it has no test that is known"
+	if n > 0 {
+		why = "its last test wasn't passed"
+	}
+	return &exitError{code: exitInstall, err: fmt.Errorf("refused for --require-tested: %s; 'godkms-hermetic test %s/%s --kernels %s' tests it",
+		why, c.module.Module, c.module.Version, c.kernel.Release)}
 }
 
 // reportOf is the beginning of a report.

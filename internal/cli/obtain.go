@@ -266,8 +266,17 @@ func (x *obtaining) pull(ctx context.Context, g host.Registration, k artifact.Ke
 	if b, err = resultOf(cache.Entry{Image: img}); err != nil {
 		return fail(err)
 	}
-	if err := x.keep(ctx, g, k, g.Reference, &b, nil); err != nil {
+	attached, err := artifact.ReadAttachmentsOf(ctx, repo, e.Digest, b.Meta, artifact.LockType, artifact.TestType)
+	if err != nil { // the modules are there
+		x.board.Warn(fmt.Sprintf("%s/%s for %s: without its lock and what came of its tests: %v", g.Module, g.Version, k.Release, err))
+	}
+	if err := x.keep(ctx, g, k, g.Reference, &b, attached.Lock); err != nil {
 		return fail(err)
+	}
+	for _, t := range attachedTests(e.Digest, attached) {
+		if err := noteTest(ctx, x.kept, b.Key, t); err != nil {
+			return fail(err)
+		}
 	}
 	line.End(ui.Pulled, g.Reference)
 	return b, true, nil

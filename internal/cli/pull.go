@@ -1,7 +1,9 @@
 package cli
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -33,6 +35,7 @@ func (a *app) pullCommand() *cobra.Command {
 		Short: "Get prebuilt modules from a registry",
 		Long: `Gets the modules for kernels from a registry, and puts them into DIR/<distro>-<suite>/<release>/. Every byte is checked against
 the digest of what REF names; a download that was cut off goes on where it was; nothing is put in its place before all is there.
+The record of their last test is put beside them as test.json, if they have one.
 
 ` + referenceHelp + `
 
@@ -142,6 +145,9 @@ func (a *app) runPull(ctx context.Context, text string, list []string, arch, out
 	return ui.PrintText(a.stdout, reports)
 }
 
+// testFile is the record of a test, beside modules that were pulled.
+const testFile = "test.json"
+
 // smallArtifact is, in bytes, what is put in its place as it comes. Of larger ones, what has come is kept when the program ends before
 // all has, for the next time.
 const smallArtifact = 16 << 20
@@ -167,10 +173,25 @@ func (a *app) pullOne(ctx context.Context, client *registry.Client, repo *regist
 			return registryError(err)
 		}
 	}
+	attached, err := artifact.ReadAttachmentsOf(ctx, repo, e.Digest, e.Meta, artifact.TestType)
+	if err != nil {
+		a.board.Warn(fmt.Sprintf("%s: without what came of its tests: %v", kernelOf(e.Meta), err))
+	}
+	tests := attachedTests(e.Digest, attached)
 	var meta artifact.Meta
 	var files []artifact.File
 	to := folderOf(out, kernelOf(e.Meta))
 	err = place(ctx, partial, out, to, func(partial string) (names []string, err error) {
+		if len(tests) > 0 {
+			text, err := json.Marshal(tests[0])
+			if err == nil {
+				err = write(filepath.Join(partial, testFile), io.NopCloser(bytes.NewReader(text)))
+			}
+			if err != nil {
+				return nil, err
+			}
+			names = append(names, testFile)
+		}
 		meta, files, err = artifact.Unpack(img, func(f artifact.File) (io.WriteCloser, error) {
 			names = append(names, f.Name)
 			return create(filepath.Join(partial, f.Name))
@@ -189,6 +210,9 @@ func (a *app) pullOne(ctx context.Context, client *registry.Client, repo *regist
 		Reference: repo.Name() + "@" + e.Digest.String()}
 	for _, f := range files {
 		report.Modules = append(report.Modules, moduleIn(to, f))
+	}
+	if len(tests) > 0 {
+		report.Test = &tests[0].Result
 	}
 	return nil
 }

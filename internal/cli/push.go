@@ -25,6 +25,8 @@ func (a *app) pushCommand() *cobra.Command {
 oci:DIR: for each kernel an image with the tag <version>-<distro>-<suite>-<release>, and the index of all kernels with the tag
 <version>. Several may push to one index at once. A repository is for one module.
 
+What came of the last test of a result goes with it, for list and 'install --require-tested'; see test.
+
 SRC is written as for build; the default is the current folder. MODULE/VERSION, as hello/1.0, stands for the newest result of
 each kernel, whatever the source. KERNELS is a list with commas of [DISTRO/SUITE:]RELEASE; each may be a shell pattern, RELEASE
 "running" too. What has ! before it is left out, and @FILE is a list in a file, as for 'build --kernels'; the default is every
@@ -74,7 +76,11 @@ func (a *app) runPush(ctx context.Context, args, list []string) error {
 			Key: s.Key.String(), Digest: s.Digest.String(), Compiler: s.meta.Compiler}
 		g.Go(func() error {
 			e, err := results.Get(gctx, s.Key)
-			publications[i] = artifact.Publication{Image: e.Image, Log: e.Log, Lock: e.Lock, Inputs: e.Inputs, Created: s.Created}
+			if err != nil {
+				return err
+			}
+			tests, err := attachableTests(gctx, results, s.Key, s.Digest)
+			publications[i] = artifact.Publication{Image: e.Image, Log: e.Log, Lock: e.Lock, Inputs: e.Inputs, Created: s.Created, Tests: tests}
 			return err
 		})
 	}
@@ -185,7 +191,11 @@ func (r *buildRun) push(ctx context.Context, cells []*cell) error {
 		var of []*cell
 		for _, c := range cells {
 			if c.source == u.source && c.result.Image != nil && c.report.Status != ui.Failed {
-				list = append(list, artifact.Publication{Image: c.result.Image, Log: c.result.Log, Lock: c.lock, Inputs: c.result.Inputs})
+				tests, err := attachableTests(ctx, r.tests, c.result.Key, c.result.Digest)
+				if err != nil {
+					r.board.Warn(fmt.Sprintf("%s: it is pushed without what came of its test: %v", c.title, err))
+				}
+				list = append(list, artifact.Publication{Image: c.result.Image, Log: c.result.Log, Lock: c.lock, Inputs: c.result.Inputs, Tests: tests})
 				of = append(of, c)
 			}
 		}

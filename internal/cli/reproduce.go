@@ -140,6 +140,7 @@ type reproduction struct {
 	Rebuilt     string             `json:"rebuilt"`
 	Reproduced  bool               `json:"reproduced"`
 	Cause       string             `json:"cause,omitempty"`
+	Skipped     string             `json:"skipped,omitempty"` // why both have no modules
 	Varied      []surrounding      `json:"varied"`
 	Same        []surrounding      `json:"same"`
 	Differences []reproducedChange `json:"differences"`
@@ -218,7 +219,8 @@ func (a *app) runReproduce(ctx context.Context, what, src string, o reproduceOpt
 		return err
 	}
 	out := reproduction{
-		Module: rec.Meta.Module, Version: rec.Meta.Version, Kernel: kernelOf(rec.Meta).String(), Key: rec.Key.String(),
+		Skipped: rec.Meta.Reason,
+		Module:  rec.Meta.Module, Version: rec.Meta.Version, Kernel: kernelOf(rec.Meta).String(), Key: rec.Key.String(),
 		Recorded: rec.Digest.String(), Rebuilt: now.Digest.String(), Reproduced: len(changes) == 0, Varied: varied, Same: same,
 		Differences: changesOf(changes), Modules: []reproducedModule{},
 	}
@@ -559,7 +561,8 @@ func (r *buildRun) rebuild(ctx context.Context, job builder.Job, b *builder.Buil
 	line.End(ui.Failed, err.Error())
 	f := r.explain(c, result)
 	r.board.Fail(c.label, f.Failure, result.LogPath)
-	return result, free, &exitError{code: exitBuild, err: fmt.Errorf("the rebuild failed: %s", cmp.Or(f.reason, result.Reason))}
+	return result, free, &exitError{code: exitBuild, err: fmt.Errorf("the rebuild failed, for its surroundings or for another reason: %s; "+
+		"'build --no-cache' tells which", cmp.Or(f.reason, result.Reason))}
 }
 
 // cause finds out why a build differs from the record, by one that is as every build is.
@@ -632,6 +635,9 @@ func (p reproduction) text() string {
 	if p.Reproduced {
 		for _, m := range p.Modules {
 			fmt.Fprintf(w, "  %s\t%s\n", m.Name, m.Digest)
+		}
+		if p.Skipped != "" {
+			fmt.Fprintf(w, "  skipped\t%s\n", oneLine(p.Skipped))
 		}
 	} else {
 		fmt.Fprintf(w, "  why\t%s\n", inWords[p.Cause])

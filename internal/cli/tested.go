@@ -86,6 +86,15 @@ func testsIn(ctx context.Context, results *cache.Dir, key, of v1.Hash) ([]testRe
 	return readTests(of, notes), err
 }
 
+// attachedTests are the records of tests that are attached to an artifact, the newest first.
+func attachedTests(of v1.Hash, a artifact.Attachments) []testRecord {
+	var notes [][]byte
+	for _, t := range a.Tests {
+		notes = append(notes, t.Record)
+	}
+	return readTests(of, notes)
+}
+
 // attachableTests is the newest record that a cache has of a test of an artifact, if any, to be attached.
 func attachableTests(ctx context.Context, results *cache.Dir, key, of v1.Hash) ([]artifact.Test, error) {
 	list, err := testsIn(ctx, results, key, of)

@@ -359,7 +359,7 @@ func (t *trials) test(ctx context.Context, s subject, line *ui.Line, report *ui.
 	}
 	f := ui.TestFailure(got)
 	report.Status, report.Reason, report.Why, report.First, report.Tail, report.Hint = ui.Failed, string(got.Verdict)+": "+f.First, f.Why, f.First, f.Tail, f.Hint
-	line.End(ui.Failed, report.Reason)
+	line.End(ui.Failed, string(got.Verdict))
 	t.board.Fail(s.title, f, "")
 	return verdictCodes[got.Verdict]
 }
@@ -424,7 +424,8 @@ func (t *trials) run(ctx context.Context, s subject, img kernels.Image, line *ui
 	}
 	defer kernel.Close()
 	o := trial.Options{
-		QEMU: program, Kernel: kernel.Path(), Init: init, LoadOnly: t.options.loadOnly, Memory: t.memory, Timeout: t.options.timeout,
+		QEMU: program, Kernel: kernel.Path(), Image: kernel.Digest(), Init: init, LoadOnly: t.options.loadOnly, Memory: t.memory, Timeout: t.options.timeout,
+		Progress: func(step, name string) { line.Phase(strings.TrimSpace(step + " " + name)) },
 	}
 	if o.Needed, err = t.needed(kernel, outside, wanted); err != nil {
 		return none, err

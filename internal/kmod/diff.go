@@ -216,7 +216,7 @@ func (s *side) texts(p part) []string {
 	return strings.FieldsFunc(string(b), func(r rune) bool { return r == 0 })
 }
 
-// symbolTexts describes the symbols of a table.
+// symbolTexts describes the symbols of a table, without their values: those change with anything before them.
 func (s *side) symbolTexts(p part, table []byte) (out []string) {
 	entry := 16
 	if s.is64 {
@@ -231,12 +231,12 @@ func (s *side) symbolTexts(p part, table []byte) (out []string) {
 	}
 	all := string(names)
 	for ; len(table) >= entry; table = table[entry:] {
-		var value, size uint64
+		var size uint64
 		var shndx uint16
 		if s.is64 {
-			shndx, value, size = s.order.Uint16(table[6:]), s.order.Uint64(table[8:]), s.order.Uint64(table[16:])
+			shndx, size = s.order.Uint16(table[6:]), s.order.Uint64(table[16:])
 		} else {
-			value, size, shndx = uint64(s.order.Uint32(table[4:])), uint64(s.order.Uint32(table[8:])), s.order.Uint16(table[14:])
+			size, shndx = uint64(s.order.Uint32(table[8:])), s.order.Uint16(table[14:])
 		}
 		name, err := cstring(all, uint64(s.order.Uint32(table)))
 		if err != nil {
@@ -246,7 +246,7 @@ func (s *side) symbolTexts(p part, table []byte) (out []string) {
 		if int(shndx) < len(s.sects) && shndx != 0 {
 			in = s.sects[shndx].name
 		}
-		out = append(out, fmt.Sprintf("%s: %s+%#x, %d bytes", name, in, value, size))
+		out = append(out, fmt.Sprintf("%s: %d bytes in %s", name, size, in))
 	}
 	return out
 }

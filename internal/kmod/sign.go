@@ -113,12 +113,9 @@ func (s *Signer) Sign(module []byte, hash crypto.Hash) ([]byte, error) {
 	if c := Compression(module); c != "" {
 		return nil, fmt.Errorf("the module is compressed already, with %s: its signature would not be found", c)
 	}
-	for bytes.HasSuffix(module, []byte(signatureMarker)) {
-		rest, _, err := cutSignature(module)
-		if err != nil {
-			return nil, err
-		}
-		module = rest
+	module, err := Unsigned(module)
+	if err != nil {
+		return nil, err
 	}
 	h := hash.New()
 	h.Write(module)
@@ -135,6 +132,18 @@ func (s *Signer) Sign(module []byte, hash crypto.Hash) ([]byte, error) {
 	out = append(out, 0, 0, typePKCS7, 0, 0, 0, 0, 0)
 	out = binary.BigEndian.AppendUint32(out, uint32(len(cms)))
 	return append(out, signatureMarker...), nil
+}
+
+// Unsigned gives a module, not compressed, without the signatures that are appended to it. The result is a part of module.
+func Unsigned(module []byte) ([]byte, error) {
+	for bytes.HasSuffix(module, []byte(signatureMarker)) {
+		rest, _, err := cutSignature(module)
+		if err != nil {
+			return nil, err
+		}
+		module = rest
+	}
+	return module, nil
 }
 
 // signedData is a ContentInfo of CMS (RFC 5652) with a detached signature, without certificates and without signed attributes.

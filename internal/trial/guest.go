@@ -44,7 +44,7 @@ func Init() int {
 	return 1
 }
 
-// guest is what the first process knows. Its methods are called by one goroutine.
+// guest is what the first process knows. Its methods are called by one goroutine, but for send, which is one write, and output.
 type guest struct {
 	task  task
 	port  *os.File
@@ -93,6 +93,7 @@ func (g *guest) run() error {
 	}
 	g.taint = taint()
 	g.send(event{Type: "boot", Uname: []string{unix.ByteSliceToString(u.Release[:]), unix.ByteSliceToString(u.Version[:])}, Taint: g.taint, Time: began})
+	g.task.Env = append(g.task.Env, "KERNEL="+unix.ByteSliceToString(u.Release[:]))
 	g.task.course(g.do)
 	return nil
 }
@@ -404,6 +405,7 @@ func (g *guest) script() (event, bool) {
 		return event{Type: "done", Step: "script", Name: g.task.Script[0], Error: err.Error()}, true
 	}
 	defer out.Close()
+	os.Remove(out.Name())
 	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(g.task.Step))
 	defer cancel()
 	cmd := exec.CommandContext(ctx, g.task.Script[0], g.task.Script[1:]...)
@@ -420,13 +422,21 @@ func (g *guest) script() (event, bool) {
 		if ctx.Err() != nil {
 			err = fmt.Errorf("it didn't end within %v", time.Duration(limit))
 		}
+		g.output(out)
 		return nil, err
 	})
 	g.task.Step = limit
+	if e.Hung {
+		g.output(out)
+	}
+	return e, goOn
+}
+
+// output sends what a script wrote. It may be called while the kernel's words are sent.
+func (g *guest) output(f *os.File) {
 	b := make([]byte, maxOutput)
-	n, _ := out.ReadAt(b, 0)
+	n, _ := f.ReadAt(b, 0)
 	for line := range strings.Lines(string(b[:n])) {
 		g.send(event{Type: "output", Text: strings.TrimSuffix(line, "\n")})
 	}
-	return e, goOn
 }

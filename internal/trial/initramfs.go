@@ -5,13 +5,16 @@ import (
 	"io"
 	"path"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
-// entry is a file or, if it ends in /, a folder of an initramfs.
+// entry is a file of an initramfs, a link or, if its name ends in /, a folder.
 type entry struct {
 	name string // below the root, without / before it
-	mode uint32 // permissions
+	mode uint32 // permissions of a file
 	data []byte
+	link string // where a link goes
 }
 
 // archive writes entries as a cpio archive of the form that kernels unpack (Documentation/driver-api/early-userspace/buffer-format.rst).
@@ -39,7 +42,7 @@ func archive(w io.Writer, entries []entry) error {
 		if err := folder(path.Dir(name)); err != nil {
 			return err
 		}
-		return put(name, 0o040755, 2, nil)
+		return put(name, unix.S_IFDIR|0o755, 2, nil)
 	}
 	for _, e := range entries {
 		if dir, ok := strings.CutSuffix(e.name, "/"); ok {
@@ -51,7 +54,11 @@ func archive(w io.Writer, entries []entry) error {
 		if err := folder(path.Dir(e.name)); err != nil {
 			return err
 		}
-		if err := put(e.name, 0o100000|e.mode, 1, e.data); err != nil {
+		mode, data := unix.S_IFREG|e.mode, e.data
+		if e.link != "" {
+			mode, data = unix.S_IFLNK|0o777, []byte(e.link)
+		}
+		if err := put(e.name, mode, 1, data); err != nil {
 			return err
 		}
 	}

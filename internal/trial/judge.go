@@ -25,6 +25,7 @@ type judge struct {
 	sigs     []Signature
 	machine  MachineInfo
 	log      transcript
+	output   string // the script's last line
 
 	taint   uint64
 	last    int64     // time of the last message that an event told of
@@ -131,7 +132,8 @@ func (j *judge) heard(e event) bool {
 			j.now = append(j.now, m)
 		}
 	case "output":
-		j.log.add("  " + clean(e.Text))
+		j.output = clean(e.Text)
+		j.log.add("  " + j.output)
 	case "lost":
 		j.log.add("(some of what the kernel said was lost: it was too much)")
 	default:
@@ -211,6 +213,9 @@ func (j *judge) done(e event) bool {
 	case "load", "reload":
 		if e.failed() {
 			f.Verdict, f.Reason = refusal(e, log)
+			if slices.ContainsFunc(j.task.Modules, func(m tried) bool { return m.Name == e.Name && m.empty }) {
+				f.Reason = "the file is empty"
+			}
 			j.blocked[e.Name] = e.Name + " isn't there"
 			j.find(e.Name, f)
 		} else if ignored := unknownParam(log, e.Name); ignored != "" && e.Step == "load" {
@@ -233,6 +238,8 @@ func (j *judge) done(e event) bool {
 			f.Verdict, f.Reason = Script, clean(e.Error)
 			if e.Errno != 0 {
 				f.Reason = "it can't be run: " + meaning(e, "")
+			} else if j.output != "" {
+				f.Reason += fmt.Sprintf("; the last it said: %q", j.output)
 			}
 			j.find("", f)
 		}

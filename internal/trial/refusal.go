@@ -21,6 +21,7 @@ var refusals = []struct {
 	meaning string
 }{
 	{regexp.MustCompile(`: version magic '.*' should be '.*'`), "it was built for another kernel"},
+	{regexp.MustCompile(`this_module section size must match`), "it was built for another kernel, whose modules have another form"},
 	{regexp.MustCompile(`: disagrees about version of symbol (\S+)`), "it was built against the headers of another kernel: %s is another one there"},
 	{regexp.MustCompile(`: no symbol version for (\S+)`), "it was built without the symbol versions of this kernel"},
 	{regexp.MustCompile(`module uses symbol \(?(\S+?)\)? from namespace`), "it doesn't import the namespace of %s"},
@@ -32,7 +33,7 @@ var refusals = []struct {
 	{regexp.MustCompile(`Loading of module with unsupported crypto is rejected`), "it is signed in a way that this kernel can't check"},
 	{regexp.MustCompile(`^Lockdown: .*(unsigned module|module)`), "the kernel is locked down and takes no unsigned module"},
 	{regexp.MustCompile("`.*' (?:invalid|too large) for parameter `(.*)'|parameter '?(\\S+?)'? requires"), "the value of its parameter %s isn't one"},
-	{regexp.MustCompile(`^(?:Invalid (?:ELF|module)|Only one \.symtab|.*has no symbols \(stripped\?\)|.*section size must match|.*No module found in object|` +
+	{regexp.MustCompile(`^(?:Invalid (?:ELF|module)|Only one \.symtab|.*has no symbols \(stripped\?\)|.*No module found in object|` +
 		`.*\.gnu\.linkonce\.this_module|invalid sh_|Module has invalid ELF|.*ELF (?:header|section)|.*(?:section|string|entry).*(?:overflow|past|beyond))`), "the file is damaged, truncated, or no module for this kernel"},
 	{regexp.MustCompile(`(?:Invalid relocation target|overflow in relocation|Unknown rela|relocation .* out of range|unsupported RELA|Skipping invalid relocation)`), "the file's relocations are damaged, or those of another compiler's"},
 	{regexp.MustCompile(`(?:failed to validate module .* BTF|BTF: .*mismatch)`), "its BTF isn't this kernel's"},
@@ -83,14 +84,25 @@ func refusal(e event, log []message) (Verdict, string) {
 	return Refused, "its init function returned " + meaning(e, "an error") + "; the kernel itself gives no reason" + lastWords(log)
 }
 
-// lastWords are the last that were said at the level of warnings or above, which are then the module's own.
+// lastWords are the last that were said at the level of warnings or above, which are then the module's own, or about it. Of a trace that is
+// what it's of.
 func lastWords(log []message) string {
-	for _, m := range slices.Backward(log) {
-		if m.level <= 4 && m.level > 0 && !strings.Contains(m.text, "taints kernel") && !strings.Contains(m.text, "tainting kernel") {
-			return fmt.Sprintf("; the last it said: %q", m.text)
+	words, inTrace := "", -1
+	for i, m := range log {
+		switch {
+		case m.text == cutHere:
+			inTrace = i
+		case ended.MatchString(m.text):
+			inTrace = -1
+		case inTrace >= 0 && i != inTrace+1 || m.level > 4 || m.level == 0 || strings.Contains(m.text, "taints kernel") || strings.Contains(m.text, "tainting kernel"):
+		default:
+			words = m.text
 		}
 	}
-	return ""
+	if words == "" {
+		return ""
+	}
+	return fmt.Sprintf("; the last it said: %q", words)
 }
 
 // meaning is an errno with its meaning: "EINVAL (invalid argument)".

@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto"
+	"debug/elf"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,12 +25,17 @@ import (
 // Options say what is tried, on what, and how.
 type Options struct {
 	QEMU     qemu.Program
-	Kernel   string   // path of the file that boots
-	Image    v1.Hash  // digest of that file
-	Init     []byte   // this program, static, for the kernel's architecture
-	Needed   []Module // modules of the kernel, each after what it needs
-	Modules  []Module // that are tried, likewise
-	LoadOnly bool     // don't unload them, nor load them again
+	Kernel   string      // path of the file that boots
+	Image    v1.Hash     // digest of that file
+	Init     []byte      // this program, static, for the kernel's architecture
+	Needed   []Module    // modules of the kernel, each after what it needs
+	Modules  []Module    // that are tried, likewise
+	LoadOnly bool        // don't unload them, nor load them again
+	Script   *ScriptFile // that is run once they are loaded. Default: none
+
+	Signature bool         // whether the kernel's answers to the forms of Signature are asked for too
+	Signer    *kmod.Signer // of them. Default: one with a key made for this trial
+	Hash      crypto.Hash  // in signatures. Default: SHA-256
 
 	Memory   int64                   // bytes
 	Timeout  time.Duration           // of each step. Default: a minute
@@ -131,6 +138,9 @@ func (f *following) stop() {
 	}
 }
 
+// machines are the processors of architectures, in Debian's words.
+var machines = map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64}
+
 var nameForm = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,64}$`)
 
 // prepare makes the task and the files of the initramfs.
@@ -145,7 +155,7 @@ func prepare(o Options) (task, []entry, error) {
 		needs := slices.DeleteFunc(depends(m.File), func(n string) bool { return !slices.Contains(names, n) })
 		names = append(names, m.Name)
 		entries = append(entries, entry{name: "modules/" + m.Name, mode: 0o644, data: m.File})
-		return tried{m.Name, strings.Join(m.Params, " "), needs}, nil
+		return tried{m.Name, strings.Join(m.Params, " "), needs, len(m.File) == 0}, nil
 	}
 	for _, m := range o.Needed {
 		one, err := add(m)
@@ -160,6 +170,25 @@ func prepare(o Options) (task, []entry, error) {
 			return t, nil, err
 		}
 		t.Modules = append(t.Modules, one)
+	}
+	if o.Script != nil {
+		files, err := o.Script.entries(machines[o.QEMU.Arch])
+		if err != nil {
+			return t, nil, err
+		}
+		t.Script, entries = []string{"/script"}, append(entries, files...)
+		var tried []string
+		for _, m := range o.Modules {
+			tried = append(tried, m.Name)
+		}
+		t.Env = []string{"PATH=" + scriptPath, "HOME=/tmp", "MODULES=" + strings.Join(tried, " ")}
+	}
+	if o.Signature {
+		forms, files, err := signatures(o)
+		if err != nil {
+			return t, nil, err
+		}
+		t.Sign, entries = forms, append(entries, files...)
 	}
 	b, err := json.Marshal(t)
 	if err != nil {

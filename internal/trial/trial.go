@@ -81,11 +81,18 @@ type State struct {
 // Signature is what the kernel answered to one form of a signed module, under module.sig_enforce=1.
 type Signature struct {
 	Module string `json:"module"`
-	Form   string `json:"form"` // "unsigned", "signed", "malformed"
-	Errno  string `json:"errno,omitempty"`
-	Reason string `json:"reason,omitempty"`
-	OK     bool   `json:"ok"` // it's the answer that such a module must get
+	Form   string `json:"form"`            // see Unsigned
+	Errno  string `json:"errno,omitempty"` // "EKEYREJECTED"
+	Reason string `json:"reason"`          // what it means, and the kernel's own words where it said something
+	OK     bool   `json:"ok"`              // it's the answer that such a module must get, or the kernel checks no signatures
 }
+
+// Forms of a signed module.
+const (
+	Unsigned  = "unsigned"  // without a signature: to be refused for that
+	Signed    = "signed"    // as Sign of internal/kmod does it: to be refused for its key alone, which the kernel doesn't know, or loaded if it does
+	Malformed = "malformed" // the same, but one byte of the signature's structure is another: to be refused for that
+)
 
 // Trace is where a kernel was when something went wrong.
 type Trace struct {

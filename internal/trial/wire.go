@@ -9,7 +9,7 @@ type task struct {
 	Modules  []tried  `json:"modules"`  // likewise, that are tried
 	LoadOnly bool     `json:"loadonly"` // don't unload them, nor load them again
 	Script   []string `json:"script,omitempty"`
-	Env      []string `json:"env,omitempty"`  // of the script
+	Env      []string `json:"env,omitempty"`  // of the script, without KERNEL
 	Step     int64    `json:"step"`           // nanoseconds that a step may take
 	Sign     []form   `json:"sign,omitempty"` // what is then loaded under module.sig_enforce=1
 }
@@ -18,6 +18,8 @@ type tried struct {
 	Name   string   `json:"name"`
 	Params string   `json:"params,omitempty"`
 	Needs  []string `json:"needs,omitempty"` // those of Needed and Modules that its modinfo depends on
+
+	empty bool // the file is, which the kernel answers with EINVAL and no word
 }
 
 // form is a module in one of the forms of Signature. Its file is /sign/FORM/MODULE.

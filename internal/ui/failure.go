@@ -24,6 +24,7 @@ type Failure struct {
 	First   string   // the error that explains the others, "" if the log has none; one line
 	Tail    []string // the last 20 lines
 	Hint    string   // what to do about it, "" if that isn't known; not from the log
+	Of      string   // what Tail is. Default: the end of the log
 }
 
 // Kinds of errors, the most telling first. An error of the compiler explains the linker's and make's that come after it, and

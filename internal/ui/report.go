@@ -122,9 +122,13 @@ func (r Report) count(s Status) int {
 // headline is the report in a few words.
 func (r Report) headline() string {
 	n, failed, undone := len(r.Results), r.count(Failed), r.count(interrupted)
-	builds := fmt.Sprintf("%d builds", n)
+	what := "build"
+	if slices.ContainsFunc(r.Results, func(res Result) bool { return res.Test != nil }) {
+		what = "test"
+	}
+	builds := fmt.Sprintf("%d %ss", n, what)
 	if n == 1 {
-		builds = "1 build"
+		builds = "1 " + what
 	}
 	switch {
 	case undone > 0:

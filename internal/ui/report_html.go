@@ -49,7 +49,7 @@ type pageRow struct {
 type pageCell struct {
 	Status Status // empty: there is none
 	Time   string
-	Detail string // why it was skipped or failed
+	Detail string // why it was skipped or failed, or the verdict of its test
 	ID     string // of its failure
 }
 
@@ -94,6 +94,9 @@ func (r Report) html(w io.Writer) error {
 			c := pageCell{Status: r.status(*res), Time: elapsed(seconds(res.Seconds))}
 			if res.Compiler != "" {
 				out.Compiler = cleanLine(res.Compiler)
+			}
+			if res.Test != nil {
+				c.Detail = cleanLine(string(res.Test.Verdict))
 			}
 			switch c.Status {
 			case Skipped:

@@ -69,13 +69,20 @@ func (r Report) junit(w io.Writer) error {
 				if res.Hint != "" {
 					lines = append(lines, "hint: "+cleanLine(res.Hint))
 				}
-				c.Failure = &junitMessage{cleanLine(res.Reason), "build", strings.Join(lines, "\n")}
+				kind := "build"
+				if res.Test != nil {
+					kind = "test"
+				}
+				c.Failure = &junitMessage{cleanLine(res.Reason), kind, strings.Join(lines, "\n")}
 				c.Out = cleanText(res.Tail)
 			case Skipped, interrupted:
 				s.Skipped++
 				c.Skipped = &junitMessage{Message: cleanLine(res.Reason), Type: string(status)}
 			default:
 				c.Out = strings.TrimSpace(string(status) + " " + cleanLine(res.Digest))
+				if res.Test != nil {
+					c.Out += "\n" + cleanLine(string(res.Test.Verdict)+" "+Outcome(*res.Test))
+				}
 			}
 			s.Cases = append(s.Cases, c)
 			if res.Compiler != "" && len(s.Properties) == 0 {

@@ -46,7 +46,11 @@ func (r Report) markdown(w io.Writer) error {
 				continue
 			}
 			s := r.status(*res)
-			line += fmt.Sprintf(" %s %s %s |", marks[s], s, elapsed(seconds(res.Seconds)))
+			verdict := ""
+			if res.Test != nil {
+				verdict = markdownText(string(res.Test.Verdict)) + " "
+			}
+			line += fmt.Sprintf(" %s %s %s%s |", marks[s], s, verdict, elapsed(seconds(res.Seconds)))
 		}
 		if left > 0 || out.Len()+len(line) > maxMarkdownTable {
 			left++

@@ -3,6 +3,7 @@ package ui
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/trial"
@@ -38,19 +39,28 @@ func Outcome(t trial.Result) string {
 		}
 		return cleanLine(strings.Join(names, ", "))
 	}
+	return finding(t.Module, t.Finding)
+}
+
+// finding is what is wrong with a module, in one line.
+func finding(module string, f trial.Finding) string {
 	var parts []string
-	if t.Module != "" {
-		parts = append(parts, t.Module)
-	}
-	if t.Step != "" && t.Verdict != trial.NoBoot {
-		parts = append(parts, t.Step)
-	}
-	for _, s := range []string{t.Errno, t.Reason} {
-		if s != "" && (len(parts) == 0 || !strings.HasPrefix(s, parts[len(parts)-1])) {
+	for _, s := range []string{module, f.Step} {
+		if s != "" {
 			parts = append(parts, s)
 		}
 	}
-	return cleanLine(strings.Join(parts, ": "))
+	if f.Errno != "" && !strings.Contains(f.Reason, f.Errno) {
+		parts = append(parts, f.Errno)
+	}
+	if f.Reason != "" {
+		parts = append(parts, f.Reason)
+	}
+	text := strings.Join(parts, ": ")
+	if f.Trace != nil && f.Trace.At != "" && !strings.Contains(text, f.Trace.At) {
+		text += ", at " + f.Trace.At
+	}
+	return cleanLine(text)
 }
 
 // machineOf says how long a trial took, and on what.
@@ -72,24 +82,53 @@ var verdicts = map[trial.Verdict]string{
 	trial.NoBoot:  "the kernel doesn't boot, so that nothing is known of the modules",
 }
 
-// maxSaid is how many lines of what the kernel said are shown of a failed test.
-const maxSaid = 12
+// Of a failed test: how many lines of what the kernel said are shown, and how many modules beside the one that it's about.
+const (
+	maxSaid   = 12
+	maxOthers = 8
+)
 
-// TestFailure is what there is to say of a trial that didn't pass.
+// TestFailure is what there is to say of a trial that wasn't passed.
 func TestFailure(t trial.Result) Failure {
 	f := Failure{First: Outcome(t), Why: verdicts[t.Verdict], Hint: testHint(t)}
 	if tr := t.Trace; tr != nil {
-		f.Tail = append(f.Tail, tr.What)
+		f.Of, f.Tail = "the trace", []string{tr.What}
 		if tr.At != "" {
 			f.Tail = append(f.Tail, "at "+tr.At)
 		}
 		for _, call := range tr.Calls[:min(len(tr.Calls), maxSaid-2)] {
 			f.Tail = append(f.Tail, "called from "+call)
 		}
-		return f
+	} else if said := saidAt(t); len(said) > 0 {
+		f.Of, f.Tail = "what was said", said
 	}
-	f.Tail = t.Log[max(0, len(t.Log)-maxSaid):]
+	others := 0
+	for _, m := range t.Modules {
+		if m.Verdict.Passed() || m.Verdict == trial.Untried || m.Name == t.Module {
+			continue
+		}
+		if others++; others == 1 {
+			f.Tail = append(f.Tail, "and of the others:")
+		}
+		if others > maxOthers {
+			f.Tail = append(f.Tail, "and more")
+			break
+		}
+		f.Tail = append(f.Tail, string(m.Verdict)+": "+finding(m.Name, m.Finding))
+	}
 	return f
+}
+
+// saidAt is the end of the part of a transcript that is about the step of a finding, or else its end.
+func saidAt(t trial.Result) []string {
+	log := t.Log
+	if i := slices.Index(log, "* "+strings.TrimSpace(t.Step+" "+t.Module)); i >= 0 {
+		log = log[i:]
+		if n := slices.IndexFunc(log[1:], func(line string) bool { return strings.HasPrefix(line, "* ") }); n >= 0 {
+			log = log[:n+1]
+		}
+	}
+	return log[max(0, len(log)-maxSaid):]
 }
 
 // testHint is what to do next.

@@ -3,6 +3,7 @@ package ui
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"io"
 	"os"
@@ -227,7 +228,7 @@ func (b *Board) Fail(label string, f Failure, logPath string) {
 	}
 	fmt.Fprintf(&s, "%s %s\n", b.tint("31", cleanLine(label)+":"), first)
 	if len(f.Tail) > 0 {
-		fmt.Fprintf(&s, "  the end of the log:\n")
+		fmt.Fprintf(&s, "  %s:\n", cmp.Or(f.Of, "the end of the log"))
 	}
 	for _, t := range f.Tail {
 		fmt.Fprintf(&s, "    %s\n", cleanLine(t))

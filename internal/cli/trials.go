@@ -128,6 +128,9 @@ func (a *app) newTrials(o trialOptions) (*trials, error) {
 	return t, nil
 }
 
+// machineDir is the folder of the cache where it's kept whether KVM works.
+const machineDir = "machine"
+
 // program finds the qemu for an architecture. Where there is none that is the end of a run: nothing could be tried.
 func (t *trials) program(ctx context.Context, arch string) (qemu.Program, error) {
 	t.mu.Lock()
@@ -136,7 +139,7 @@ func (t *trials) program(ctx context.Context, arch string) (qemu.Program, error)
 		return p, nil
 	}
 	if t.host == nil {
-		dir, err := t.dir("machine")
+		dir, err := t.dir(machineDir)
 		if err != nil {
 			return qemu.Program{}, err
 		}

@@ -43,7 +43,7 @@ type judge struct {
 type halt int
 
 const (
-	complete halt = iota // every step was told of
+	complete halt = iota // every step was told of, and the end
 	told                 // a step was fatal, by its own event
 	silent               // nothing was told for too long
 	over                 // the machine ended
@@ -89,8 +89,12 @@ func (j *judge) follow() {
 		return
 	}
 	j.machine.Release, j.machine.Build, j.taint, j.last = clean(e.Uname[0]), clean(e.Uname[1]), e.Taint, e.Time
-	if j.task.course(j.do) {
+	if j.task.course(j.do) && j.drain(j.step) {
 		j.halt = complete
+	}
+	if j.halt == told { // the first process still has something to say, such as what a script wrote
+		j.drain(2 * time.Second)
+		j.halt = told
 	}
 }
 
@@ -149,18 +153,21 @@ func (j *judge) heard(e event) bool {
 	return true
 }
 
-// drain hears what more there is to say after a fatal step, until the first process ends or for so long.
-func (j *judge) drain(limit time.Duration) {
-	after := time.After(limit)
+// drain hears what more there is to say after the last step. It says whether the first process ended as it should, in time.
+func (j *judge) drain(limit time.Duration) bool {
+	after := time.NewTimer(limit)
+	defer after.Stop()
 	for {
-		select {
-		case e, ok := <-j.events:
-			if !ok || e.Type == "end" {
-				return
-			}
-			j.heard(e)
-		case <-after:
-			return
+		e, ok := j.next(after.C)
+		if !ok {
+			return false
+		}
+		if e.Type == "end" && e.Error == "" {
+			return true
+		}
+		if !j.heard(e) {
+			j.halt = garbled
+			return false
 		}
 	}
 }

@@ -2,6 +2,7 @@ package trial
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -23,6 +24,7 @@ type judge struct {
 	culprits []string
 	other    []Finding // of no module: of the script, of signatures
 	sigs     []Signature
+	wanted   []string
 	machine  MachineInfo
 	log      transcript
 	output   string // the script's last line
@@ -135,6 +137,11 @@ func (j *judge) heard(e event) bool {
 		if len(j.now) < 2*maxRecords { // the guest sends no more
 			j.now = append(j.now, m)
 		}
+	case "wanted":
+		if text := clean(e.Text); wantedForm.MatchString(text) && !slices.Contains(j.wanted, text) && len(j.wanted) < maxWanted {
+			j.wanted = append(j.wanted, text)
+			j.log.add("  (it asks for the module " + text + ", which isn't there)")
+		}
 	case "output":
 		j.output = clean(e.Text)
 		j.log.add("  " + j.output)
@@ -164,6 +171,11 @@ func (j *judge) drain(limit time.Duration) bool {
 		}
 	}
 }
+
+// wantedForm is that of modules and aliases which kernels ask for: "nf_nat", "ipt_REJECT", "net-pf-10", "crypto-hmac(sha256)".
+var wantedForm = regexp.MustCompile(`^[A-Za-z0-9_.:,()+*-]{1,64}$`)
+
+const maxWanted = 32
 
 // done judges a step that ended, and says whether the machine goes on.
 func (j *judge) done(e event) bool {
@@ -212,7 +224,7 @@ func (j *judge) done(e event) bool {
 	}
 	switch e.Step {
 	case "need":
-		if e.failed() && e.Errno != eexist {
+		if e.failed() && e.Errno != eexist && j.task.depended(e.Name) {
 			f.Verdict, f.Reason = refusal(e, log)
 			f.Reason = "a module of the kernel's own that is needed can't be loaded: " + f.Reason
 			j.blocked[e.Name] = e.Name + " can't be loaded"
@@ -315,7 +327,7 @@ func (j *judge) verdict(console string) Result {
 	case silent, over, garbled:
 		j.cut(console)
 	}
-	r := Result{Modules: j.states, Signature: j.sigs, Machine: j.machine}
+	r := Result{Modules: j.states, Wanted: j.wanted, Signature: j.sigs, Machine: j.machine}
 	for i := range r.Modules {
 		j.settle(&r.Modules[i])
 	}

@@ -226,7 +226,6 @@ func (j *judge) done(e event) bool {
 	case "need":
 		if e.failed() && e.Errno != eexist && j.task.depended(e.Name) {
 			f.Verdict, f.Reason = refusal(e, log)
-			f.Reason = "a module of the kernel's own that is needed can't be loaded: " + f.Reason
 			j.blocked[e.Name] = e.Name + " can't be loaded"
 			j.find(e.Name, f)
 		}
@@ -284,9 +283,7 @@ func (j *judge) find(name string, f Finding) {
 		return
 	}
 	if slices.ContainsFunc(j.task.Needed, func(m tried) bool { return m.Name == name }) {
-		if f.Verdict == Warns {
-			f.Reason = "a module of the kernel's own that is needed makes it warn, which is no fault of those tried: " + f.Reason
-		}
+		f.Reason = fmt.Sprintf("the kernel's own module %s, which is needed (it is no fault of those tried): %s", name, f.Reason)
 		j.kernel, j.culprits = append(j.kernel, f), append(j.culprits, name)
 		return
 	}

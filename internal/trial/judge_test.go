@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/txtar"
+	"golang.org/x/sys/unix"
 )
 
 // record is what a real machine said: its task, its events and its console.
@@ -194,6 +195,59 @@ func TestJudgeTaint(t *testing.T) {
 		}
 		if got := x.judge(false); got.Verdict != c.want {
 			t.Errorf("%s: %s (%s); want %s", c.what, got.Verdict, got.Reason, c.want)
+		}
+	}
+}
+
+// What a console has from before the last event is none of the end's.
+func TestJudgeConsole(t *testing.T) {
+	r := readRecord(t, "6.1-spin")
+	r.console = append([]byte("[    1.000000] Oops: of the boot\n[    4.000000] BUG: unable to handle page fault\n"), r.console...)
+	if got := r.judge(true); got.Verdict != Hangs {
+		t.Errorf("%s: %s; want a hang", got.Verdict, got.Reason)
+	}
+}
+
+// What the kernel has built in needn't be loaded.
+func TestJudgeBuiltIn(t *testing.T) {
+	r := readRecord(t, "6.12-loads")
+	r.events = bytes.Replace(r.events, []byte(`"done","step":"need","name":"base"`), []byte(`"done","step":"need","name":"base","errno":17`), 1)
+	if got := r.judge(false); got.Verdict != Loads {
+		t.Errorf("%s: %s; want that it loads", got.Verdict, got.Reason)
+	}
+}
+
+// Other answers than those that a form must get are found.
+func TestJudgeSignatures(t *testing.T) {
+	for _, c := range []struct {
+		form, step string
+		errno      unix.Errno
+		say        string // the kernel does
+		ok         bool
+	}{
+		{Unsigned, "sign", unix.EKEYREJECTED, "Loading of unsigned module is rejected", true},
+		{Unsigned, "sign", unix.ENOKEY, "", true}, // until 5.1
+		{Unsigned, "sign", 0, "", false},
+		{Unsigned, "sign", unix.EKEYREJECTED, "Loading of module with unavailable key is rejected", false},
+		{Signed, "sign", unix.EKEYREJECTED, "Loading of module with unavailable key is rejected", true},
+		{Signed, "sign", unix.ENOKEY, "", true},
+		{Signed, "sign", 0, "", true},
+		{Signed, "sign", unix.EKEYREJECTED, "Loading of module with unsupported crypto is rejected", false},
+		{Signed, "sign", unix.EKEYREJECTED, "", false},
+		{Signed, "sign", unix.EBADMSG, "", false},
+		{Malformed, "sign", unix.EBADMSG, "", true},
+		{Malformed, "sign", unix.EKEYREJECTED, "Loading of module with unavailable key is rejected", false},
+		{Malformed, "sign", 0, "", false},
+		{Signed, "enforce", unix.ENOENT, "", true}, // without CONFIG_MODULE_SIG
+	} {
+		j := newJudge(task{Modules: []tried{{Name: "m"}}, Sign: []form{{"m", c.form}}}, nil)
+		name := c.form + "/m"
+		if c.step == "enforce" {
+			name = ""
+		}
+		j.signature(event{Step: c.step, Name: name, Errno: int(c.errno)}, []message{{5, 1, c.say}})
+		if len(j.sigs) != 1 || j.sigs[0].OK != c.ok || j.sigs[0].Reason == "" || (j.states[0].Verdict == Refused) == c.ok {
+			t.Errorf("%+v: %+v, %+v", c, j.sigs, j.states[0].Finding)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"debug/elf"
@@ -405,6 +406,9 @@ func (t *trials) with() testedWith {
 	return w
 }
 
+// stepPhases are the phases that steps of trials are shown as, unless by their own names.
+var stepPhases = map[string]string{"need": "load", "again": "unload", "enforce": "signatures", "sign": "signatures", "settle": "unload"}
+
 func (t *trials) run(ctx context.Context, s subject, img kernels.Image, line *ui.Line) (trial.Result, error) {
 	var none trial.Result
 	program, err := t.program(ctx, s.kernel.Arch)
@@ -435,7 +439,7 @@ func (t *trials) run(ctx context.Context, s subject, img kernels.Image, line *ui
 	o := trial.Options{
 		QEMU: program, Kernel: kernel.Path(), Image: kernel.Digest(), Init: init, LoadOnly: t.options.loadOnly, Memory: t.memory, Timeout: t.options.timeout,
 		Signature: t.options.signature, Signer: t.signer,
-		Progress: func(step, name string) { line.Phase(strings.TrimSpace(step + " " + name)) },
+		Progress: func(step, _ string) { line.Phase(cmp.Or(stepPhases[step], step)) },
 	}
 	if o.Needed, err = t.needed(kernel, outside, wanted); err != nil {
 		return none, err

@@ -102,6 +102,7 @@ var onlyDebian = sync.OnceValue(func() map[string]string {
 // their releases. The condition stale-sid holds where the mirror's index of sid is past its Valid-Until, root for
 // root. $LATEST is what trixie:latest stands for. $TREES has the module sources.
 func TestScripts(t *testing.T) {
+	t.Parallel()
 	shared := sharedCache(t)
 	exe, err := exec.LookPath("godkms-hermetic")
 	if err != nil {

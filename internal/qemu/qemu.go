@@ -11,9 +11,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -75,6 +77,9 @@ type Program struct {
 
 	host *Host
 }
+
+// Architectures are those that there are machines of, in Debian's words.
+func Architectures() []string { return slices.Sorted(maps.Keys(platforms)) }
 
 // Find looks on PATH for the qemu of an architecture, in Debian's words. If there is none, the error is a *MissingError.
 func (h *Host) Find(ctx context.Context, arch string) (Program, error) {

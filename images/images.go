@@ -75,8 +75,9 @@ type Options struct {
 //	packages/partial/<hex>  downloads that were cut off
 //	layers/<key>/fs         an unpacked layer; beside it index, its entries, and record.json, their totals, hash and origin
 //	packed/<key>/           the layer's tar form: layer.tar.gz and packed.json
-//	kernels/<key>/          a kernel: boot, its modules one after the other, their index, and record.json
 //	roots/<lock>.json       a lock, its layers, and by the file's time when it was last used
+//	kernels/<key>/          a kernel: what boots, its modules one after the other, their index, and record.json, the hashes of these;
+//	                        <key>.json is its image, and by the file's time when it was last used
 //	tmp, locks, */.lock     unfinished work and advisory locks
 //
 // It is safe for concurrent use, by several processes too. What a killed process leaves behind is removed by the next one;

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
@@ -24,23 +23,29 @@ import (
 // A Kernel is a distribution's kernel as it is kept: the file that boots, and its modules. Nothing removes it until Close. Its methods are
 // safe for concurrent use.
 type Kernel struct {
-	store *Store
-	key   string
-	rec   kernelRecord
-	index *moduleIndex
-	blob  *os.File
-	hold  *os.File
-	once  sync.Once
+	store  *Store
+	kernel kernels.Kernel
+	key    string
+	rec    kernelRecord
+	index  *moduleIndex
+	blob   *os.File
+	hold   *os.File
+	once   sync.Once
+}
+
+// kernelEntry is kernels/<key>.json, by whose time is known when the kernel was last used.
+type kernelEntry struct {
+	Image   kernels.Image `json:"image"`
+	Created time.Time     `json:"created"`
 }
 
 // kernelRecord is kernels/<key>/record.json.
 type kernelRecord struct {
-	Image   kernels.Image `json:"image"`
-	Boot    v1.Hash       `json:"boot"`    // of the file boot
-	Index   v1.Hash       `json:"index"`   // of the file index
-	Size    int64         `json:"size"`    // of all files, in bytes
-	Modules int64         `json:"modules"` // of the file modules, in bytes
-	Created time.Time     `json:"created"`
+	Boot    v1.Hash `json:"boot"` // of the files of these names
+	Index   v1.Hash `json:"index"`
+	Modules v1.Hash `json:"modules"`
+	Blob    int64   `json:"blob"` // bytes of the file modules
+	Size    int64   `json:"size"` // bytes of all files
 }
 
 // kernelForm is part of every kernel's key: it changes when the same packages come to other files.
@@ -68,7 +73,7 @@ func (s *Store) kernel(ctx context.Context, img kernels.Image, progress Progress
 		return nil, err
 	}
 	key := kernelKey(img)
-	hold, err := s.holdKernel(ctx, key)
+	hold, err := s.registerKernel(ctx, key, img)
 	if err != nil {
 		return nil, err
 	}
@@ -94,10 +99,8 @@ func (s *Store) makeAndOpen(ctx context.Context, key string, img kernels.Image, 
 	if err == nil {
 		return k, nil
 	}
-	if !errors.Is(err, fs.ErrNotExist) { // damaged
-		if err := s.drop(s.kernelDir(key)); err != nil {
-			return nil, err
-		}
+	if err := s.drop(s.kernelDir(key)); err != nil { // what is there is damaged
+		return nil, err
 	}
 	if err := s.makeKernel(ctx, key, img, newMeter(progress)); err != nil {
 		return nil, err
@@ -107,14 +110,40 @@ func (s *Store) makeAndOpen(ctx context.Context, key string, img kernels.Image, 
 
 func (s *Store) kernelDir(key string) string { return s.path("kernels", key) }
 
-// holdKernel takes the shared lock that keeps a kernel.
-func (s *Store) holdKernel(ctx context.Context, key string) (*os.File, error) {
+// registerKernel makes the kernel's entry, which keeps its packages from being removed from now on, and takes the shared lock that keeps the
+// entry.
+func (s *Store) registerKernel(ctx context.Context, key string, img kernels.Image) (*os.File, error) {
 	store, err := durable.Lock(ctx, s.path("locks", "store"), true)
 	if err != nil {
 		return nil, err
 	}
 	defer store.Close()
-	return durable.Lock(ctx, s.kernelDir(key)+".lock", true)
+	hold, err := durable.Lock(ctx, s.kernelDir(key)+".lock", true)
+	if err != nil {
+		return nil, err
+	}
+	file := s.kernelDir(key) + ".json"
+	now := time.Now()
+	if os.Chtimes(file, now, now) == nil {
+		if e, err := readKernelEntry(file); err == nil && kernelKey(e.Image) == key {
+			return hold, nil
+		}
+	}
+	e := kernelEntry{Image: img, Created: now.UTC()}
+	err = durable.WriteFile(s.path("tmp"), file, 0o644, func(w io.Writer) error { return json.NewEncoder(w).Encode(e) })
+	if err != nil {
+		hold.Close()
+		return nil, err
+	}
+	return hold, nil
+}
+
+func readKernelEntry(file string) (e kernelEntry, err error) {
+	b, err := os.ReadFile(file)
+	if err == nil {
+		err = json.Unmarshal(b, &e)
+	}
+	return e, err
 }
 
 // checkImage refuses images with names that can't be part of a path.
@@ -137,13 +166,6 @@ func (s *Store) openKernel(key string, img kernels.Image) (*Kernel, error) {
 	if err != nil {
 		return nil, err
 	}
-	if rec.Image.Digest() != img.Digest() {
-		return nil, errors.New("it's of another kernel")
-	}
-	now := time.Now()
-	if err := os.Chtimes(filepath.Join(dir, "record.json"), now, now); err != nil {
-		return nil, err
-	}
 	if err := verifyFile(context.Background(), filepath.Join(dir, "boot"), rec.Boot); err != nil {
 		return nil, err
 	}
@@ -158,13 +180,13 @@ func (s *Store) openKernel(key string, img kernels.Image) (*Kernel, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &Kernel{store: s, key: key, rec: rec, blob: blob}
+	k := &Kernel{store: s, kernel: img.Kernel, key: key, rec: rec, blob: blob}
 	st, err := blob.Stat()
-	if err == nil && st.Size() != rec.Modules {
-		err = fmt.Errorf("its modules have %d bytes; want %d", st.Size(), rec.Modules)
+	if err == nil && st.Size() != rec.Blob {
+		err = fmt.Errorf("its modules have %d bytes; want %d", st.Size(), rec.Blob)
 	}
 	if err == nil {
-		k.index, err = decodeModuleIndex(text, rec.Modules)
+		k.index, err = decodeModuleIndex(text, rec.Blob)
 	}
 	if err != nil {
 		blob.Close()
@@ -192,7 +214,7 @@ func (k *Kernel) Digest() v1.Hash { return k.rec.Boot }
 func (k *Kernel) Resolve(names []string) ([]string, error) {
 	out, err := k.index.resolve(names)
 	if err != nil {
-		return nil, fmt.Errorf("modules of %s: %w", k.rec.Image.Kernel, err)
+		return nil, fmt.Errorf("modules of %s: %w", k.kernel, err)
 	}
 	return out, nil
 }
@@ -202,7 +224,7 @@ func (k *Kernel) Resolve(names []string) ([]string, error) {
 func (k *Kernel) Read(name string) ([]byte, error) {
 	b, err := k.read(name)
 	if err != nil {
-		return nil, fmt.Errorf("read module %q of %s: %w", name, k.rec.Image.Kernel, err)
+		return nil, fmt.Errorf("read module %q of %s: %w", name, k.kernel, err)
 	}
 	return b, nil
 }
@@ -213,7 +235,7 @@ func (k *Kernel) read(name string) ([]byte, error) {
 	if !ok {
 		return nil, errNoModule(name)
 	}
-	b, err := k.store.readModule(k.blob, m)
+	b, err := readModule(k.blob, m)
 	if err != nil {
 		k.store.drop(k.store.kernelDir(k.key))
 		return nil, fmt.Errorf("what is kept of it is damaged (%w): run again to make it anew", err)
@@ -221,12 +243,12 @@ func (k *Kernel) read(name string) ([]byte, error) {
 	return b, nil
 }
 
-func (s *Store) readModule(blob io.ReaderAt, m indexed) ([]byte, error) {
+func readModule(blob io.ReaderAt, m indexed) ([]byte, error) {
 	frame := make([]byte, m.length)
 	if _, err := blob.ReadAt(frame, m.offset); err != nil {
 		return nil, err
 	}
-	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(uint64(max(m.size, 1))))
+	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(uint64(max(m.size, zstd.MinWindowSize))))
 	if err != nil {
 		return nil, err
 	}

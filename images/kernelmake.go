@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"io/fs"
 	"maps"
@@ -18,7 +19,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/klauspost/compress/zstd"
@@ -83,7 +83,7 @@ func (s *Store) makeKernelOnce(ctx context.Context, key string, img kernels.Imag
 		return err
 	}
 	defer temp.Close()
-	w := &kernelWriter{dir: filepath.Join(temp.Dir, "kernel"), image: img, lists: map[string][]byte{}, modules: map[string]*packedModule{}}
+	w := &kernelWriter{dir: filepath.Join(temp.Dir, "kernel"), image: img, lists: map[string][]byte{}, modules: map[string]*packedModule{}, sum: sha256.New()}
 	if err := os.Mkdir(w.dir, 0o755); err != nil {
 		return err
 	}
@@ -101,7 +101,8 @@ type kernelWriter struct {
 	boot    string            // the file that w.dir has as boot; empty: none yet
 	lists   map[string][]byte // what modules.builtin and the like have
 	modules map[string]*packedModule
-	size    int64 // of the file modules
+	size    int64     // of the file modules
+	sum     hash.Hash // of it
 }
 
 // packedModule is a module on its way from a package to the file of modules.
@@ -173,6 +174,7 @@ func (w *kernelWriter) pack(ctx context.Context, s *Store, m *meter) error {
 			if _, err := blob.Write(p.frame); err != nil {
 				return err
 			}
+			w.sum.Write(p.frame)
 			w.size += p.mod.length
 			p.frame = nil
 		}
@@ -409,8 +411,8 @@ func (w *kernelWriter) finish() error {
 	}
 	text := x.encode()
 	sum := sha256.Sum256(text)
-	rec := kernelRecord{Image: w.image, Boot: boot, Index: v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(sum[:])},
-		Size: size + w.size + int64(len(text)), Modules: w.size, Created: time.Now().UTC()}
+	rec := kernelRecord{Boot: boot, Index: v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(sum[:])}, Modules: hashOf(w.sum),
+		Blob: w.size, Size: size + w.size + int64(len(text))}
 	for name, write := range map[string]func(io.Writer) error{
 		"index":       func(to io.Writer) error { _, err := to.Write(text); return err },
 		"record.json": func(to io.Writer) error { return json.NewEncoder(to).Encode(rec) },

@@ -20,7 +20,7 @@ import (
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
 
-// ErrInUse is wrapped by the error of removing a root that is open, here or in another process.
+// ErrInUse is wrapped by the error of removing a root or a kernel that is open, here or in another process.
 var ErrInUse = errors.New("in use")
 
 // Info describes a root in the cache.
@@ -158,11 +158,12 @@ func (s *Store) layerSize(key string) (n int64) {
 	return n
 }
 
-// Remove removes roots, and the layers that no other root needs; packages stay until GC. A selector is a kernel
-// ("debian/bookworm:6.1.0-56-amd64"), a release, a shell glob over either, or the digest of a lock or an image. If one selects
-// nothing, or a root that is in use, nothing is removed.
-func (s *Store) Remove(ctx context.Context, selectors ...string) ([]Info, error) {
+// Remove removes roots, the layers that no other root needs, and kernels; packages stay until GC. A selector is a kernel
+// ("debian/bookworm:6.1.0-56-amd64"), a release, a shell glob over either, or the digest of a lock, an image or what boots. If one
+// selects nothing, or what is in use, nothing is removed.
+func (s *Store) Remove(ctx context.Context, selectors ...string) ([]Info, []KernelInfo, error) {
 	var removed []Info
+	var kernelsRemoved []KernelInfo
 	err := s.exclusively(ctx, func(temp string) error {
 		roots, _, err := s.roots()
 		if err != nil {
@@ -175,15 +176,25 @@ func (s *Store) Remove(ctx context.Context, selectors ...string) ([]Info, error)
 				return err
 			}
 		}
+		allKernels, _, err := s.cachedKernels()
+		if err != nil {
+			return err
+		}
+		chosenKernels := make([]bool, len(allKernels))
 		for _, sel := range selectors {
 			any := false
+			for i, k := range allKernels {
+				if k.info().selectedBy(sel) {
+					chosenKernels[i], any = true, true
+				}
+			}
 			for i, info := range infos {
 				if info.selectedBy(sel) {
 					chosen[i], any = true, true
 				}
 			}
 			if !any {
-				return fmt.Errorf("no header image %q in the cache: %w", sel, kernels.ErrNotFound)
+				return fmt.Errorf("no header image or kernel %q in the cache: %w", sel, kernels.ErrNotFound)
 			}
 		}
 		var keep, drop []cachedRoot
@@ -198,26 +209,46 @@ func (s *Store) Remove(ctx context.Context, selectors ...string) ([]Info, error)
 			drop = append(drop, r)
 			removed = append(removed, infos[i])
 		}
+		var keepKernels, dropKernels []cachedKernel
+		for i, k := range allKernels {
+			if !chosenKernels[i] {
+				keepKernels = append(keepKernels, k)
+				continue
+			}
+			if s.kernelInUse(k) {
+				return fmt.Errorf("kernel image of %q is %w by a test: wait for it to end", k.Image.Kernel, ErrInUse)
+			}
+			dropKernels = append(dropKernels, k)
+			kernelsRemoved = append(kernelsRemoved, k.info())
+		}
 		for _, r := range drop {
 			if err := s.forget(r); err != nil {
 				return err
 			}
 		}
-		return s.sweep(temp, keep, false)
+		for _, k := range dropKernels {
+			if err := s.forgetKernel(k); err != nil {
+				return err
+			}
+		}
+		return s.sweep(temp, keep, keepKernels, false)
 	})
 	if err != nil {
-		return nil, fmt.Errorf("remove header images: %w", err)
+		return nil, nil, fmt.Errorf("remove images: %w", err)
 	}
-	return removed, nil
+	return removed, kernelsRemoved, nil
 }
 
-func (i Info) selectedBy(sel string) bool {
-	for _, name := range []string{i.Kernel.String(), i.Kernel.Release} {
+func (i Info) selectedBy(sel string) bool { return selects(sel, i.Kernel, i.Lock, i.Image) }
+
+// selects tells whether a selector is of a kernel, or one of some digests.
+func selects(sel string, k kernels.Kernel, digests ...v1.Hash) bool {
+	for _, name := range []string{k.String(), k.Release} {
 		if ok, err := path.Match(sel, name); sel == name || (ok && err == nil) {
 			return true
 		}
 	}
-	for _, h := range []v1.Hash{i.Lock, i.Image} {
+	for _, h := range digests {
 		if h.Hex != "" && (sel == h.String() || sel == h.Hex) {
 			return true
 		}
@@ -225,7 +256,7 @@ func (i Info) selectedBy(sel string) bool {
 	return false
 }
 
-// exclusively runs fn while no root can be opened. What fn moves to the folder that it is given is removed afterwards, while
+// exclusively runs fn while no root or kernel can be opened. What fn moves to the folder that it is given is removed afterwards, while
 // others can go on.
 func (s *Store) exclusively(ctx context.Context, fn func(temp string) error) error {
 	temp, err := durable.NewTemp(s.path("tmp"))
@@ -243,7 +274,11 @@ func (s *Store) exclusively(ctx context.Context, fn func(temp string) error) err
 
 // inUse tells whether a root is open. The store's lock is held.
 func (s *Store) inUse(r cachedRoot) bool {
-	f, err := tryLock(s.path("roots", r.name+".lock"))
+	return isLocked(s.path("roots", r.name+".lock"))
+}
+
+func isLocked(name string) bool {
+	f, err := tryLock(name)
 	if err != nil {
 		return true
 	}
@@ -265,8 +300,8 @@ func (s *Store) forget(r cachedRoot) error {
 	return nil
 }
 
-// sweep moves what none of the roots needs to temp. The store's lock is held.
-func (s *Store) sweep(temp string, roots []cachedRoot, packages bool) error {
+// sweep moves what none of the roots and kernels needs to temp. The store's lock is held.
+func (s *Store) sweep(temp string, roots []cachedRoot, booted []cachedKernel, packages bool) error {
 	needed := map[string]bool{}
 	for _, r := range roots {
 		for _, key := range r.Layers {
@@ -276,9 +311,18 @@ func (s *Store) sweep(temp string, roots []cachedRoot, packages bool) error {
 			needed[p.Digest.Hex] = true
 		}
 	}
+	for _, k := range booted {
+		needed[k.key] = true
+		if k.size == 0 { // being made
+			for _, p := range k.Image.Packages {
+				needed[p.Digest.Hex] = true
+			}
+		}
+	}
 	folders := map[string]func(string) string{
-		"layers": func(name string) string { return name },
-		"packed": func(name string) string { return strings.TrimSuffix(name, "-"+packing) },
+		"layers":  func(name string) string { return name },
+		"kernels": func(name string) string { return strings.TrimSuffix(strings.TrimSuffix(name, ".lock"), ".json") },
+		"packed":  func(name string) string { return strings.TrimSuffix(name, "-"+packing) },
 	}
 	if packages {
 		folders["packages/sha256"] = func(name string) string { return name }
@@ -323,8 +367,9 @@ type GCOptions struct {
 	OlderThan time.Duration // roots not used for that long go; 0: none for its age
 }
 
-// GC removes roots that are too old, then the least recently used until the rest is small enough, and all packages, partial
-// downloads and layers that no remaining root needs. Roots in use stay. It returns how many bytes it removed.
+// GC removes roots and kernels that are too old, then the least recently used until the rest is small enough, and all packages, partial
+// downloads and layers that no remaining root needs; a kernel that is there needs none. What is in use stays. It returns how many bytes
+// it removed.
 func (s *Store) GC(ctx context.Context, o GCOptions) (int64, error) {
 	var before, after int64
 	err := s.exclusively(ctx, func(temp string) error {
@@ -332,13 +377,18 @@ func (s *Store) GC(ctx context.Context, o GCOptions) (int64, error) {
 		if err != nil {
 			return err
 		}
-		for _, file := range bad {
+		booted, badKernels, err := s.cachedKernels()
+		if err != nil {
+			return err
+		}
+		for _, file := range slices.Concat(bad, badKernels) {
 			if err := os.Remove(file); err != nil {
 				return err
 			}
 		}
 		before = s.usage()
 		var keep []cachedRoot
+		var keepKernels []cachedKernel
 		used := func(rs []cachedRoot) (n int64) {
 			seen := map[string]bool{}
 			for _, r := range rs {
@@ -353,32 +403,48 @@ func (s *Store) GC(ctx context.Context, o GCOptions) (int64, error) {
 					}
 				}
 			}
+			for _, k := range keepKernels {
+				n += k.size
+			}
 			return n
 		}
-		for _, r := range roots { // most recently used first
-			old := o.OlderThan > 0 && time.Since(r.used) > o.OlderThan
-			big := o.MaxSize > 0 && used(append(keep[:len(keep):len(keep)], r)) > o.MaxSize
-			if (!old && !big && s.complete(r)) || s.inUse(r) {
-				keep = append(keep, r)
+		stays := func(last time.Time, complete, inUse bool, size int64) bool {
+			old := o.OlderThan > 0 && time.Since(last) > o.OlderThan
+			big := o.MaxSize > 0 && size > o.MaxSize
+			return !old && !big && complete || inUse
+		}
+		for len(roots) > 0 || len(booted) > 0 { // most recently used first
+			if len(booted) == 0 || len(roots) > 0 && roots[0].used.After(booted[0].used) {
+				r := roots[0]
+				roots = roots[1:]
+				if stays(r.used, s.complete(r), s.inUse(r), used(append(keep[:len(keep):len(keep)], r))) {
+					keep = append(keep, r)
+				} else if err := s.forget(r); err != nil {
+					return err
+				}
 				continue
 			}
-			if err := s.forget(r); err != nil {
+			k := booted[0]
+			booted = booted[1:]
+			if stays(k.used, k.size > 0, s.kernelInUse(k), used(keep)+k.size) {
+				keepKernels = append(keepKernels, k)
+			} else if err := s.forgetKernel(k); err != nil {
 				return err
 			}
 		}
-		if err := s.sweep(temp, keep, true); err != nil {
+		if err := s.sweep(temp, keep, keepKernels, true); err != nil {
 			return err
 		}
 		after = s.usage()
 		return nil
 	})
 	if err != nil {
-		return 0, fmt.Errorf("clean header images: %w", err)
+		return 0, fmt.Errorf("clean images: %w", err)
 	}
 	return before - after, nil
 }
 
-// usage counts the bytes of packages and layers.
+// usage counts the bytes of packages, layers and kernels.
 func (s *Store) usage() (n int64) {
 	for _, d := range []string{"packages/sha256", "packages/sha512", "packages/partial"} {
 		entries, _ := os.ReadDir(s.path(d))
@@ -400,6 +466,12 @@ func (s *Store) usage() (n int64) {
 			n += p.Size
 		}
 	}
+	entries, _ = os.ReadDir(s.path("kernels"))
+	for _, e := range entries {
+		if rec, err := readKernelRecord(s.path("kernels", e.Name())); err == nil {
+			n += rec.Size
+		}
+	}
 	return n
 }
 
@@ -410,7 +482,7 @@ type Damage struct {
 	Removed bool // false when a build is using it, or it could not be removed
 }
 
-// Verify hashes every package and every layer, unpacked and packed, and removes what is damaged: it is made again when it is
+// Verify hashes every package, every layer, unpacked and packed, and every kernel, and removes what is damaged: it is made again when it is
 // next needed. It returns how many things it checked.
 func (s *Store) Verify(ctx context.Context) (checked int, damaged []Damage, err error) {
 	fail := func(err error) (int, []Damage, error) {
@@ -419,7 +491,7 @@ func (s *Store) Verify(ctx context.Context) (checked int, damaged []Damage, err 
 	found := func(elem []string, cause error, remove func() error) {
 		damaged = append(damaged, Damage{filepath.Join(elem...), cause, remove() == nil})
 	}
-	for _, kind := range []string{"packages/sha256", "packages/sha512", "packed", "layers", "roots"} {
+	for _, kind := range []string{"packages/sha256", "packages/sha512", "packed", "layers", "roots", "kernels"} {
 		entries, err := os.ReadDir(s.path(kind))
 		if err != nil {
 			return fail(err)
@@ -443,6 +515,20 @@ func (s *Store) Verify(ctx context.Context) (checked int, damaged []Damage, err 
 			case "layers":
 				cause = s.verifyLayer(ctx, e.Name())
 				remove = func() error { return s.dropLayer(ctx, e.Name()) }
+			case "kernels":
+				name, isEntry := strings.CutSuffix(e.Name(), ".json")
+				switch {
+				case strings.HasSuffix(e.Name(), ".lock"):
+					continue
+				case isEntry:
+					var k kernelEntry
+					if k, cause = readKernelEntry(file); cause == nil && kernelKey(k.Image) != name {
+						cause = errors.New("not the image that its name says")
+					}
+				default:
+					cause = s.verifyKernel(ctx, e.Name())
+					remove = func() error { return s.dropKernel(ctx, e.Name()) }
+				}
 			case "roots":
 				if !strings.HasSuffix(e.Name(), ".json") {
 					continue

@@ -274,7 +274,7 @@ func TestSecondKernelSharesTheToolchain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := full.Remove(t.Context(), lock.Kernel.Release); err == nil {
+	if _, _, err := full.Remove(t.Context(), lock.Kernel.Release); err == nil {
 		t.Error("a root in use was removed")
 	}
 	mustRoot(t, full, lock)

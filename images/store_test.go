@@ -351,17 +351,17 @@ func TestListAndRemove(t *testing.T) {
 		t.Errorf("List[1] = %+v; want %v, not packed", l, lock.Kernel)
 	}
 	for _, sel := range []string{"6.1.0-11-amd64", "debian/trixie:6.1.0-9-amd64", "sha256:00"} {
-		if _, err := s.Remove(ctx, second.Kernel.Release, sel); !errors.Is(err, kernels.ErrNotFound) || !strings.Contains(err.Error(), sel) {
+		if _, _, err := s.Remove(ctx, second.Kernel.Release, sel); !errors.Is(err, kernels.ErrNotFound) || !strings.Contains(err.Error(), sel) {
 			t.Errorf("Remove(%q) = %v; want ErrNotFound", sel, err)
 		}
 	}
-	if _, err := s.Remove(ctx, "6.1.0-*"); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), lock.Kernel.String()) {
+	if _, _, err := s.Remove(ctx, "6.1.0-*"); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), lock.Kernel.String()) {
 		t.Errorf("Remove of an open root = %v; want ErrInUse", err)
 	}
 	if list, _ := s.List(ctx); len(list) != 2 {
 		t.Errorf("a refused Remove left %d roots; want 2", len(list))
 	}
-	if gone, err := s.Remove(ctx, image); err != nil || len(gone) != 1 {
+	if gone, _, err := s.Remove(ctx, image); err != nil || len(gone) != 1 {
 		t.Fatalf("Remove = %v, %v", gone, err)
 	}
 	for i, dir := range r2.Layers() {
@@ -373,7 +373,7 @@ func TestListAndRemove(t *testing.T) {
 		t.Errorf("packed has %v; want the toolchain", left)
 	}
 	r1.Close()
-	if _, err := s.Remove(ctx, "debian/bookworm:6.1.0-9-amd64"); err != nil {
+	if _, _, err := s.Remove(ctx, "debian/bookworm:6.1.0-9-amd64"); err != nil {
 		t.Fatal(err)
 	}
 	for _, d := range []string{"layers", "packed", "roots", "tmp"} {
@@ -394,7 +394,7 @@ func TestRemoveRefusesWhatAnotherProcessUses(t *testing.T) {
 	inUse := false
 	for range 500 {
 		if list, _ := s.List(context.Background()); len(list) == 1 {
-			_, err := s.Remove(context.Background(), lock.Kernel.Release)
+			_, _, err := s.Remove(context.Background(), lock.Kernel.Release)
 			inUse = errors.Is(err, ErrInUse)
 			break
 		}
@@ -405,7 +405,7 @@ func TestRemoveRefusesWhatAnotherProcessUses(t *testing.T) {
 	}
 	cmd.Process.Kill()
 	cmd.Wait()
-	if _, err := s.Remove(context.Background(), lock.Kernel.Release); err != nil {
+	if _, _, err := s.Remove(context.Background(), lock.Kernel.Release); err != nil {
 		t.Errorf("Remove after the process died = %v", err)
 	}
 }
@@ -570,7 +570,7 @@ func TestListWhileAnotherRemoves(t *testing.T) {
 		}
 		mustImage(t, r)
 		r.Close()
-		if _, err := s.Remove(ctx, lock.Kernel.String()); err != nil {
+		if _, _, err := s.Remove(ctx, lock.Kernel.String()); err != nil {
 			t.Fatal(err)
 		}
 	}

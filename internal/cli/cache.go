@@ -21,7 +21,7 @@ func (a *app) cacheCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "cache COMMAND",
 		Short:   "Look after the cache of built modules",
-		Long:    "Lists, checks and cleans the cache of built modules, packages and header images." + exitStatus("0  done", "1  see the commands"),
+		Long:    "Lists, checks and cleans the cache of built modules, packages, header images and kernels." + exitStatus("0  done", "1  see the commands"),
 		Example: "  godkms-hermetic cache verify\n  godkms-hermetic cache gc --older-than 30d",
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
@@ -30,8 +30,8 @@ func (a *app) cacheCommand() *cobra.Command {
 	gc := &cobra.Command{
 		Use:   "gc [--max-size SIZE] [--older-than AGE]",
 		Short: "Remove what is not needed, or old",
-		Long: `Removes built modules, packages and header images that were not used for a time, then the least recently used until the rest
-fits: header images first, which can be had again, built modules last. Without flags it removes only what nothing refers to.` + exitStatus(
+		Long: `Removes built modules, packages, header images and kernels that were not used for a time, then the least recently used until the
+rest fits: built modules last, for the others can be had again. Without flags it removes only what nothing refers to.` + exitStatus(
 			"0  done", "1  the command line is wrong, or the cache can't be changed"),
 		Example: "  godkms-hermetic cache gc --max-size 2G --older-than 30d",
 		Args:    cobra.NoArgs,
@@ -51,7 +51,7 @@ fits: header images first, which can be had again, built modules last. Without f
 	}, &cobra.Command{
 		Use:   "verify",
 		Short: "Hash everything in the cache again",
-		Long: `Hashes every built module, package and header image in the cache again. What is damaged is named and removed; it will be
+		Long: `Hashes every built module, package, header image and kernel in the cache again. What is damaged is named and removed; it will be
 built or downloaded again when it is needed.` + exitStatus("0  everything is whole", "1  something was damaged, or the cache can't be read"),
 		Example: "  godkms-hermetic cache verify",
 		Args:    cobra.NoArgs,
@@ -203,7 +203,7 @@ func (a *app) runCacheGC(ctx context.Context, size, age string) error {
 		}
 		left = max(left, 1) // 0 would be no bound
 	}
-	had, err := store.List(ctx)
+	had, hadKernels, err := counts(ctx, store)
 	if err != nil {
 		return err
 	}
@@ -211,20 +211,32 @@ func (a *app) runCacheGC(ctx context.Context, size, age string) error {
 	if err != nil {
 		return err
 	}
-	have, err := store.List(ctx)
+	have, haveKernels, err := counts(ctx, store)
 	if err != nil {
 		return err
 	}
-	removed := len(had) - len(have)
+	removed, removedKernels := had-have, hadKernels-haveKernels
 	if a.json() {
 		return ui.WriteJSON(a.stdout, struct {
 			Results int   `json:"results"` // that were removed
 			Images  int   `json:"images"`  // header images that were removed
+			Kernels int   `json:"kernels"` // kernels that were removed
 			Freed   int64 `json:"freed"`   // bytes
-		}{r.Entries, removed, r.Freed + freed})
+		}{r.Entries, removed, removedKernels, r.Freed + freed})
 	}
-	_, err = fmt.Fprintf(a.stdout, "removed %d results and %d header images; freed %s\n", r.Entries, removed, bytesText(r.Freed+freed))
+	_, err = fmt.Fprintf(a.stdout, "removed %d results, %d header images and %d kernels; freed %s\n", r.Entries, removed, removedKernels,
+		bytesText(r.Freed+freed))
 	return err
+}
+
+// counts says how many header images and kernels there are.
+func counts(ctx context.Context, store *images.Store) (headers, booted int, err error) {
+	list, err := store.List(ctx)
+	if err != nil {
+		return 0, 0, err
+	}
+	more, err := store.Kernels()
+	return len(list), len(more), err
 }
 
 // parseSize reads "500M", "2G", "1048576": powers of 1024. Nothing is 0, no limit.

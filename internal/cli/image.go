@@ -115,17 +115,18 @@ was cut off goes on where it was. Prints the kernel, the image's digest and its 
 		ValidArgsFunction: kernelThen(a, cobra.ShellCompDirectiveNoFileComp),
 	}
 	cmd.AddCommand(extra(build), extra(export), extra(push), extra(pull), &cobra.Command{
-		Use:     "ls",
-		Short:   "List the header images of this machine",
-		Long:    "Lists the header images in the cache, last used first, and from where those come that were pulled." + exitStatus("0  the list was printed", "1  the cache can't be read"),
+		Use:   "ls",
+		Short: "List the header images of this machine",
+		Long: `Lists the header images in the cache, last used first, and from where those come that were pulled; then the kernels themselves
+that are kept for tests, with the digest of what boots.` + exitStatus("0  the list was printed", "1  the cache can't be read"),
 		Example: "  godkms-hermetic image ls --format json",
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return a.runImageList(cmd.Context()) },
 	}, &cobra.Command{
 		Use:   "rm KERNEL|DIGEST...",
 		Short: "Remove header images",
-		Long: `Removes header images, and the layers that no other image needs. A KERNEL is written as 'image ls' prints it; a DIGEST is that of
-the image or of its lock. Packages stay until 'cache gc'.` + exitStatus("0  all were removed", "1  there is no such image, or it is in use"),
+		Long: `Removes header images, with the layers that no other image needs, and the kernels themselves that were kept for tests. A KERNEL is
+written as 'image ls' prints it; a DIGEST is that of the image or of its lock. Packages stay until 'cache gc'.` + exitStatus("0  all were removed", "1  there is no such image, or it is in use"),
 		Example: "  godkms-hermetic image rm debian/bookworm:6.1.0-56-amd64",
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -133,12 +134,15 @@ the image or of its lock. Packages stay until 'cache gc'.` + exitStatus("0  all 
 			if err != nil {
 				return err
 			}
-			removed, err := store.Remove(cmd.Context(), args...)
+			removed, booted, err := store.Remove(cmd.Context(), args...)
 			if err != nil {
 				return err
 			}
 			for _, i := range removed {
 				a.board.Print(fmt.Sprintf("removed the header image of %s", i.Kernel))
+			}
+			for _, i := range booted {
+				a.board.Print(fmt.Sprintf("removed the kernel %s itself", i.Kernel))
 			}
 			return nil
 		},
@@ -528,10 +532,25 @@ func (a *app) runImageList(ctx context.Context) error {
 		}
 		rows = append(rows, r)
 	}
+	booted, err := store.Kernels()
+	if err != nil {
+		return err
+	}
+	type kernelRow struct {
+		Kernel   string    `json:"kernel"`
+		Digest   string    `json:"digest"` // of what boots
+		Size     int64     `json:"size"`   // with its modules
+		LastUsed time.Time `json:"last_used"`
+	}
+	kernelRows := []kernelRow{}
+	for _, k := range booted {
+		kernelRows = append(kernelRows, kernelRow{k.Kernel.String(), k.Boot.String(), k.Size, k.Used})
+	}
 	if a.json() {
 		return ui.WriteJSON(a.stdout, struct {
-			Images []row `json:"images"`
-		}{rows})
+			Images  []row       `json:"images"`
+			Kernels []kernelRow `json:"kernels"`
+		}{rows, kernelRows})
 	}
 	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
 	for _, r := range rows {
@@ -544,6 +563,9 @@ func (a *app) runImageList(ctx context.Context) error {
 			fmt.Fprintf(w, "\tfrom %s", ui.Clean(r.From))
 		}
 		fmt.Fprintln(w)
+	}
+	for _, k := range kernelRows {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\tthe kernel itself\n", k.Kernel, k.Digest, bytesText(k.Size), k.LastUsed.Format(time.DateOnly))
 	}
 	return w.Flush()
 }

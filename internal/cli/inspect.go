@@ -13,6 +13,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/spf13/cobra"
 
+	"github.com/godkms-hermetic/godkms-hermetic/builder"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/registry"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
@@ -206,10 +207,11 @@ type inspectedExtra struct {
 }
 
 type inspectedAttached struct {
-	Log     int           `json:"log"`     // bytes; 0: there is none
-	Symvers int           `json:"symvers"` // bytes; 0: there is none
-	Lock    *kernels.Lock `json:"lock"`
-	Tests   []testRecord  `json:"tests"` // the newest first
+	Log     int             `json:"log"`     // bytes; 0: there is none
+	Symvers int             `json:"symvers"` // bytes; 0: there is none
+	Lock    *kernels.Lock   `json:"lock"`
+	Inputs  *builder.Inputs `json:"inputs"`
+	Tests   []testRecord    `json:"tests"` // the newest first
 }
 
 func (a *app) runInspect(ctx context.Context, text string, list []string, arch string, log bool) error {
@@ -308,6 +310,13 @@ func inspection(repo *registry.Repo, e artifact.Entry, m artifact.Meta, files []
 		}
 		out.Attachments.Lock = &l
 	}
+	if attached.Inputs != nil {
+		in, err := builder.ReadInputs(attached.Inputs)
+		if err != nil {
+			return out, fmt.Errorf("the attached inputs: %w", err)
+		}
+		out.Attachments.Inputs = &in
+	}
 	out.Attachments.Tests = append([]testRecord{}, attachedTests(e.Digest, attached)...)
 	return out, nil
 }
@@ -347,6 +356,9 @@ func (i inspected) text() string {
 	}
 	if l := i.Attachments.Lock; l != nil {
 		line("attached", fmt.Sprintf("lock of %d packages; --format json has it", len(l.Toolchain)+len(l.Headers)))
+	}
+	if in := i.Attachments.Inputs; in != nil {
+		line("attached", fmt.Sprintf("%d overrides, %d directives and %d modules of BUILD_DEPENDS; --format json has them", len(in.Overrides), len(in.Directives), len(in.Depends)))
 	}
 	if n := i.Attachments.Symvers; n > 0 {
 		line("attached", "Module.symvers, "+bytesText(int64(n)))

@@ -340,13 +340,23 @@ func (r *buildRun) jobOf(ctx context.Context, rec record, src string, exclude []
 	if job.Source, err = r.recordedSource(ctx, src, m, exclude); err != nil {
 		return job, err
 	}
-	inputs := builder.Inputs{}
+	inputs, conf := builder.Inputs{}, confInput{overrides: map[string][]byte{}}
 	if rec.Inputs != nil {
 		if inputs, err = builder.ReadInputs(rec.Inputs); err != nil {
 			return job, err
 		}
-		job.Overrides, job.Directives = inputs.Overrides, inputs.Directives
+		for _, o := range inputs.Overrides {
+			conf.overrides[o.Name], err = o.Text, cmp.Or(err, dkms.CheckOverride(o))
+		}
+		for _, d := range inputs.Directives {
+			err = cmp.Or(err, dkms.CheckDirective(d))
+		}
+		if err != nil {
+			return job, fmt.Errorf("the recorded inputs of %s: %w", name, err)
+		}
+		conf.directives = inputs.Directives
 	}
+	job = conf.of(job.Source, job.Lock)
 	for _, d := range inputs.Depends {
 		dep, err := r.dependency(ctx, d)
 		if err != nil {
@@ -412,6 +422,9 @@ func (r *buildRun) dependency(ctx context.Context, text string) (d builder.Depen
 	}
 	if err == nil {
 		d.Result, err = resultOf(e)
+	}
+	if err == nil && (d.Result.Meta.Module != f[0] || d.Result.Meta.Version != f[1]) {
+		err = fmt.Errorf("BUILD_DEPENDS %q: the cache has %s/%s for %s", f[0], d.Result.Meta.Module, d.Result.Meta.Version, key)
 	}
 	if err != nil {
 		return d, err

@@ -115,8 +115,8 @@ was cut off goes on where it was. Prints the kernel, the image's digest and its 
 		ValidArgsFunction: kernelThen(a, cobra.ShellCompDirectiveNoFileComp),
 	}
 	cmd.AddCommand(extra(build), extra(export), extra(push), extra(pull), &cobra.Command{
-		Use:     "ls",
-		Short:   "List the header images of this machine",
+		Use:   "ls",
+		Short: "List the header images of this machine",
 		Long: `Lists the header images in the cache, last used first, and from where those come that were pulled; then the kernels themselves
 that are kept for tests, with the digest of what boots.` + exitStatus("0  the list was printed", "1  the cache can't be read"),
 		Example: "  godkms-hermetic image ls --format json",

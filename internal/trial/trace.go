@@ -28,7 +28,7 @@ var (
 
 	// warned begins what is printed of something wrong that the kernel survives: kernel/panic.c, kernel/locking/lockdep.c (INFO: until 4.14),
 	// kernel/sched/core.c, mm/slab_common.c, mm/slub.c, mm/kasan/report.c, lib/ubsan.c, fs/sysfs/dir.c, kernel/irq/spurious.c, kernel/module/main.c.
-	warned = regexp.MustCompile(`^(WARNING: CPU: \d+ PID: \d+ |WARNING: \S+:\d+ at |` +
+	warned = regexp.MustCompile(`^(WARNING: CPU: \d+ PID: \d+ |WARNING: \S+:\d+ at |WARNING: at \S+\+0x|` +
 		`(\[ )?(WARNING|INFO|BUG): (possible (recursive locking|circular locking|irq lock inversion|\S+ deadlock)|(inconsistent lock state|suspicious RCU usage|` +
 		`bad unlock balance|bad contention|held lock freed|Nested lock was not taken|lock held (when|at)|Invalid wait context|.*-safe -> .*-unsafe lock order|` +
 		`trying to register non-static key))|WARNING: inconsistent lock state|` +

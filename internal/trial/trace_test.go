@@ -71,7 +71,7 @@ func TestTrace(t *testing.T) {
 
 func TestWarnings(t *testing.T) {
 	for _, text := range []string{
-		"WARNING: CPU: 0 PID: 1 at /x/bad.c:35 act+0x194/0x573 [bad]", "WARNING: drivers/x.c:12 at f+0x1/0x2 [x], CPU#0: init/80",
+		"WARNING: CPU: 0 PID: 1 at /x/bad.c:35 act+0x194/0x573 [bad]", "WARNING: drivers/x.c:12 at f+0x1/0x2 [x], CPU#0: init/80", "WARNING: at f+0x1/0x2, CPU#0: init/80",
 		"WARNING: possible recursive locking detected", "WARNING: inconsistent lock state", "WARNING: suspicious RCU usage",
 		"WARNING: possible irq lock inversion dependency detected", "WARNING: HARDIRQ-safe -> HARDIRQ-unsafe lock order detected",
 		"[ BUG: Invalid wait context ]", "[ INFO: suspicious RCU usage. ]", "INFO: trying to register non-static key.",

@@ -93,7 +93,7 @@ for qemu without it. With --verbose the rest has all that the kernel said. With 
 				return err
 			}
 			for _, name := range ofSources {
-				if kind != testsSources && kind != testsHost && cmd.Flags().Changed(name) {
+				if kind != testsSources && (kind != testsHost || name == "lock" || name == "depends") && cmd.Flags().Changed(name) {
 					return fmt.Errorf("--%s is for sources, and %q is none", name, args[0])
 				}
 			}

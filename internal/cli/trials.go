@@ -389,8 +389,10 @@ func (t *trials) outcome(ctx context.Context, s subject, line *ui.Line) (got tri
 		return got, false, &exitError{code: lockCode(err), err: err}
 	}
 	r := testRecord{Artifact: s.digest, Kernel: s.kernel.String(), Packages: img.Digest(), Options: t.with()}
-	if got, again = t.before(ctx, s, r); again && t.reuse {
-		return got, true, nil
+	if t.reuse {
+		if got, again = t.before(ctx, s, r); again {
+			return got, true, nil
+		}
 	}
 	if got, err = t.run(ctx, s, img, line); err != nil {
 		return got, false, err
@@ -568,7 +570,7 @@ func runsAlone(program []byte, arch string) error {
 	return nil
 }
 
-// read reads modules, sorted by name. Together they have at most half of a machine's memory, where they are twice at first.
+// read reads modules. Together they have at most a quarter of a machine's memory, where they are twice at first.
 func (t *trials) read(files []artifact.File) ([]loadable, error) {
 	left := t.memory / 4
 	var out []loadable

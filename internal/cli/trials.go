@@ -81,6 +81,8 @@ type trials struct {
 	headers func(context.Context, kernels.Lock, images.Progress) (*images.Root, error)
 	signer  *kmod.Signer // of --signature; nil: a new key's
 
+	slots chan struct{} // bound what is prepared: one more than the machines that run
+
 	mu       sync.Mutex
 	host     *qemu.Host
 	programs map[string]qemu.Program // by architecture
@@ -89,7 +91,8 @@ type trials struct {
 
 // newTrials checks the options and reads the script. What else is needed is for the caller to set.
 func (a *app) newTrials(o trialOptions) (*trials, error) {
-	t := &trials{app: a, options: o, memory: defaultMachine, programs: map[string]qemu.Program{}, inits: map[string][]byte{}}
+	t := &trials{app: a, options: o, memory: defaultMachine, programs: map[string]qemu.Program{}, inits: map[string][]byte{},
+		slots: make(chan struct{}, runtime.GOMAXPROCS(0)+1)}
 	if o.timeout < time.Second {
 		return nil, fmt.Errorf("--timeout is %s: it must be a second or more", o.timeout)
 	}
@@ -418,6 +421,12 @@ func (t *trials) with() testedWith {
 var stepPhases = map[string]string{"need": "load", "again": "unload", "enforce": "signatures", "sign": "signatures", "settle": "unload"}
 
 func (t *trials) run(ctx context.Context, s subject, img kernels.Image, line *ui.Line) (got trial.Result, err error) {
+	select {
+	case t.slots <- struct{}{}:
+		defer func() { <-t.slots }()
+	case <-ctx.Done():
+		return got, context.Cause(ctx)
+	}
 	program, err := t.program(ctx, s.kernel.Arch)
 	if err != nil {
 		return got, err

@@ -62,13 +62,13 @@ lint: ## gofmt, go vet, staticcheck
 	go vet ./...
 	go run $(STATICCHECK) ./...
 
-bench: build bench-packages ## every figure of speed, beside bare make, dkms, crane …: a table, out/bench.json and .svg; takes 20 minutes and 8 GB in .cache
+bench: build bench-packages ## every figure of speed, beside bare make, dkms, crane …: a table, out/bench.json and .svg; takes 15 minutes and 12 GB in .cache
 	go run ./scripts/bench -cache .cache/bench -baseline docs/bench.json -json out/bench.json $(BENCH_FLAGS)
 
 bench-quick: build bench-packages ## the rows of bench that take little time, three times each: out/bench-quick.json; takes under 3 minutes
 	go run ./scripts/bench -cache .cache/bench -baseline docs/bench.json -json out/bench-quick.json -quick -runs 3 $(BENCH_FLAGS)
 
-bench-baseline: ## makes the last bench the one that later ones are held against: docs/bench.json, docs/bench.svg
+bench-baseline: ## makes the last bench the one that later ones are held against: docs/bench.json and .svg
 	go run ./scripts/bench -json out/bench.json -baseline docs/bench.json -accept
 
 compare-dkms: build test-packages ## runs dkms and this over every *-dkms package of Debian 12: a table, and out/compare-dkms.json; takes an hour

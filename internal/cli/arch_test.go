@@ -117,6 +117,7 @@ func archHeaders(t *testing.T, name, version, release, compression string) distr
 // Modules are built on an Arch mirror's packages, for kernels of today and of a dated folder of its archive. What isn't signed, or was
 // altered, or cut off, comes to nothing.
 func TestArch(t *testing.T) {
+	t.Parallel()
 	if kernels.HostArch() != "amd64" {
 		need.Skip(t, "the packages are amd64's")
 	}

@@ -351,7 +351,7 @@ func (a *app) newRun(o buildOptions) (*buildRun, error) {
 		if r.trials, err = a.newTrials(*o.trial); err != nil {
 			return nil, err
 		}
-		r.trials.image, r.trials.kernel, r.trials.reuse = r.image, r.kernel, true
+		r.trials.image, r.trials.kernel, r.trials.headers, r.trials.reuse = r.image, r.kernel, r.headersRoot, true
 	}
 	r.headers.remote = remote
 	r.engine = engineOf{name: o.engine, note: a.board.Print}
@@ -444,7 +444,15 @@ func (r *buildRun) kernel(ctx context.Context, img kernels.Image, progress image
 	return store.Kernel(ctx, img, progress)
 }
 
-func (r *buildRun) root(ctx context.Context, l kernels.Lock, progress func(phase string, done, total int64)) (builder.Root, error) {
+func (r *buildRun) root(ctx context.Context, l kernels.Lock, progress images.Progress) (builder.Root, error) {
+	root, err := r.headersRoot(ctx, l, progress)
+	if err != nil {
+		return nil, err
+	}
+	return root, nil
+}
+
+func (r *buildRun) headersRoot(ctx context.Context, l kernels.Lock, progress images.Progress) (*images.Root, error) {
 	store, err := r.images()
 	if err != nil {
 		return nil, err

@@ -36,6 +36,7 @@ import (
 // that clang 14 and lld 14 give, becomes another package, in a repository that has nothing else and a key of its own. The rest is
 // real: the other indexes and their signatures, the packages of clang, lld and LLVM, and the build.
 func TestKernelBuiltByClang(t *testing.T) {
+	t.Parallel()
 	if kernels.HostArch() != "amd64" {
 		need.Skip(t, "the packages are amd64's")
 	}

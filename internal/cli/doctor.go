@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/godkms-hermetic/godkms-hermetic/builder"
 	"github.com/godkms-hermetic/godkms-hermetic/builder/docker"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/qemu"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels/repo"
 )
@@ -56,6 +58,7 @@ func (a *app) runDoctor(ctx context.Context) error {
 		run        func(context.Context) []ui.Check
 	}{
 		{"engines", ui.CheckFail, func(ctx context.Context) []ui.Check { return checkMachine(ctx, "/") }},
+		{"qemu", ui.CheckWarn, a.checkQEMU},
 		{"cache", ui.CheckFail, func(context.Context) []ui.Check { return []ui.Check{a.checkCache()} }},
 		{"configuration", ui.CheckFail, func(context.Context) []ui.Check {
 			defer close(configured)
@@ -269,6 +272,36 @@ func checkKernel(root string, uid int, works bool) []ui.Check {
 		out = append(out, ok("seccomp", "filters work; one is on this program, as in a container"))
 	default:
 		out = append(out, ok("seccomp", "filters work"))
+	}
+	return out
+}
+
+// checkQEMU looks for what tests of modules need: the qemu of this machine's own architecture, and others if they are there.
+func (a *app) checkQEMU(ctx context.Context) []ui.Check {
+	dir, err := a.dir(machineDir)
+	if err != nil {
+		return nil // the cache's check says so
+	}
+	host := qemu.NewHost(dir)
+	var out []ui.Check
+	for _, arch := range qemu.Architectures() {
+		p, err := host.Find(ctx, arch)
+		missing := (*qemu.MissingError)(nil)
+		switch {
+		case errors.As(err, &missing) && arch != runtime.GOARCH:
+		case missing != nil:
+			out = append(out, ui.Check{Name: "qemu " + arch, Status: ui.CheckWarn, Detail: missing.Program + " is not on PATH: modules can be built, and not tested",
+				Hint: "install " + missing.Package})
+		case err != nil:
+			out = append(out, ui.Check{Name: "qemu " + arch, Status: ui.CheckWarn, Detail: err.Error(), Hint: "install it anew"})
+		default:
+			with := map[string]string{
+				"":    "KVM not tried yet",
+				"kvm": "KVM works",
+				"tcg": "without KVM: it emulates",
+			}[p.Accelerator()]
+			out = append(out, ok("qemu "+arch, "%s, version %s, %s", p.Path, p.Version, with))
+		}
 	}
 	return out
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -94,6 +95,15 @@ func TestDoctorDoesNotHang(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Modules can be built without a qemu.
+func TestDoctorWithoutQEMU(t *testing.T) {
+	t.Parallel()
+	found, code := doctor(t, []string{"PATH=/nonexistent"}, "--offline")
+	if got := found["qemu "+runtime.GOARCH]; code != 0 || got.Status != ui.CheckWarn || !strings.Contains(got.Detail, "not on PATH") || !strings.Contains(got.Hint, "install qemu-") {
+		t.Errorf("exit code %d, %+v", code, got)
 	}
 }
 

@@ -30,6 +30,7 @@ import (
 
 // A kernel that the mirror has no more is built for with its header image of a registry, and comes to the same artifact.
 func TestKernelThatIsGone(t *testing.T) {
+	t.Parallel()
 	if err := (sandbox.Engine{}).Check(t.Context()); err != nil {
 		need.Skip(t, "no sandbox: %v", err)
 	}

@@ -19,6 +19,7 @@ import (
 // A new kernel on a Debian host gets the modules when apt installs it, and loses them when apt removes it. One that doesn't compile
 // leaves dpkg configured, and the reason where it's looked for.
 func TestKernelUpgrade(t *testing.T) {
+	t.Parallel()
 	exe, err := exec.LookPath("godkms-hermetic")
 	if err != nil {
 		t.Fatal(err)

@@ -69,6 +69,7 @@ func makeHost(dir, trees string, list []string) error {
 // The recipe that users of dkms know works word for word, on a Debian with the newest kernel's modules and without a compiler or headers:
 // with its source in /usr/src, in both spellings, and prebuilt from a directory and from a registry.
 func TestRecipe(t *testing.T) {
+	t.Parallel()
 	exe, err := exec.LookPath("godkms-hermetic")
 	if err != nil {
 		t.Fatal(err)

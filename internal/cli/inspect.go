@@ -13,6 +13,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/spf13/cobra"
 
+	"github.com/godkms-hermetic/godkms-hermetic/builder"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/registry"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/ui"
@@ -23,9 +24,9 @@ func (a *app) listCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "list REF",
 		Short: "List the prebuilt modules in a registry",
-		Long: `Lists the modules in a repository: module and version, kernel, size of the layer, when it was pushed, the verdict of its last
-test, and digest. REF is a repository, as registry.example/modules/hello, or a directory in OCI's layout, as oci:DIR; with a
-version behind it, as :1.0, only that one is listed.` + exitStatus(
+		Long: `Lists the modules in a repository: module and version, kernel, size of the layer, when it was pushed, digest, and the verdict of
+the last test, if there was one. REF is a repository, as registry.example/modules/hello, or a directory in OCI's layout, as
+oci:DIR; with a version behind it, as :1.0, only that one is listed.` + exitStatus(
 			"  0  the list was printed; it may be empty",
 			"  1  the command line is wrong",
 			" 22  the registry can't be reached, refuses, or has something that was altered",
@@ -98,7 +99,7 @@ func (a *app) runList(ctx context.Context, text string) error {
 		if date == "" {
 			date = "-"
 		}
-		fmt.Fprintf(w, "%s/%s\t%s\t%s\t%s\t%s\t%s\n", ui.Clean(r.Module), ui.Clean(r.Version), ui.Clean(r.Kernel), bytesText(r.Size), date, r.Test.verdict(), r.Digest)
+		fmt.Fprintf(w, "%s/%s\t%s\t%s\t%s\t%s%s\n", ui.Clean(r.Module), ui.Clean(r.Version), ui.Clean(r.Kernel), bytesText(r.Size), date, r.Digest, r.Test.column())
 	}
 	return w.Flush()
 }
@@ -120,12 +121,12 @@ func listTest(t artifact.Test) *listedTest {
 	return &listedTest{t.Verdict, t.Tested.UTC().Format(time.RFC3339), t.Image.String(), t.QEMU, t.Accel}
 }
 
-// verdict is one for people.
-func (t *listedTest) verdict() string {
+// column is the last one of a list for people. There is none without a test.
+func (t *listedTest) column() string {
 	if t == nil {
-		return "-"
+		return ""
 	}
-	return ui.Clean(t.Verdict)
+	return "\t" + ui.Clean(t.Verdict)
 }
 
 func (a *app) inspectCommand() *cobra.Command {
@@ -206,10 +207,11 @@ type inspectedExtra struct {
 }
 
 type inspectedAttached struct {
-	Log     int           `json:"log"`     // bytes; 0: there is none
-	Symvers int           `json:"symvers"` // bytes; 0: there is none
-	Lock    *kernels.Lock `json:"lock"`
-	Tests   []testRecord  `json:"tests"` // the newest first
+	Log     int             `json:"log"`     // bytes; 0: there is none
+	Symvers int             `json:"symvers"` // bytes; 0: there is none
+	Lock    *kernels.Lock   `json:"lock"`
+	Inputs  *builder.Inputs `json:"inputs"`
+	Tests   []testRecord    `json:"tests"` // the newest first
 }
 
 func (a *app) runInspect(ctx context.Context, text string, list []string, arch string, log bool) error {
@@ -308,6 +310,13 @@ func inspection(repo *registry.Repo, e artifact.Entry, m artifact.Meta, files []
 		}
 		out.Attachments.Lock = &l
 	}
+	if attached.Inputs != nil {
+		in, err := builder.ReadInputs(attached.Inputs)
+		if err != nil {
+			return out, fmt.Errorf("the attached inputs: %w", err)
+		}
+		out.Attachments.Inputs = &in
+	}
 	out.Attachments.Tests = append([]testRecord{}, attachedTests(e.Digest, attached)...)
 	return out, nil
 }
@@ -347,6 +356,9 @@ func (i inspected) text() string {
 	}
 	if l := i.Attachments.Lock; l != nil {
 		line("attached", fmt.Sprintf("lock of %d packages; --format json has it", len(l.Toolchain)+len(l.Headers)))
+	}
+	if in := i.Attachments.Inputs; in != nil {
+		line("attached", fmt.Sprintf("%d overrides, %d directives and %d modules of BUILD_DEPENDS; --format json has them", len(in.Overrides), len(in.Directives), len(in.Depends)))
 	}
 	if n := i.Attachments.Symvers; n > 0 {
 		line("attached", "Module.symvers, "+bytesText(int64(n)))

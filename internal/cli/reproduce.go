@@ -340,13 +340,23 @@ func (r *buildRun) jobOf(ctx context.Context, rec record, src string, exclude []
 	if job.Source, err = r.recordedSource(ctx, src, m, exclude); err != nil {
 		return job, err
 	}
-	inputs := builder.Inputs{}
+	inputs, conf := builder.Inputs{}, confInput{overrides: map[string][]byte{}}
 	if rec.Inputs != nil {
 		if inputs, err = builder.ReadInputs(rec.Inputs); err != nil {
 			return job, err
 		}
-		job.Overrides, job.Directives = inputs.Overrides, inputs.Directives
+		for _, o := range inputs.Overrides {
+			conf.overrides[o.Name], err = o.Text, cmp.Or(err, dkms.CheckOverride(o))
+		}
+		for _, d := range inputs.Directives {
+			err = cmp.Or(err, dkms.CheckDirective(d))
+		}
+		if err != nil {
+			return job, fmt.Errorf("the recorded inputs of %s: %w", name, err)
+		}
+		conf.directives = inputs.Directives
 	}
+	job = conf.of(job.Source, job.Lock)
 	for _, d := range inputs.Depends {
 		dep, err := r.dependency(ctx, d)
 		if err != nil {
@@ -413,6 +423,9 @@ func (r *buildRun) dependency(ctx context.Context, text string) (d builder.Depen
 	if err == nil {
 		d.Result, err = resultOf(e)
 	}
+	if err == nil && (d.Result.Meta.Module != f[0] || d.Result.Meta.Version != f[1]) {
+		err = fmt.Errorf("BUILD_DEPENDS %q: the cache has %s/%s for %s", f[0], d.Result.Meta.Module, d.Result.Meta.Version, key)
+	}
 	if err != nil {
 		return d, err
 	}
@@ -460,7 +473,11 @@ func (r *buildRun) urlsOf(ctx context.Context, l kernels.Lock) (map[v1.Hash]kern
 	for _, p := range slices.Concat(l.Toolchain, l.Headers) {
 		extra.Depends = append(extra.Depends, p.Name) // what isn't there any more is left out
 	}
-	now, err := r.distros[l.Kernel.Distro].Lock(ctx, l.Kernel, extra)
+	p, ok := r.distros[l.Kernel.Distro]
+	if !ok {
+		return nil, fmt.Errorf("there are no packages of %q: %w", l.Kernel.Distro, kernels.ErrNotFound)
+	}
+	now, err := p.Lock(ctx, l.Kernel, extra)
 	if err != nil {
 		return nil, err
 	}
@@ -493,8 +510,9 @@ func (r *buildRun) vary(ctx context.Context, rec record, engine string) (varied,
 	clock := "an unknown time"
 	if !rec.created.IsZero() {
 		clock = rec.created.UTC().Format(time.RFC3339)
-		select { // a clock of whole seconds is another one then
-		case <-time.After(time.Until(rec.created.Truncate(time.Second).Add(time.Second))):
+		next := time.Until(rec.created.Truncate(time.Second).Add(time.Second))
+		select { // until a clock of whole seconds has gone on
+		case <-time.After(min(next, time.Second)):
 		case <-ctx.Done():
 			return nil, nil, context.Cause(ctx)
 		}
@@ -510,8 +528,8 @@ func (r *buildRun) vary(ctx context.Context, rec record, engine string) (varied,
 	return varied, same, nil
 }
 
-// otherEngine sets the run's engine: that which was asked for, else another one than builds usually have here, if one works. why is the reason
-// why it's the same.
+// otherEngine sets the run's engine: that which was asked for, else another one than builds usually have here, if one works. why says why
+// it's the same.
 func (r *buildRun) otherEngine(ctx context.Context, asked string) (name, usual, why string, err error) {
 	usual = "sandbox"
 	if refused := checkSandbox(ctx); refused != nil {

@@ -83,6 +83,7 @@ var onlyDebian = sync.OnceValue(func() map[string]string {
 //	fresh NAME [KERNEL ...]  makes the cache folder $WORK/NAME: it has the indexes and packages of the other tests, and the unpacked
 //	                         header images of these kernels, which are among $K61, $K612 and $TRIXIE, and no results; with
 //	                         -packed before the kernels, the images are packed as well
+//	bootable NAME KERNEL     gives the cache folder $WORK/NAME the kernel itself, in the form that boots
 //	host NAME KERNEL ...     makes the root of a host, $WORK/NAME, with a few modules of each of these kernels, which are among $K61 and $K612,
 //	                         and the sources hello-1.0 and importer-3 in /usr/src
 //	fetch PACKAGE            downloads a Debian package to $WORK/PACKAGE.deb
@@ -101,6 +102,7 @@ var onlyDebian = sync.OnceValue(func() map[string]string {
 // their releases. The condition stale-sid holds where the mirror's index of sid is past its Valid-Until, root for
 // root. $LATEST is what trixie:latest stands for. $TREES has the module sources.
 func TestScripts(t *testing.T) {
+	t.Parallel()
 	shared := sharedCache(t)
 	exe, err := exec.LookPath("godkms-hermetic")
 	if err != nil {
@@ -172,6 +174,11 @@ func TestScripts(t *testing.T) {
 					ts.Check(exec.Command("cp", "-al", filepath.Join(shared, "images", name), to).Run())
 				}
 			},
+			"bootable": func(ts *testscript.TestScript, _ bool, args []string) {
+				ts.Check(bootable(shared, args[1]))
+				to := ts.MkAbs(filepath.Join(args[0], "images"))
+				ts.Check(exec.Command("cp", "-alf", filepath.Join(shared, "images/kernels"), to).Run())
+			},
 			"host": func(ts *testscript.TestScript, _ bool, args []string) {
 				ts.Check(makeHost(ts.MkAbs(args[0]), filepath.Join(repository, "testdata"), args[1:]))
 			},
@@ -242,6 +249,35 @@ func TestScripts(t *testing.T) {
 			},
 		},
 	})
+}
+
+// bootable has a cache keep a kernel in the form that boots.
+func bootable(cache, name string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	a := &app{stdout: io.Discard, stderr: io.Discard, env: os.Getenv, format: "text", cacheDir: cache}
+	if err := a.start(); err != nil {
+		return err
+	}
+	r, err := a.newRun(defaultBuild())
+	if err != nil {
+		return err
+	}
+	where, release, _ := strings.Cut(name, ":")
+	distro, suite, _ := strings.Cut(where, "/")
+	lock, err := r.distros[distro].Lock(ctx, kernels.Kernel{Distro: distro, Suite: suite, Arch: kernels.HostArch(), Release: release}, kernels.Extra{})
+	if err != nil {
+		return err
+	}
+	img, err := r.image(ctx, lock)
+	if err != nil {
+		return err
+	}
+	k, err := r.kernel(ctx, img, nil)
+	if err != nil {
+		return err
+	}
+	return k.Close()
 }
 
 // headerImage is a cache's record of a header image.

@@ -179,7 +179,7 @@ func (a *app) publishTo(ctx context.Context, dir string, list []kept) error {
 	}
 	var all []artifact.Publication
 	for _, k := range list {
-		all = append(all, artifact.Publication{Image: k.entry.Image, Log: k.entry.Log, Lock: k.entry.Lock, Created: builder.Epoch})
+		all = append(all, artifact.Publication{Image: k.entry.Image, Log: k.entry.Log, Lock: k.entry.Lock, Inputs: k.entry.Inputs, Created: builder.Epoch})
 	}
 	_, err = artifact.Publish(ctx, repo, all)
 	return err
@@ -537,7 +537,7 @@ func (a *app) readLayout(ctx context.Context, dir string) ([]kept, error) {
 		if err != nil {
 			return nil, err
 		}
-		k.entry.Log, k.entry.Lock = attached.Log, attached.Lock
+		k.entry.Log, k.entry.Lock, k.entry.Inputs = attached.Log, attached.Lock, attached.Inputs
 		if len(list) > 0 && (list[0].meta.Module != k.meta.Module || list[0].meta.Version != k.meta.Version) {
 			return nil, fmt.Errorf("%w: it has %s/%s and %s/%s", artifact.ErrInvalid, list[0].meta.Module, list[0].meta.Version, k.meta.Module, k.meta.Version)
 		}

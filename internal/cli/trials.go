@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"debug/elf"
@@ -10,6 +11,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"regexp"
 	"runtime"
@@ -75,6 +77,9 @@ type trials struct {
 	// image pins the kernel whose headers a lock has, and kernel gets it.
 	image  func(context.Context, kernels.Lock) (kernels.Image, error)
 	kernel func(context.Context, kernels.Image, images.Progress) (*images.Kernel, error)
+	// headers is the root that a script's interpreter comes from.
+	headers func(context.Context, kernels.Lock, images.Progress) (*images.Root, error)
+	signer  *kmod.Signer // of --signature; nil: a new key's
 
 	mu       sync.Mutex
 	host     *qemu.Host
@@ -97,6 +102,15 @@ func (a *app) newTrials(o trialOptions) (*trials, error) {
 			return nil, fmt.Errorf("--mem is %s: a machine has 128M to 64G", o.memory)
 		}
 	}
+	if !o.signature && (o.sign.key != "" || o.sign.cert != "") {
+		return nil, errors.New("--sign-key and --sign-cert are for --signature")
+	}
+	if o.signature && (o.sign.key+o.sign.cert+a.config.Signing.Key+a.config.Signing.Cert != "") {
+		var err error
+		if t.signer, err = a.signer(nil, o.sign); err != nil {
+			return nil, err
+		}
+	}
 	if o.script != "" {
 		path, err := regularFile(o.script)
 		if err == nil {
@@ -116,6 +130,9 @@ func (a *app) newTrials(o trialOptions) (*trials, error) {
 	return t, nil
 }
 
+// machineDir is the folder of the cache where it's kept whether KVM works.
+const machineDir = "machine"
+
 // program finds the qemu for an architecture. Where there is none that is the end of a run: nothing could be tried.
 func (t *trials) program(ctx context.Context, arch string) (qemu.Program, error) {
 	t.mu.Lock()
@@ -124,7 +141,7 @@ func (t *trials) program(ctx context.Context, arch string) (qemu.Program, error)
 		return p, nil
 	}
 	if t.host == nil {
-		dir, err := t.dir("machine")
+		dir, err := t.dir(machineDir)
 		if err != nil {
 			return qemu.Program{}, err
 		}
@@ -199,6 +216,7 @@ type loadable struct {
 	trial.Module
 	depends []string // modules that must be there before it
 	wants   []string // modules or aliases that are to be there before it, where the kernel has them
+	aliases []string // patterns
 }
 
 // readLoadable reads a module's file. What it says of itself is not to be trusted; where it can't be read it is left to the kernel.
@@ -230,6 +248,7 @@ func readLoadable(f artifact.File, limit int64) (loadable, error) {
 			l.depends = append(l.depends, moduleName(name))
 		}
 	}
+	l.aliases = m.All("alias")
 	for _, text := range m.All("softdep") {
 		l.wants = append(l.wants, before(text)...)
 	}
@@ -393,52 +412,99 @@ func (t *trials) with() testedWith {
 	return w
 }
 
-func (t *trials) run(ctx context.Context, s subject, img kernels.Image, line *ui.Line) (trial.Result, error) {
-	var none trial.Result
+// stepPhases are the phases that steps of trials are shown as, unless by their own names.
+var stepPhases = map[string]string{"need": "load", "again": "unload", "enforce": "signatures", "sign": "signatures", "settle": "unload"}
+
+func (t *trials) run(ctx context.Context, s subject, img kernels.Image, line *ui.Line) (got trial.Result, err error) {
 	program, err := t.program(ctx, s.kernel.Arch)
 	if err != nil {
-		return none, err
+		return got, err
 	}
 	init, err := t.init(s.kernel.Arch)
 	if err != nil {
-		return none, err
+		return got, err
 	}
 	tried, err := t.read(s.files)
 	if err != nil {
-		return none, err
+		return got, err
 	}
 	needs, err := t.read(s.needs)
 	if err != nil {
-		return none, err
+		return got, err
 	}
-	before, order, outside, wanted := loadOrder(tried, needs)
-	if err := t.give(order); err != nil {
-		return none, err
+	if err := t.give(tried); err != nil {
+		return got, err
 	}
 	kernel, err := t.kernel(ctx, img, progress(line))
 	if err != nil {
-		return none, &exitError{code: lockCode(err), err: err}
+		return got, &exitError{code: lockCode(err), err: err}
 	}
 	defer kernel.Close()
 	o := trial.Options{
 		QEMU: program, Kernel: kernel.Path(), Image: kernel.Digest(), Init: init, LoadOnly: t.options.loadOnly, Memory: t.memory, Timeout: t.options.timeout,
-		Progress: func(step, name string) { line.Phase(strings.TrimSpace(step + " " + name)) },
+		Signature: t.options.signature, Signer: t.signer,
+		Progress: func(step, _ string) { line.Phase(cmp.Or(stepPhases[step], step)) },
 	}
-	if o.Needed, err = t.needed(kernel, outside, wanted); err != nil {
-		return none, err
+	if t.script != nil {
+		o.Script = &trial.ScriptFile{Name: t.options.script, File: t.script}
 	}
-	for _, l := range before {
-		o.Needed = append(o.Needed, l.Module)
+	if bytes.HasPrefix(t.script, []byte("#!")) {
+		root, err := t.headers(ctx, s.lock, progress(line))
+		if err != nil {
+			return got, &exitError{code: lockCode(err), err: err}
+		}
+		defer root.Close()
+		o.Script.Layers = root.Layers()
 	}
-	for _, l := range order {
-		o.Modules = append(o.Modules, l.Module)
-	}
-	line.Phase("waiting")
-	got, err := trial.Run(ctx, o)
-	if err != nil {
-		return none, &exitError{code: exitNoBoot, err: err}
+	// Modules may ask for others as they run, which a host's modprobe would give them. Those are there before them the next time.
+	var asked, names []string
+	for range maxRounds {
+		slices.SortStableFunc(tried, func(a, b loadable) int { return cmp.Compare(a.answers(asked), b.answers(asked)) })
+		before, order, outside, wanted := loadOrder(tried, needs)
+		if o.Needed, err = t.needed(kernel, outside, append(wanted, asked...)); err != nil {
+			return got, err
+		}
+		o.Modules = nil
+		for _, l := range before {
+			o.Needed = append(o.Needed, l.Module)
+		}
+		for _, l := range order {
+			o.Modules = append(o.Modules, l.Module)
+		}
+		now := moduleNames(slices.Concat(o.Needed, o.Modules))
+		if slices.Equal(now, names) {
+			break
+		}
+		names = now
+		line.Phase("waiting")
+		if got, err = trial.Run(ctx, o); err != nil {
+			return got, &exitError{code: exitNoBoot, err: err}
+		}
+		if asked = append(asked, got.Wanted...); len(got.Wanted) == 0 {
+			break
+		}
 	}
 	return got, nil
+}
+
+// maxRounds bounds how often modules are tried with what they asked for the time before, which may ask for more.
+const maxRounds = 3
+
+// answers is 0 for a module that is one of those asked for, and else 1.
+func (l loadable) answers(asked []string) int {
+	for _, name := range asked {
+		if l.Name == moduleName(name) || slices.ContainsFunc(l.aliases, func(a string) bool { ok, _ := path.Match(a, name); return ok }) {
+			return 0
+		}
+	}
+	return 1
+}
+
+func moduleNames(modules []trial.Module) (names []string) {
+	for _, m := range modules {
+		names = append(names, m.Name)
+	}
+	return names
 }
 
 // init is what runs as the first process of machines of an architecture: this program, or that for the other one, which is looked for beside

@@ -22,14 +22,28 @@ import (
 // marker is the only argument of the first process in a machine.
 const marker = "godkms-hermetic-trial"
 
-// IsInit says whether this process is the first one of a trial's machine. A program that makes trials asks before it does anything
-// else, and when it's so, does nothing but os.Exit(trial.Init()).
+// IsInit says whether this process is the first one of a trial's machine, or its modprobe. A program that makes trials asks before it
+// does anything else, and when it's so, does nothing but os.Exit(trial.Init()).
 func IsInit() bool {
-	return os.Getpid() == 1 && len(os.Args) == 2 && os.Args[0] == "/init" && os.Args[1] == marker
+	return len(os.Args) > 1 && os.Args[0] == "/init" && (os.Getpid() == 1 && os.Args[1] == marker || isModprobe())
+}
+
+// isModprobe says whether the kernel runs this process as its modprobe (kernel/module/kmod.c, call_modprobe): /init -q -- NAME.
+func isModprobe() bool {
+	return len(os.Args) == 4 && os.Args[1] == "-q" && os.Args[2] == "--"
 }
 
 // Init is the first process of a trial's machine: it works off the task and restarts the machine, which ends it.
+// As modprobe it has no modules to give, and only tells of one that is asked for and isn't there, in the kernel's log.
 func Init() int {
+	if isModprobe() {
+		name := os.Args[3]
+		if _, err := os.Stat("/sys/module/" + strings.ReplaceAll(filepath.Base(name), "-", "_")); err == nil {
+			return 0
+		}
+		os.WriteFile("/dev/kmsg", []byte(wants+name+"\n"), 0)
+		return 1
+	}
 	g := &guest{}
 	e := event{Type: "end"}
 	if err := g.run(); err != nil {
@@ -53,7 +67,7 @@ type guest struct {
 	told  int    // records of the kernel's log that were sent during this step
 }
 
-// maxRecords is how many records of the kernel's log are sent of one step.
+// maxRecords is how many lines of the kernel's log are sent of one step, and of warnings and what is worse as many again.
 const maxRecords = 4000
 
 func (g *guest) send(e event) {
@@ -98,12 +112,14 @@ func (g *guest) run() error {
 	return nil
 }
 
-// settings of /proc/sys/kernel: an oops ends a thread and not the machine, so that it can be told of; the console shows all, for what
-// comes after the last that can be; and a processor that is kept busy is noticed before a step's time is over.
+// settings of /proc/sys/kernel: an oops ends a thread and not the machine, so that it can be told of; the console shows warnings, and so the
+// traces of what can't be told of any more, but not what a module chats, which would take it long; and a processor that is kept busy is
+// noticed before a step's time is over. What is written to the log isn't to be counted and dropped: "on" is taken with a newline only
+// (kernel/printk/printk.c, devkmsg_sysctl_set_loglvl).
 func (g *guest) settings() map[string]string {
 	watchdog := min(max(int64(time.Duration(g.task.Step)/time.Second)/5, 1), 10) // says it after twice that
 	return map[string]string{"panic_on_oops": "0", "panic_on_warn": "0", "softlockup_panic": "0", "hung_task_panic": "0",
-		"watchdog_thresh": strconv.FormatInt(watchdog, 10), "printk": "7", "printk_devkmsg": "on"}
+		"watchdog_thresh": strconv.FormatInt(watchdog, 10), "printk": "5", "printk_devkmsg": "on\n", "modprobe": "/init"}
 }
 
 // open opens the port, as it is: the terminal's own ways of changing bytes are turned off.
@@ -150,6 +166,9 @@ func (g *guest) listen() (int64, error) {
 // that can be read. It has the level of what isn't shown on the console.
 const mark = "<7>trial\n"
 
+// wants is what stands before the name of a module that the kernel asks modprobe for.
+const wants = "<7>trial wants "
+
 // record reads from the kernel's log. A record is "level,sequence,microseconds,flags;text" (Documentation/ABI/testing/dev-kmsg),
 // the level with 8 times the facility, which is 0 for the kernel alone.
 func (g *guest) record() (event, error) {
@@ -177,6 +196,8 @@ func (g *guest) record() (event, error) {
 		e.Type = "output" // of a program
 		if text == "trial" {
 			e.Type = "mark"
+		} else if name, ok := strings.CutPrefix(text, wants[len("<7>"):]); ok {
+			e.Type, e.Text = "wanted", name
 		}
 	}
 	return e, nil
@@ -192,12 +213,14 @@ func (g *guest) tell() {
 		if e.Type == "mark" {
 			continue
 		}
-		g.told++
-		switch {
-		case g.told == maxRecords+1:
-			g.send(event{Type: "lost"})
-		case g.told <= maxRecords:
-			g.send(e)
+		for line := range strings.SplitSeq(e.Text, `\x0a`) { // as a newline within a record is given
+			g.told++
+			switch e.Text = line; {
+			case g.told == maxRecords:
+				g.send(event{Type: "lost"})
+			case g.told < maxRecords, g.told < 2*maxRecords && e.Type == "kmsg" && e.Level <= 4:
+				g.send(e)
+			}
 		}
 	}
 }

@@ -1,6 +1,9 @@
 package trial
 
 import (
+	"bytes"
+	"debug/elf"
+	"errors"
 	"fmt"
 	"io"
 	"path"
@@ -15,6 +18,30 @@ type entry struct {
 	mode uint32 // permissions of a file
 	data []byte
 	link string // where a link goes
+}
+
+// loaded is the part of an ELF program that a kernel loads: without the symbols and the debugging information behind it, a third of this program.
+func loaded(program []byte, machine elf.Machine) ([]byte, error) {
+	f, err := elf.NewFile(bytes.NewReader(program))
+	if err != nil {
+		return nil, fmt.Errorf("the machine's first process: %w", err)
+	}
+	if f.Machine != machine {
+		return nil, fmt.Errorf("the machine's first process is a program for another processor (%v): the kernel's is %v", f.Machine, machine)
+	}
+	var end uint64
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP {
+			return nil, errors.New("the machine's first process would be a program that isn't static: build it with CGO_ENABLED=0")
+		}
+		if p.Type == elf.PT_LOAD {
+			end = max(end, p.Off+p.Filesz)
+		}
+	}
+	if end > uint64(len(program)) {
+		return nil, errors.New("the machine's first process would be a program that is cut short")
+	}
+	return program[:end], nil
 }
 
 // archive writes entries as a cpio archive of the form that kernels unpack (Documentation/driver-api/early-userspace/buffer-format.rst).

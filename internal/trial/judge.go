@@ -2,6 +2,7 @@ package trial
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -23,6 +24,7 @@ type judge struct {
 	culprits []string
 	other    []Finding // of no module: of the script, of signatures
 	sigs     []Signature
+	wanted   []string
 	machine  MachineInfo
 	log      transcript
 	output   string // the script's last line
@@ -41,7 +43,7 @@ type judge struct {
 type halt int
 
 const (
-	complete halt = iota // every step was told of
+	complete halt = iota // every step was told of, and the end
 	told                 // a step was fatal, by its own event
 	silent               // nothing was told for too long
 	over                 // the machine ended
@@ -87,8 +89,12 @@ func (j *judge) follow() {
 		return
 	}
 	j.machine.Release, j.machine.Build, j.taint, j.last = clean(e.Uname[0]), clean(e.Uname[1]), e.Taint, e.Time
-	if j.task.course(j.do) {
+	if j.task.course(j.do) && j.drain(j.step) {
 		j.halt = complete
+	}
+	if j.halt == told { // the first process still has something to say, such as what a script wrote
+		j.drain(2 * time.Second)
+		j.halt = told
 	}
 }
 
@@ -131,6 +137,11 @@ func (j *judge) heard(e event) bool {
 		if len(j.now) < 2*maxRecords { // the guest sends no more
 			j.now = append(j.now, m)
 		}
+	case "wanted":
+		if text := clean(e.Text); wantedForm.MatchString(text) && !slices.Contains(j.wanted, text) && len(j.wanted) < maxWanted {
+			j.wanted = append(j.wanted, text)
+			j.log.add("  (it asks for the module " + text + ", which isn't there)")
+		}
 	case "output":
 		j.output = clean(e.Text)
 		j.log.add("  " + j.output)
@@ -142,21 +153,29 @@ func (j *judge) heard(e event) bool {
 	return true
 }
 
-// drain hears what more there is to say after a fatal step, until the first process ends or for so long.
-func (j *judge) drain(limit time.Duration) {
-	after := time.After(limit)
+// drain hears what more there is to say after the last step. It says whether the first process ended as it should, in time.
+func (j *judge) drain(limit time.Duration) bool {
+	after := time.NewTimer(limit)
+	defer after.Stop()
 	for {
-		select {
-		case e, ok := <-j.events:
-			if !ok || e.Type == "end" {
-				return
-			}
-			j.heard(e)
-		case <-after:
-			return
+		e, ok := j.next(after.C)
+		if !ok {
+			return false
+		}
+		if e.Type == "end" && e.Error == "" {
+			return true
+		}
+		if !j.heard(e) {
+			j.halt = garbled
+			return false
 		}
 	}
 }
+
+// wantedForm is that of modules and aliases which kernels ask for: "nf_nat", "ipt_REJECT", "net-pf-10", "crypto-hmac(sha256)".
+var wantedForm = regexp.MustCompile(`^[A-Za-z0-9_.:,()+*-]{1,64}$`)
+
+const maxWanted = 32
 
 // done judges a step that ended, and says whether the machine goes on.
 func (j *judge) done(e event) bool {
@@ -196,25 +215,28 @@ func (j *judge) done(e event) bool {
 		j.halt = told
 		return false
 	}
-	if e.State != nil {
-		j.loaded(e)
+	if e.Step == "load" && !e.failed() && !j.loaded(e) {
+		j.halt = garbled
+		return false
 	}
 	if w, trace := warning(log, raised); w != "" && e.Step != "sign" {
 		j.find(e.Name, Finding{Verdict: Warns, Step: e.Step, Reason: w, Trace: trace})
 	}
 	switch e.Step {
 	case "need":
-		if e.failed() && e.Errno != eexist {
+		if e.failed() && e.Errno != eexist && j.task.depended(e.Name) {
 			f.Verdict, f.Reason = refusal(e, log)
-			f.Reason = "a module of the kernel's own that is needed can't be loaded: " + f.Reason
 			j.blocked[e.Name] = e.Name + " can't be loaded"
 			j.find(e.Name, f)
 		}
 	case "load", "reload":
 		if e.failed() {
 			f.Verdict, f.Reason = refusal(e, log)
-			if slices.ContainsFunc(j.task.Modules, func(m tried) bool { return m.Name == e.Name && m.empty }) {
+			switch {
+			case slices.ContainsFunc(j.task.Modules, func(m tried) bool { return m.Name == e.Name && m.empty }):
 				f.Reason = "the file is empty"
+			case e.Step == "reload": // the hardware was there at first
+				f.Verdict, f.Reason = Refused, "it loaded, but after it was unloaded it doesn't any more: "+f.Reason
 			}
 			j.blocked[e.Name] = e.Name + " isn't there"
 			j.find(e.Name, f)
@@ -261,9 +283,7 @@ func (j *judge) find(name string, f Finding) {
 		return
 	}
 	if slices.ContainsFunc(j.task.Needed, func(m tried) bool { return m.Name == name }) {
-		if f.Verdict == Warns {
-			f.Reason = "a module of the kernel's own that is needed makes it warn, which is no fault of those tried: " + f.Reason
-		}
+		f.Reason = fmt.Sprintf("the kernel's own module %s, which is needed (it is no fault of those tried): %s", name, f.Reason)
 		j.kernel, j.culprits = append(j.kernel, f), append(j.culprits, name)
 		return
 	}
@@ -277,11 +297,11 @@ func (j *judge) state(name string) *State {
 	return nil
 }
 
-// loaded takes over what the guest read back of a module.
-func (j *judge) loaded(e event) {
+// loaded takes over what the guest read back of a module. It says whether there is something.
+func (j *judge) loaded(e event) bool {
 	s := j.state(e.Name)
-	if s == nil || e.Step != "load" {
-		return
+	if s == nil || e.State == nil || e.State.Size <= 0 {
+		return false
 	}
 	f := s.Finding
 	*s = *e.State
@@ -291,6 +311,7 @@ func (j *judge) loaded(e event) {
 		delete(s.Params, name)
 		s.Params[clean(name)] = clean(value)
 	}
+	return true
 }
 
 func rank(v Verdict) int { return slices.Index(severity, v) }
@@ -303,7 +324,7 @@ func (j *judge) verdict(console string) Result {
 	case silent, over, garbled:
 		j.cut(console)
 	}
-	r := Result{Modules: j.states, Signature: j.sigs, Machine: j.machine}
+	r := Result{Modules: j.states, Wanted: j.wanted, Signature: j.sigs, Machine: j.machine}
 	for i := range r.Modules {
 		j.settle(&r.Modules[i])
 	}

@@ -59,6 +59,7 @@ type Result struct {
 	Finding                 // the worst of all
 	Module    string        `json:"module,omitempty"` // that it is about, if it's about one; at the step "need" one of the kernel's own
 	Modules   []State       `json:"modules"`          // the tried ones, in their order
+	Wanted    []string      `json:"wanted,omitempty"` // modules and aliases, at most 32, that the kernel asked for (request_module) and that weren't there
 	Signature []Signature   `json:"signature,omitempty"`
 	Machine   MachineInfo   `json:"machine"`
 	Took      time.Duration `json:"took"`       // from the start of the machine to its end, in nanoseconds

@@ -30,7 +30,7 @@ type form struct {
 
 // event is a line from the machine. What is said in one is all from the guest, where the module can say what it likes.
 type event struct {
-	Type string `json:"type"`           // "boot", "step" when one begins, "done" when it ended, "kmsg", "lost", "output", "end"
+	Type string `json:"type"`           // "boot", "step" when one begins, "done" when it ended, "kmsg", "wanted", "lost", "output", "end"
 	Step string `json:"step,omitempty"` // see course
 	Name string `json:"name,omitempty"` // what the step is about
 
@@ -47,7 +47,7 @@ type event struct {
 
 	Level int    `json:"level,omitempty"` // of "kmsg", 0 to 7
 	Time  int64  `json:"time,omitempty"`  // of "kmsg" and "boot", microseconds on the clock of the kernel's log
-	Text  string `json:"text,omitempty"`  // of "kmsg" and "output"
+	Text  string `json:"text,omitempty"`  // of "kmsg" and "output"; of "wanted" the module or alias that the kernel asked for
 }
 
 func (e event) failed() bool { return e.Errno != 0 || e.Error != "" || e.Killed || e.Hung }
@@ -131,6 +131,18 @@ func (t *task) course(do func(step, name string) (event, bool)) bool {
 	}
 	_, goOn := do("settle", "")
 	return goOn
+}
+
+// depended says whether a tried module needs one, if only through others. The rest of Needed is there because it may be of use: whether
+// it loads is no matter.
+func (t *task) depended(name string) bool {
+	on := map[string]bool{}
+	for i, m := range slices.Backward(slices.Concat(t.Needed, t.Modules)) {
+		for _, n := range m.Needs {
+			on[n] = on[n] || i >= len(t.Needed) || on[m.Name]
+		}
+	}
+	return on[name]
 }
 
 const eexist = 17 // EEXIST, the same on all architectures that there are machines for

@@ -1,6 +1,7 @@
 package ui
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"slices"
@@ -37,9 +38,27 @@ func Outcome(t trial.Result) string {
 		if n := len(names) - maxNamed; n > 0 {
 			names = append(names[:maxNamed], fmt.Sprintf("and %d more", n))
 		}
-		return cleanLine(strings.Join(names, ", "))
+		text := strings.Join(names, ", ")
+		if answers := signatures(t); answers != "" {
+			text += "; " + answers
+		}
+		return cleanLine(text)
 	}
 	return finding(t.Module, t.Finding)
+}
+
+// signatures are the kernel's answers to the forms of the first module that it was asked for.
+func signatures(t trial.Result) string {
+	var answers []string
+	for _, s := range t.Signature {
+		if s.Module == t.Signature[0].Module {
+			answers = append(answers, s.Form+" "+cmp.Or(s.Errno, s.Reason))
+		}
+	}
+	if len(answers) == 0 {
+		return ""
+	}
+	return "signatures: " + strings.Join(answers, ", ")
 }
 
 // finding is what is wrong with a module, in one line.
@@ -122,7 +141,11 @@ func TestFailure(t trial.Result) Failure {
 // saidAt is the end of the part of a transcript that is about the step of a finding, or else its end.
 func saidAt(t trial.Result) []string {
 	log := t.Log
-	if i := slices.Index(log, "* "+strings.TrimSpace(t.Step+" "+t.Module)); i >= 0 {
+	step := "* " + t.Step
+	if t.Module != "" {
+		step += " " + t.Module
+	}
+	if i := slices.IndexFunc(log, func(line string) bool { return line == step || t.Module == "" && strings.HasPrefix(line, step+" ") }); i >= 0 {
 		log = log[i:]
 		if n := slices.IndexFunc(log[1:], func(line string) bool { return strings.HasPrefix(line, "* ") }); n >= 0 {
 			log = log[:n+1]

@@ -34,6 +34,7 @@ func TestPrintTests(t *testing.T) {
 		for _, name := range []string{"a", "b", "c", "d", "e", "f"} {
 			t.Modules = append(t.Modules, trial.State{Name: name, Version: "1.0"})
 		}
+		t.Signature = []trial.Signature{{Module: "a", Form: "unsigned", Errno: "EKEYREJECTED"}, {Module: "a", Form: "malformed", Errno: "EBADMSG"}, {Module: "b", Form: "unsigned", Errno: "ENOKEY"}}
 	})
 	var b strings.Builder
 	err := PrintTests(&b, []Result{
@@ -45,7 +46,7 @@ func TestPrintTests(t *testing.T) {
 			t.Module, t.Step, t.Errno, t.Reason = "a", "load", "ENODEV", "ENODEV: no such hardware"
 		})},
 	})
-	want := `debian/bookworm:6.1.0-56-amd64  loads        a 1.0, b 1.0, c 1.0, d 1.0, and 2 more  2.9s, tcg
+	want := `debian/bookworm:6.1.0-56-amd64  loads        a 1.0, b 1.0, c 1.0, d 1.0, and 2 more; signatures: unsigned EKEYREJECTED, malformed EBADMSG  2.9s, tcg
 debian/trixie:6.12.1            crashes      hello: load: the kernel oopsed: BUG: kernel NULL pointer dereference, at init+0xc/0x20 [hello]  2.9s, tcg
 debian/trixie:6.12.2            refused      hello: load: ENOEXEC: version magic is another  2.9s, tcg
 debian/trixie:6.12.3            skipped      not for this one

@@ -50,7 +50,7 @@ func main() {
 	}
 	var o options
 	flag.StringVar(&o.tool, "tool", "bin/godkms-hermetic", "the program to measure")
-	flag.StringVar(&o.cache, "cache", "", "`DIR` that keeps downloads for the next time (default: a temporary one); unfinished work is in it too, some 8 GB")
+	flag.StringVar(&o.cache, "cache", "", "`DIR` that keeps downloads for the next time (default: a temporary one); unfinished work is in it too, some 12 GB")
 	flag.StringVar(&o.json, "json", "", "write the results to `FILE` as well, and the plot beside it")
 	flag.StringVar(&o.baseline, "baseline", "", "compare with the results in `FILE`, if it's there")
 	flag.IntVar(&o.runs, "runs", 5, "how often each is measured")

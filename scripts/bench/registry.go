@@ -54,7 +54,9 @@ func (b *bench) registryRows() []row {
 				if err != nil {
 					return push, err
 				}
-				pull, err := b.run(ctx, b.publisher, 0, "pull", repository+":1", "--kernel", list(b.releases[0]), "--out", b.folder("out"))
+				out := b.folder("out")
+				defer os.RemoveAll(out) // it's large
+				pull, err := b.run(ctx, b.publisher, 0, "pull", repository+":1", "--kernel", list(b.releases[0]), "--out", out)
 				return sample{Seconds: push.Seconds + pull.Seconds, PeakMB: max(push.PeakMB, pull.PeakMB)}, err
 			},
 			asked: limit{Peak: 100},

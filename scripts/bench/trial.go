@@ -19,7 +19,7 @@ func (b *bench) trialRows() []row {
 				return &unavailable{"there is no qemu here: it's in Debian's qemu-system-x86"}
 			}
 			// The first downloads images, and finds out whether KVM works.
-			_, err := b.offlineFirst(ctx, "test", b.source, "--kernels", list(releases...), "--mem", machineMemory, "--out", b.folder("out"), "--quiet")
+			_, err := b.offlineFirst(ctx, "test", b.source, "--kernels", list(releases...), "--mem", machineMemory)
 			if err != nil {
 				return err
 			}
@@ -61,7 +61,7 @@ func (b *bench) tested(ctx context.Context, releases []string) (sample, error) {
 	if _, _, err := b.build(ctx, releases); err != nil { // another row may have removed the results
 		return sample{}, err
 	}
-	s, text, err := b.text(ctx, b.cache, 0, "test", b.source, "--kernels", list(releases...), "--mem", machineMemory, "--out", b.folder("out"), "--offline")
+	s, text, err := b.text(ctx, b.cache, 0, "test", b.source, "--kernels", list(releases...), "--mem", machineMemory, "--offline")
 	if err != nil {
 		return s, err
 	}

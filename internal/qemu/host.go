@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -18,7 +19,9 @@ import (
 // Host runs machines: as many at a time as there are processors and as this machine's memory has room for, under KVM if that works. It
 // can be used by several goroutines at once.
 type Host struct {
-	dir string
+	dir      string
+	device   string        // /dev/kvm
+	patience time.Duration // for a machine under KVM that says nothing
 
 	mu      sync.Mutex
 	running int
@@ -30,7 +33,7 @@ type Host struct {
 
 // NewHost is a Host that remembers in a folder, which is made when it's needed, whether KVM works.
 func NewHost(dir string) *Host {
-	return &Host{dir: dir, freed: make(chan struct{}), trying: make(chan struct{}, 1)}
+	return &Host{dir: dir, device: "/dev/kvm", patience: patience, freed: make(chan struct{}), trying: make(chan struct{}, 1)}
 }
 
 // claim waits until there is a processor and so much memory for a machine. release gives them back.
@@ -70,8 +73,6 @@ func (h *Host) release(bytes int64) {
 	h.freed = make(chan struct{})
 }
 
-const kvmDevice = "/dev/kvm"
-
 // choose says whether a machine is to be run under KVM: where nobody knows yet if that works, the first one is the try, and others wait
 // for it. answered must be called; only its first call counts: with the accelerator that the machine came to life under, or "".
 func (h *Host) choose(ctx context.Context, p Program) (kvm bool, answered func(accel string), err error) {
@@ -101,7 +102,7 @@ func (h *Host) choose(ctx context.Context, p Program) (kvm bool, answered func(a
 
 // Accelerator is what machines of an architecture run with here: "kvm", "tcg", or "" where KVM hasn't been tried yet.
 func (p Program) Accelerator() string {
-	if p.Arch != runtime.GOARCH || !kvmOpens() {
+	if p.Arch != runtime.GOARCH || !p.host.kvmOpens() {
 		return "tcg"
 	}
 	b, err := os.ReadFile(p.memory())
@@ -137,8 +138,8 @@ func (p Program) about() string {
 }
 
 // kvmOpens says whether qemu could open KVM's device: this process can, and so can nobody, if that is who qemu will be.
-func kvmOpens() bool {
-	f, err := os.OpenFile(kvmDevice, os.O_RDWR, 0)
+func (h *Host) kvmOpens() bool {
+	f, err := os.OpenFile(h.device, os.O_RDWR, 0)
 	if err != nil {
 		return false
 	}

@@ -209,7 +209,7 @@ func (p Program) run(ctx context.Context, m Machine, accel string, kernel, initr
 	data.Close()
 	var heard atomic.Bool
 	if accel == "kvm" {
-		timer := time.AfterFunc(patience, func() {
+		timer := time.AfterFunc(p.host.patience, func() {
 			if !heard.Load() {
 				cancel(errors.New("nothing heard of the machine"))
 			}
@@ -276,7 +276,7 @@ func (p Program) args(m Machine, accel string) []string {
 // start starts qemu with files, its descriptors from 3 on. It's killed when ctx ends, or the thread that called.
 func (p Program) start(ctx context.Context, args []string, stderr io.Writer, files ...*os.File) (*exec.Cmd, error) {
 	inheritNothing()
-	attr := syscall.SysProcAttr{Setsid: true, Pdeathsig: unix.SIGKILL, Credential: nobodyButKVM()}
+	attr := syscall.SysProcAttr{Setsid: true, Pdeathsig: unix.SIGKILL, Credential: p.host.user()}
 	start := func() (*exec.Cmd, error) {
 		c := exec.CommandContext(ctx, p.Path, args...)
 		c.Dir, c.Env, c.Stderr, c.ExtraFiles, c.SysProcAttr = "/", []string{}, stderr, files, &attr
@@ -296,13 +296,13 @@ func (p Program) start(ctx context.Context, args []string, stderr io.Writer, fil
 	return c, nil
 }
 
-// nobodyButKVM is who qemu is where this process is root, and nil elsewhere.
-func nobodyButKVM() *syscall.Credential {
+// user is who qemu is where this process is root, and nil elsewhere.
+func (h *Host) user() *syscall.Credential {
 	if os.Geteuid() != 0 {
 		return nil
 	}
 	c := &syscall.Credential{Uid: nobody, Gid: nobody}
-	if st := (unix.Stat_t{}); unix.Stat(kvmDevice, &st) == nil {
+	if st := (unix.Stat_t{}); unix.Stat(h.device, &st) == nil {
 		c.Groups = kvmGroup(st)
 	}
 	return c

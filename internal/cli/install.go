@@ -320,8 +320,12 @@ func (a *app) requireTested(ctx context.Context, root *host.Root, c obtained) er
 	if n > 0 {
 		why = "its last test wasn't passed"
 	}
-	return &exitError{code: exitInstall, err: fmt.Errorf("refused for --require-tested: %s; 'godkms-hermetic test %s/%s --kernels %s' tests it",
-		why, c.module.Module, c.module.Version, c.kernel.Release)}
+	where := ""
+	if root.Dir() != "/" {
+		where = " --root " + root.Dir()
+	}
+	return &exitError{code: exitInstall, err: fmt.Errorf("refused for --require-tested: %s; 'godkms-hermetic test%s %s/%s --kernels %s' tests it",
+		why, where, c.module.Module, c.module.Version, c.kernel.Release)}
 }
 
 // reportOf is the beginning of a report.

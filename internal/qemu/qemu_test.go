@@ -386,7 +386,9 @@ func TestARM64(t *testing.T) {
 		t.Fatal(err)
 	}
 	m := machine(p, k.Path(), "", "load", "/"+name)
-	m.Initrd = func(w io.Writer) error { return cpio(w, map[string]string{"init": initOf(t, p.Arch), name: string(module)}) }
+	m.Initrd = func(w io.Writer) error {
+		return cpio(w, map[string]string{"init": initOf(t, p.Arch), name: string(module)})
+	}
 	m.Memory = 512 << 20
 	var console, data bytes.Buffer
 	m.Start = func(string) (io.Writer, io.Writer) { return &console, &data }

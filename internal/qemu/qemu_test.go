@@ -174,9 +174,11 @@ func TestRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer inherited.Close()
-	if _, err := unix.FcntlInt(inherited.Fd(), unix.F_SETFD, 0); err != nil { // as if from the parent
+	fd, err := unix.FcntlInt(inherited.Fd(), unix.F_DUPFD, 100) // as if it came from the parent
+	if err != nil {
 		t.Fatal(err)
 	}
+	defer unix.Close(fd)
 	t.Setenv("SECRET", "x")
 	m := machine(p, newest(t, p.Arch).Path(), initOf(t, p.Arch), "hello")
 	var console, data bytes.Buffer

@@ -55,8 +55,8 @@ func (s Surroundings) HostName() string { return cmp.Or(s.Host, HostName) }
 
 // Engine starts sandboxes. What a sandbox sees is fixed: the root, read-only; /proc of its own processes; a minimal /dev; the
 // scratch folders and /tmp; user UID without any capability, or a way to gain one; umask 022; host name HostName; and no
-// network, whether its loopback device is up or not; but for Surroundings. Nothing of the host, no environment variable, no file descriptor
-// reaches it. Engines are safe for concurrent use. Package enginetest has this contract as tests.
+// network, whether its loopback device is up or not. Surroundings change user and host name, and nothing else. Nothing of the host, no
+// environment variable, no file descriptor reaches it. Engines are safe for concurrent use. Package enginetest has this contract as tests.
 type Engine interface {
 	Start(ctx context.Context, s Spec) (Sandbox, error)
 }

@@ -114,8 +114,8 @@ func (a *app) runCacheList(ctx context.Context) error {
 	}
 	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
 	for _, r := range rows {
-		fmt.Fprintf(w, "%s/%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.Module, r.Version, r.Kernel, r.Status, r.Digest, bytesText(r.Size), r.LastUsed.Format(time.DateOnly),
-			r.Test.verdict())
+		fmt.Fprintf(w, "%s/%s\t%s\t%s\t%s\t%s\t%s%s\n", r.Module, r.Version, r.Kernel, r.Status, r.Digest, bytesText(r.Size), r.LastUsed.Format(time.DateOnly),
+			r.Test.column())
 	}
 	return w.Flush()
 }

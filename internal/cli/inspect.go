@@ -24,9 +24,9 @@ func (a *app) listCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "list REF",
 		Short: "List the prebuilt modules in a registry",
-		Long: `Lists the modules in a repository: module and version, kernel, size of the layer, when it was pushed, the verdict of its last
-test, and digest. REF is a repository, as registry.example/modules/hello, or a directory in OCI's layout, as oci:DIR; with a
-version behind it, as :1.0, only that one is listed.` + exitStatus(
+		Long: `Lists the modules in a repository: module and version, kernel, size of the layer, when it was pushed, digest, and the verdict of
+the last test, if there was one. REF is a repository, as registry.example/modules/hello, or a directory in OCI's layout, as
+oci:DIR; with a version behind it, as :1.0, only that one is listed.` + exitStatus(
 			"  0  the list was printed; it may be empty",
 			"  1  the command line is wrong",
 			" 22  the registry can't be reached, refuses, or has something that was altered",
@@ -99,7 +99,7 @@ func (a *app) runList(ctx context.Context, text string) error {
 		if date == "" {
 			date = "-"
 		}
-		fmt.Fprintf(w, "%s/%s\t%s\t%s\t%s\t%s\t%s\n", ui.Clean(r.Module), ui.Clean(r.Version), ui.Clean(r.Kernel), bytesText(r.Size), date, r.Test.verdict(), r.Digest)
+		fmt.Fprintf(w, "%s/%s\t%s\t%s\t%s\t%s%s\n", ui.Clean(r.Module), ui.Clean(r.Version), ui.Clean(r.Kernel), bytesText(r.Size), date, r.Digest, r.Test.column())
 	}
 	return w.Flush()
 }
@@ -121,12 +121,12 @@ func listTest(t artifact.Test) *listedTest {
 	return &listedTest{t.Verdict, t.Tested.UTC().Format(time.RFC3339), t.Image.String(), t.QEMU, t.Accel}
 }
 
-// verdict is one for people.
-func (t *listedTest) verdict() string {
+// column is the last one of a list for people. There is none without a test.
+func (t *listedTest) column() string {
 	if t == nil {
-		return "-"
+		return ""
 	}
-	return ui.Clean(t.Verdict)
+	return "\t" + ui.Clean(t.Verdict)
 }
 
 func (a *app) inspectCommand() *cobra.Command {

@@ -473,7 +473,11 @@ func (r *buildRun) urlsOf(ctx context.Context, l kernels.Lock) (map[v1.Hash]kern
 	for _, p := range slices.Concat(l.Toolchain, l.Headers) {
 		extra.Depends = append(extra.Depends, p.Name) // what isn't there any more is left out
 	}
-	now, err := r.distros[l.Kernel.Distro].Lock(ctx, l.Kernel, extra)
+	p, ok := r.distros[l.Kernel.Distro]
+	if !ok {
+		return nil, fmt.Errorf("there are no packages of %q: %w", l.Kernel.Distro, kernels.ErrNotFound)
+	}
+	now, err := p.Lock(ctx, l.Kernel, extra)
 	if err != nil {
 		return nil, err
 	}
@@ -506,8 +510,9 @@ func (r *buildRun) vary(ctx context.Context, rec record, engine string) (varied,
 	clock := "an unknown time"
 	if !rec.created.IsZero() {
 		clock = rec.created.UTC().Format(time.RFC3339)
-		select { // a clock of whole seconds is another one then
-		case <-time.After(time.Until(rec.created.Truncate(time.Second).Add(time.Second))):
+		next := time.Until(rec.created.Truncate(time.Second).Add(time.Second))
+		select { // until a clock of whole seconds has gone on
+		case <-time.After(min(next, time.Second)):
 		case <-ctx.Done():
 			return nil, nil, context.Cause(ctx)
 		}
@@ -523,8 +528,8 @@ func (r *buildRun) vary(ctx context.Context, rec record, engine string) (varied,
 	return varied, same, nil
 }
 
-// otherEngine sets the run's engine: that which was asked for, else another one than builds usually have here, if one works. why is the reason
-// why it's the same.
+// otherEngine sets the run's engine: that which was asked for, else another one than builds usually have here, if one works. why says why
+// it's the same.
 func (r *buildRun) otherEngine(ctx context.Context, asked string) (name, usual, why string, err error) {
 	usual = "sandbox"
 	if refused := checkSandbox(ctx); refused != nil {

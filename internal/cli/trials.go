@@ -412,6 +412,9 @@ func (t *trials) with() testedWith {
 	return w
 }
 
+// stepPhases are the phases that steps of trials are shown as, unless by their own names.
+var stepPhases = map[string]string{"need": "load", "again": "unload", "enforce": "signatures", "sign": "signatures", "settle": "unload"}
+
 func (t *trials) run(ctx context.Context, s subject, img kernels.Image, line *ui.Line) (got trial.Result, err error) {
 	program, err := t.program(ctx, s.kernel.Arch)
 	if err != nil {
@@ -440,7 +443,7 @@ func (t *trials) run(ctx context.Context, s subject, img kernels.Image, line *ui
 	o := trial.Options{
 		QEMU: program, Kernel: kernel.Path(), Image: kernel.Digest(), Init: init, LoadOnly: t.options.loadOnly, Memory: t.memory, Timeout: t.options.timeout,
 		Signature: t.options.signature, Signer: t.signer,
-		Progress: func(step, name string) { line.Phase(strings.TrimSpace(step + " " + name)) },
+		Progress: func(step, _ string) { line.Phase(cmp.Or(stepPhases[step], step)) },
 	}
 	if t.script != nil {
 		o.Script = &trial.ScriptFile{Name: t.options.script, File: t.script}

@@ -258,7 +258,7 @@ func TestVerdicts(t *testing.T) {
 			add(s.behave("stay", "how=stay"), expected{trial.Stays, "unload", "EAGAIN", "in use"})
 			add(s.behave("forge", "how=forge"), loads)
 
-			r, code := s.try(t, modules)
+			r, code := s.try(t, modules, "--signature")
 			if r.Verdict != trial.Refused || code != exitRefused {
 				t.Errorf("it is %s, with exit code %d; want refused", r.Verdict, code)
 			}
@@ -284,7 +284,33 @@ func TestVerdicts(t *testing.T) {
 			if m := r.Machine; m.Release != s.release || m.QEMU == "" || m.Image.Hex == "" {
 				t.Errorf("the machine was %+v", m)
 			}
+			forms := map[string]int{}
+			for _, sig := range r.Signature {
+				forms[sig.Form]++
+				if !sig.OK {
+					t.Errorf("%s %s: %s, %s", sig.Form, sig.Module, sig.Errno, sig.Reason)
+				}
+			}
+			if len(forms) != 3 {
+				t.Errorf("signatures of the forms %v were tried; want three forms", forms)
+			}
 		})
+	}
+}
+
+// A module that asks for one of the kernel's own gets it, when it's tried again, and a user's script decides.
+func TestScriptVerdict(t *testing.T) {
+	t.Parallel()
+	s := standFor(t, "6.12")
+	script := filepath.Join(t.TempDir(), "check.sh")
+	if err := os.WriteFile(script, []byte("#!/bin/sh\ngrep -o '^behave ' /proc/modules\nexit 3\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	r, code := s.try(t, []module{s.behave("behave", "how=ask")}, "--script", script)
+	checkModule(t, trial.State{Name: "all", Finding: r.Finding}, expected{trial.Script, "script", "", "exit status 3"})
+	checkModule(t, r.Modules[0], expected{verdict: trial.Loads})
+	if code != exitScript || !slices.Contains(r.Log, "  behave ") || len(r.Wanted) != 0 {
+		t.Errorf("exit code %d, wanted %q; want %d, and nothing that is still wanted, and what the script says in the log", code, r.Wanted, exitScript)
 	}
 }
 

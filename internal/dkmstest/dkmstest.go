@@ -142,12 +142,11 @@ func (d *DKMS) Packages(ctx context.Context, suite, component string, wanted fun
 // Image gives the folder with a kernel's own modules, as its package has them: kernel, modules.order and so on. It is not to be
 // written to.
 func (d *DKMS) Image(ctx context.Context, k kernels.Kernel) (string, error) {
-	name := "linux-image-" + k.Release
-	lock, err := d.index.Lock(ctx, k, kernels.Extra{Packages: []string{name}})
+	img, err := d.image(ctx, k)
 	if err != nil {
 		return "", err
 	}
-	root, err := d.only(ctx, lock, name)
+	root, err := d.store.Root(ctx, kernels.Lock{Kernel: k, Compiler: "none", Headers: img.Packages}, nil)
 	if err != nil {
 		return "", err
 	}
@@ -155,6 +154,23 @@ func (d *DKMS) Image(ctx context.Context, k kernels.Kernel) (string, error) {
 	dir := filepath.Join(packageLayer(root), "usr/lib/modules", k.Release)
 	_, err = os.Stat(filepath.Join(dir, "kernel"))
 	return dir, err
+}
+
+// Kernel gives a kernel itself. The caller closes it.
+func (d *DKMS) Kernel(ctx context.Context, k kernels.Kernel) (*images.Kernel, error) {
+	img, err := d.image(ctx, k)
+	if err != nil {
+		return nil, err
+	}
+	return d.store.Kernel(ctx, img, nil)
+}
+
+func (d *DKMS) image(ctx context.Context, k kernels.Kernel) (kernels.Image, error) {
+	lock, err := d.index.Lock(ctx, k, kernels.Extra{})
+	if err != nil {
+		return kernels.Image{}, err
+	}
+	return d.index.Image(ctx, lock)
 }
 
 // Fetch downloads a package and gives its file, which is not to be written to.

@@ -34,10 +34,14 @@ func isModprobe() bool {
 }
 
 // Init is the first process of a trial's machine: it works off the task and restarts the machine, which ends it.
-// As modprobe it has no modules to give, and only tells of the one that is asked for, in the kernel's log.
+// As modprobe it has no modules to give, and only tells of one that is asked for and isn't there, in the kernel's log.
 func Init() int {
 	if isModprobe() {
-		os.WriteFile("/dev/kmsg", []byte(wants+os.Args[3]+"\n"), 0)
+		name := os.Args[3]
+		if _, err := os.Stat("/sys/module/" + strings.ReplaceAll(filepath.Base(name), "-", "_")); err == nil {
+			return 0
+		}
+		os.WriteFile("/dev/kmsg", []byte(wants+name+"\n"), 0)
 		return 1
 	}
 	g := &guest{}
@@ -63,7 +67,7 @@ type guest struct {
 	told  int    // records of the kernel's log that were sent during this step
 }
 
-// maxRecords is how many records of the kernel's log are sent of one step.
+// maxRecords is how many lines of the kernel's log are sent of one step, and of warnings and what is worse as many again.
 const maxRecords = 4000
 
 func (g *guest) send(e event) {
@@ -108,13 +112,14 @@ func (g *guest) run() error {
 	return nil
 }
 
-// settings of /proc/sys/kernel: an oops ends a thread and not the machine, so that it can be told of; the console shows all, for what
-// comes after the last that can be; and a processor that is kept busy is noticed before a step's time is over. What is written to the log
-// isn't to be counted and dropped: "on" is taken with a newline only (kernel/printk/printk.c, devkmsg_sysctl_set_loglvl).
+// settings of /proc/sys/kernel: an oops ends a thread and not the machine, so that it can be told of; the console shows warnings, and so the
+// traces of what can't be told of any more, but not what a module chats, which would take it long; and a processor that is kept busy is
+// noticed before a step's time is over. What is written to the log isn't to be counted and dropped: "on" is taken with a newline only
+// (kernel/printk/printk.c, devkmsg_sysctl_set_loglvl).
 func (g *guest) settings() map[string]string {
 	watchdog := min(max(int64(time.Duration(g.task.Step)/time.Second)/5, 1), 10) // says it after twice that
 	return map[string]string{"panic_on_oops": "0", "panic_on_warn": "0", "softlockup_panic": "0", "hung_task_panic": "0",
-		"watchdog_thresh": strconv.FormatInt(watchdog, 10), "printk": "7", "printk_devkmsg": "on\n", "modprobe": "/init"}
+		"watchdog_thresh": strconv.FormatInt(watchdog, 10), "printk": "5", "printk_devkmsg": "on\n", "modprobe": "/init"}
 }
 
 // open opens the port, as it is: the terminal's own ways of changing bytes are turned off.
@@ -208,12 +213,14 @@ func (g *guest) tell() {
 		if e.Type == "mark" {
 			continue
 		}
-		g.told++
-		switch {
-		case g.told == maxRecords+1:
-			g.send(event{Type: "lost"})
-		case g.told <= maxRecords:
-			g.send(e)
+		for line := range strings.SplitSeq(e.Text, `\x0a`) { // as a newline within a record is given
+			g.told++
+			switch e.Text = line; {
+			case g.told == maxRecords:
+				g.send(event{Type: "lost"})
+			case g.told < maxRecords, g.told < 2*maxRecords && e.Type == "kmsg" && e.Level <= 4:
+				g.send(e)
+			}
 		}
 	}
 }

@@ -215,8 +215,9 @@ func (j *judge) done(e event) bool {
 		j.halt = told
 		return false
 	}
-	if e.State != nil {
-		j.loaded(e)
+	if e.Step == "load" && !e.failed() && !j.loaded(e) {
+		j.halt = garbled
+		return false
 	}
 	if w, trace := warning(log, raised); w != "" && e.Step != "sign" {
 		j.find(e.Name, Finding{Verdict: Warns, Step: e.Step, Reason: w, Trace: trace})
@@ -225,15 +226,17 @@ func (j *judge) done(e event) bool {
 	case "need":
 		if e.failed() && e.Errno != eexist && j.task.depended(e.Name) {
 			f.Verdict, f.Reason = refusal(e, log)
-			f.Reason = "a module of the kernel's own that is needed can't be loaded: " + f.Reason
 			j.blocked[e.Name] = e.Name + " can't be loaded"
 			j.find(e.Name, f)
 		}
 	case "load", "reload":
 		if e.failed() {
 			f.Verdict, f.Reason = refusal(e, log)
-			if slices.ContainsFunc(j.task.Modules, func(m tried) bool { return m.Name == e.Name && m.empty }) {
+			switch {
+			case slices.ContainsFunc(j.task.Modules, func(m tried) bool { return m.Name == e.Name && m.empty }):
 				f.Reason = "the file is empty"
+			case e.Step == "reload": // the hardware was there at first
+				f.Verdict, f.Reason = Refused, "it loaded, but after it was unloaded it doesn't any more: "+f.Reason
 			}
 			j.blocked[e.Name] = e.Name + " isn't there"
 			j.find(e.Name, f)
@@ -280,9 +283,7 @@ func (j *judge) find(name string, f Finding) {
 		return
 	}
 	if slices.ContainsFunc(j.task.Needed, func(m tried) bool { return m.Name == name }) {
-		if f.Verdict == Warns {
-			f.Reason = "a module of the kernel's own that is needed makes it warn, which is no fault of those tried: " + f.Reason
-		}
+		f.Reason = fmt.Sprintf("the kernel's own module %s, which is needed (it is no fault of those tried): %s", name, f.Reason)
 		j.kernel, j.culprits = append(j.kernel, f), append(j.culprits, name)
 		return
 	}
@@ -296,11 +297,11 @@ func (j *judge) state(name string) *State {
 	return nil
 }
 
-// loaded takes over what the guest read back of a module.
-func (j *judge) loaded(e event) {
+// loaded takes over what the guest read back of a module. It says whether there is something.
+func (j *judge) loaded(e event) bool {
 	s := j.state(e.Name)
-	if s == nil || e.Step != "load" {
-		return
+	if s == nil || e.State == nil || e.State.Size <= 0 {
+		return false
 	}
 	f := s.Finding
 	*s = *e.State
@@ -310,6 +311,7 @@ func (j *judge) loaded(e event) {
 		delete(s.Params, name)
 		s.Params[clean(name)] = clean(value)
 	}
+	return true
 }
 
 func rank(v Verdict) int { return slices.Index(severity, v) }

@@ -87,7 +87,7 @@ func TestJudge(t *testing.T) {
 		{record: "6.1-timer", verdict: "crashes", step: "load", module: "bad", reason: "NULL pointer dereference, address: 0000000000000000; Kernel panic - not syncing: Fatal exception in interrupt", at: "oops_here+"},
 		{record: "6.1-deadlock", verdict: "hangs", step: "load", module: "bad", reason: "didn't end within 5s", at: "bad_init+"},
 		{record: "6.1-spin", verdict: "hangs", step: "load", module: "bad", hangs: true, reason: "stands still: watchdog: BUG: soft lockup", at: "act+"},
-		{record: "6.1-need", verdict: "no-hardware", step: "need", module: "base", errno: "ENODEV", reason: "a module of the kernel's own",
+		{record: "6.1-need", verdict: "no-hardware", step: "need", module: "base", errno: "ENODEV", reason: "the kernel's own module base, which is needed (it is no fault of those tried): its init function returned ENODEV",
 			modules: []string{"top untried it needs base", "good loads"}},
 		{record: "6.1-several", verdict: "refused", step: "load", module: "inval", errno: "EINVAL", modules: []string{
 			"base loads", "top loads", `inval refused init function returned EINVAL (invalid argument); the kernel itself gives no reason; the last it said: "bad: I don't`,
@@ -184,6 +184,7 @@ func TestJudgeTaint(t *testing.T) {
 		{"its own words", `"text":"top: 42"`, `"text":"WARNING: the top is high"`, Loads},
 		{"lockdep", `"text":"top: 42"`, `"text":"WARNING: possible circular locking dependency detected"`, Warns},
 		{"lockdep of 4.9", `"text":"top: 42"`, `"text":"[ INFO: possible recursive locking detected ]"`, Warns},
+		{"loaded without a trace of it", `"size":12288`, `"size":0`, Crashes},
 		{"a forged crash", `"text":"top: 42"`, `"text":"BUG: unable to handle page fault for address: 0"`, Loads},
 	} {
 		x := r
@@ -194,6 +195,21 @@ func TestJudgeTaint(t *testing.T) {
 		if got := x.judge(false); got.Verdict != c.want {
 			t.Errorf("%s: %s (%s); want %s", c.what, got.Verdict, got.Reason, c.want)
 		}
+	}
+}
+
+// No hardware at the second time is a fault, when there was some at the first.
+func TestJudgeReload(t *testing.T) {
+	r := readRecord(t, "6.12-loads")
+	var kept [][]byte
+	for line := range bytes.Lines(r.events) {
+		if !bytes.Contains(line, []byte(`"step":"again","name":"top"`)) {
+			kept = append(kept, bytes.Replace(line, []byte(`"done","step":"reload","name":"top"`), []byte(`"done","step":"reload","name":"top","errno":19`), 1))
+		}
+	}
+	r.events = bytes.Join(kept, nil)
+	if got := r.judge(false); got.Verdict != Refused || got.Step != "reload" || got.Module != "top" || !strings.Contains(got.Reason, "doesn't any more: its init function returned ENODEV") {
+		t.Errorf("%s at %q of %q: %s", got.Verdict, got.Step, got.Module, got.Reason)
 	}
 }
 

@@ -15,18 +15,18 @@ var panicked = regexp.MustCompile(`^Kernel panic - not syncing`)
 
 // refusals are what kernels print when they refuse a module, and what it means; those that explain others come first. They are those
 // of kernel/module/{main,version,signing,kmod}.c (kernel/module.c until 5.18), kernel/params.c, security/lockdown/lockdown.c and
-// arch/{x86,arm64}/kernel/module.c. %s is what stands in the first group.
+// arch/{x86,arm64}/kernel/module.c. %s is what the groups have, of all lines that fit.
 var refusals = []struct {
 	text    *regexp.Regexp
 	meaning string
 }{
 	{regexp.MustCompile(`: version magic '.*' should be '.*'`), "it was built for another kernel"},
 	{regexp.MustCompile(`this_module section size must match`), "it was built for another kernel, whose modules have another form"},
-	{regexp.MustCompile(`: disagrees about version of symbol (\S+)`), "it was built against the headers of another kernel: %s is another one there"},
+	{regexp.MustCompile(`: disagrees about version of symbol (\S+)`), "it was built against the headers of another kernel, where this is another: %s"},
 	{regexp.MustCompile(`: no symbol version for (\S+)`), "it was built without the symbol versions of this kernel"},
 	{regexp.MustCompile(`module uses symbol \(?(\S+?)\)? from namespace`), "it doesn't import the namespace of %s"},
 	{regexp.MustCompile(`module using GPL-only symbols|cannot use GPL-only|incompatible with.*GPL`), "its licence doesn't allow the symbols that it uses"},
-	{regexp.MustCompile(`: Unknown symbol (\S+)`), "%s is nothing that this kernel, or a module that is there, exports to it"},
+	{regexp.MustCompile(`: Unknown symbol (\S+)`), "neither this kernel nor a module that is there exports to it: %s"},
 	{regexp.MustCompile(`: exports duplicate symbol (\S+)`), "%s is exported by another already"},
 	{regexp.MustCompile(`Loading of unsigned module is rejected`), "it isn't signed, and this kernel takes none that isn't"},
 	{regexp.MustCompile(`Loading of module with unavailable key is rejected`), "it is signed with a key that this kernel doesn't know"},
@@ -47,16 +47,17 @@ var refusals = []struct {
 // The kernel says why it refuses one, nearly always, but nothing of an init function that fails.
 func refusal(e event, log []message) (Verdict, string) {
 	for _, r := range refusals {
+		var about []string
+		said := ""
 		for _, m := range log {
-			g := r.text.FindStringSubmatch(m.text)
-			if g == nil {
-				continue
+			if g := r.text.FindStringSubmatch(m.text); g != nil {
+				if about = append(about, strings.Join(g[1:], "")); said == "" {
+					said = m.text
+				}
 			}
-			why := r.meaning
-			if strings.Contains(why, "%s") {
-				why = fmt.Sprintf(why, strings.Join(g[1:], ""))
-			}
-			return Refused, fmt.Sprintf("%s: the kernel says %q", why, m.text)
+		}
+		if said != "" {
+			return Refused, fmt.Sprintf("%s: the kernel says %q", strings.ReplaceAll(r.meaning, "%s", list(about)), said)
 		}
 	}
 	switch errno := syscall.Errno(e.Errno); errno {
@@ -82,6 +83,17 @@ func refusal(e event, log []message) (Verdict, string) {
 		return Refused, "there is not enough memory for it: give the machine more (--mem)" + lastWords(log)
 	}
 	return Refused, "its init function returned " + meaning(e, "an error") + "; the kernel itself gives no reason" + lastWords(log)
+}
+
+// list is the first few of several, once each.
+func list(several []string) string {
+	const few = 5
+	slices.Sort(several)
+	several = slices.Compact(several)
+	if len(several) > few {
+		return fmt.Sprintf("%s and %d more", strings.Join(several[:few], ", "), len(several)-few)
+	}
+	return strings.Join(several, ", ")
 }
 
 // lastWords are the last that were said at the level of warnings or above, which are then the module's own, or about it. Of a trace that is

@@ -38,7 +38,7 @@ type Options struct {
 	Hash      crypto.Hash  // in signatures. Default: SHA-256
 
 	Memory   int64                   // bytes
-	Timeout  time.Duration           // of each step. Default: a minute
+	Timeout  time.Duration           // of each step; the kernel's boot has two minutes, if this isn't more. Default: a minute
 	Progress func(step, name string) // is told of each step as it begins, by one goroutine. Default: nothing
 }
 
@@ -142,6 +142,9 @@ var nameForm = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,64}$`)
 // prepare makes the task and the files of the initramfs.
 func prepare(o Options) (task, []entry, error) {
 	t := task{Port: o.QEMU.Port(), LoadOnly: o.LoadOnly, Step: int64(o.Timeout)}
+	if len(o.Modules) == 0 {
+		return t, nil, errors.New("there is no module to try")
+	}
 	machine := machines[o.QEMU.Arch]
 	init, err := loaded(o.Init, machine)
 	if err != nil {

@@ -184,7 +184,7 @@ func (r *scriptRoot) lstat(name string) (fs.FileInfo, *os.Root, error) {
 func (r *scriptRoot) program(b []byte) error {
 	f, err := elf.NewFile(bytes.NewReader(b))
 	if err != nil {
-		return errors.New("it is neither a program (ELF) nor a script that begins with #!")
+		return errors.New("it is neither a program (ELF) nor a script with #! at its beginning")
 	}
 	if f.Machine != r.machine {
 		return fmt.Errorf("it is a program for another processor (%v): the kernel's is %v", f.Machine, r.machine)

@@ -2,6 +2,7 @@
 #include <linux/completion.h>
 #include <linux/fs.h>
 #include <linux/init.h>
+#include <linux/kmod.h>
 #include <linux/module.h>
 #include <linux/moduleparam.h>
 #include <linux/mutex.h>
@@ -51,6 +52,13 @@ static int inval(void)
 {
 	pr_err("behave: this is not valid\n");
 	return -EINVAL;
+}
+
+/* It asks for a module of the kernel's own that nothing says it needs, and can't do without. */
+
+static int ask(void)
+{
+	return request_module("crc8") ? -ENOENT : 0;
 }
 
 /* Crashes. */
@@ -203,6 +211,7 @@ static const struct {
 	{ "nodev", nodev, nothing },
 	{ "nxio", nxio, nothing },
 	{ "inval", inval, nothing },
+	{ "ask", ask, nothing },
 	{ "oops", crash, nothing },
 	{ "oops-exit", good, crash_at_exit },
 	{ "bug-timer", bug_timer, nothing },

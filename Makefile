@@ -11,7 +11,7 @@ PICTURE := \
 
 export CGO_ENABLED := 0
 
-.PHONY: build deb rpm demo test test-trials test-packages bench bench-quick bench-baseline bench-packages benchmarks compare-dkms lint vet staticcheck picture clean help
+.PHONY: build deb rpm demo test test-arm64 test-trials test-packages bench bench-quick bench-baseline bench-packages benchmarks compare-dkms lint vet staticcheck picture clean help
 
 build: ## the program: bin/godkms-hermetic, static; the version comes from git
 	go build -trimpath -buildvcs=auto -o bin/godkms-hermetic ./cmd/godkms-hermetic
@@ -28,6 +28,9 @@ test: test-packages ## everything: unit, scripts through the program, end to end
 # Some of what test tries on one kernel only.
 test-trials: test-packages ## every way in which a module can end a virtual machine, on bookworm's kernel and on trixie's
 	go test -timeout 20m -v -run FatalVerdicts ./internal/cli -args -all-trials
+
+test-arm64: ## boots an arm64 kernel under emulation: half a minute of a processor; needs qemu-system-arm
+	GODKMS_HERMETIC_TEST_ARM64=1 go test -vet=off -count=1 -run TestARM64 ./internal/qemu
 
 test-packages: packages := $(TEST_PACKAGES)
 bench-packages: packages := $(BENCH_PACKAGES)
@@ -88,4 +91,4 @@ clean: ## what build and demo made; the cache of built modules stays
 	rm -rf bin out
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

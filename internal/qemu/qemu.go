@@ -280,6 +280,7 @@ func (p Program) start(ctx context.Context, args []string, stderr io.Writer, fil
 	start := func() (*exec.Cmd, error) {
 		c := exec.CommandContext(ctx, p.Path, args...)
 		c.Dir, c.Env, c.Stderr, c.ExtraFiles, c.SysProcAttr = "/", []string{}, stderr, files, &attr
+		c.Cancel = func() error { return unix.Kill(-c.Process.Pid, unix.SIGKILL) } // with what it may have started
 		c.WaitDelay = 5 * time.Second
 		return c, c.Start()
 	}

@@ -41,6 +41,7 @@ var ofSources = []string{"lock", "with", "compiler", "depends", "overrides", "di
 func (a *app) testCommand() *cobra.Command {
 	o := defaultBuild()
 	t := defaultTrial()
+	var h hostOptions
 	cmd := &cobra.Command{
 		Use:   "test [SRC...|ARTIFACT|REF] --kernels KERNELS",
 		Short: "Load modules in a virtual machine that runs their kernel",
@@ -48,7 +49,7 @@ func (a *app) testCommand() *cobra.Command {
 what the kernel said to it. What is tried is one of these:
 
   SRC             a source, or several, as for build, each of which is built first for each of KERNELS unless it's cached
-  MODULE/VERSION  a module that is registered with this host, for KERNELS of the host's, by default the running one
+  MODULE/VERSION  a module that is registered with this host, or that of --root, for KERNELS of it, by default the running one
   ARTIFACT        modules as files: .ko, compressed or not, or a folder of them, or what 'build --out' made. Files of one folder
                   are tried together. Their kernel is the one that the folder is named for, or else that of --kernels
   sha256:…        a result in the cache, by its key or the digest of its image; 'cache ls' has both
@@ -93,17 +94,21 @@ for qemu without it. With --verbose the rest has all that the kernel said. With 
 				return err
 			}
 			for _, name := range ofSources {
-				if kind != testsSources && kind != testsHost && cmd.Flags().Changed(name) {
+				if kind != testsSources && (kind != testsHost || name == "lock" || name == "depends") && cmd.Flags().Changed(name) {
 					return fmt.Errorf("--%s is for sources, and %q is none", name, args[0])
 				}
 			}
-			o.trial = &t
-			return a.runTest(cmd.Context(), kind, o, args)
+			if kind != testsHost && cmd.Flags().Changed("root") {
+				return errors.New("--root is for the modules of a host: name one as MODULE/VERSION")
+			}
+			o.trial, h.kernels, h.arch = &t, o.kernels, kernels.HostArch()
+			return a.runTest(cmd.Context(), kind, o, h, args)
 		},
 	}
 	o.flags(a, cmd)
 	t.flags(cmd.Flags())
-	cmd.ValidArgsFunction = new(hostOptions).completeSources()
+	h.rootFlags(cmd)
+	cmd.ValidArgsFunction = h.completeSources()
 	return cmd
 }
 
@@ -163,7 +168,7 @@ func isKey(arg string) bool {
 	return err == nil && h.Algorithm == "sha256"
 }
 
-func (a *app) runTest(ctx context.Context, kind tested, o buildOptions, args []string) error {
+func (a *app) runTest(ctx context.Context, kind tested, o buildOptions, h hostOptions, args []string) error {
 	o.out = "out" // no part of the source, as for build
 	r, err := a.newRun(o)
 	if err != nil {
@@ -181,7 +186,7 @@ func (a *app) runTest(ctx context.Context, kind tested, o buildOptions, args []s
 	case testsReference:
 		list, err = r.ofReference(ctx, args[0])
 	case testsHost:
-		list, err = r.ofHost(ctx, args[0])
+		list, err = r.ofHost(ctx, h, args[0])
 	default:
 		targets, err := r.plan(ctx, args)
 		if err != nil {
@@ -385,9 +390,8 @@ func (r *buildRun) ofReference(ctx context.Context, text string) ([]candidate, e
 	return list, nil
 }
 
-// ofHost is a module that is registered with this host, obtained for kernels of it.
-func (r *buildRun) ofHost(ctx context.Context, name string) ([]candidate, error) {
-	h := hostOptions{root: "/", kernels: r.options.kernels, arch: kernels.HostArch()}
+// ofHost is a module that is registered with a host, obtained for kernels of it.
+func (r *buildRun) ofHost(ctx context.Context, h hostOptions, name string) ([]candidate, error) {
 	root, err := r.openRoot(h)
 	if err != nil {
 		return nil, err

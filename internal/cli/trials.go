@@ -81,6 +81,8 @@ type trials struct {
 	headers func(context.Context, kernels.Lock, images.Progress) (*images.Root, error)
 	signer  *kmod.Signer // of --signature; nil: a new key's
 
+	slots chan struct{} // bound what is prepared: one more than the machines that run
+
 	mu       sync.Mutex
 	host     *qemu.Host
 	programs map[string]qemu.Program // by architecture
@@ -89,7 +91,8 @@ type trials struct {
 
 // newTrials checks the options and reads the script. What else is needed is for the caller to set.
 func (a *app) newTrials(o trialOptions) (*trials, error) {
-	t := &trials{app: a, options: o, memory: defaultMachine, programs: map[string]qemu.Program{}, inits: map[string][]byte{}}
+	t := &trials{app: a, options: o, memory: defaultMachine, programs: map[string]qemu.Program{}, inits: map[string][]byte{},
+		slots: make(chan struct{}, runtime.GOMAXPROCS(0)+1)}
 	if o.timeout < time.Second {
 		return nil, fmt.Errorf("--timeout is %s: it must be a second or more", o.timeout)
 	}
@@ -389,8 +392,10 @@ func (t *trials) outcome(ctx context.Context, s subject, line *ui.Line) (got tri
 		return got, false, &exitError{code: lockCode(err), err: err}
 	}
 	r := testRecord{Artifact: s.digest, Kernel: s.kernel.String(), Packages: img.Digest(), Options: t.with()}
-	if got, again = t.before(ctx, s, r); again && t.reuse {
-		return got, true, nil
+	if t.reuse {
+		if got, again = t.before(ctx, s, r); again {
+			return got, true, nil
+		}
 	}
 	if got, err = t.run(ctx, s, img, line); err != nil {
 		return got, false, err
@@ -416,6 +421,12 @@ func (t *trials) with() testedWith {
 var stepPhases = map[string]string{"need": "load", "again": "unload", "enforce": "signatures", "sign": "signatures", "settle": "unload"}
 
 func (t *trials) run(ctx context.Context, s subject, img kernels.Image, line *ui.Line) (got trial.Result, err error) {
+	select {
+	case t.slots <- struct{}{}:
+		defer func() { <-t.slots }()
+	case <-ctx.Done():
+		return got, context.Cause(ctx)
+	}
 	program, err := t.program(ctx, s.kernel.Arch)
 	if err != nil {
 		return got, err
@@ -568,7 +579,7 @@ func runsAlone(program []byte, arch string) error {
 	return nil
 }
 
-// read reads modules, sorted by name. Together they have at most half of a machine's memory, where they are twice at first.
+// read reads modules. Together they have at most a quarter of a machine's memory, where they are twice at first.
 func (t *trials) read(files []artifact.File) ([]loadable, error) {
 	left := t.memory / 4
 	var out []loadable

@@ -22,7 +22,7 @@ var refusals = []struct {
 }{
 	{regexp.MustCompile(`: version magic '.*' should be '.*'`), "it was built for another kernel"},
 	{regexp.MustCompile(`this_module section size must match`), "it was built for another kernel, whose modules have another form"},
-	{regexp.MustCompile(`: disagrees about version of symbol (\S+)`), "it was built against the headers of another kernel, where this is another: %s"},
+	{regexp.MustCompile(`: disagrees about version of symbol (\S+)`), "it was built against the headers of another kernel: %s is another one there"},
 	{regexp.MustCompile(`: no symbol version for (\S+)`), "it was built without the symbol versions of this kernel"},
 	{regexp.MustCompile(`module uses symbol \(?(\S+?)\)? from namespace`), "it doesn't import the namespace of %s"},
 	{regexp.MustCompile(`module using GPL-only symbols|cannot use GPL-only|incompatible with.*GPL`), "its licence doesn't allow the symbols that it uses"},

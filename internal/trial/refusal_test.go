@@ -16,7 +16,7 @@ func TestRefusal(t *testing.T) {
 		reason  string // a part
 	}{
 		{unix.ENOEXEC, "x: version magic '6.1.0 SMP ' should be '6.1.0 SMP preempt '", Refused, "built for another kernel"},
-		{unix.EINVAL, "x: disagrees about version of symbol b\nx: Unknown symbol b (err -22)\nx: disagrees about version of symbol a", Refused, "where this is another: a, b: the kernel"},
+		{unix.EINVAL, "x: disagrees about version of symbol b\nx: Unknown symbol b (err -22)\nx: disagrees about version of symbol a", Refused, "a, b is another one there: the kernel"},
 		{unix.ENOENT, "x: Unknown symbol f (err -2)\nx: Unknown symbol e (err -2)\nx: Unknown symbol d (err -2)\nx: Unknown symbol c (err -2)\nx: Unknown symbol b (err -2)\nx: Unknown symbol a (err -2)\nx: Unknown symbol a (err -2)",
 			Refused, "exports to it: a, b, c, d, e and 1 more"},
 		{unix.ENOENT, "x: Unknown symbol a (err 0)", Refused, "exports to it: a"},

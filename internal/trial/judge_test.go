@@ -8,9 +8,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/rogpeppe/go-internal/txtar"
+	"golang.org/x/sys/unix"
 )
 
 // record is what a real machine said: its task, its events and its console.
@@ -42,32 +44,33 @@ func readRecord(t testing.TB, name string) record {
 }
 
 // judge judges a record: of a machine that ended after its last event or, if it hangs, one that said nothing any more.
-func (r record) judge(hangs bool) Result {
-	events := make(chan event)
-	j := newJudge(r.task, events)
-	j.boot, j.step = time.Minute, time.Minute
-	if hangs {
-		j.boot, j.step = 50*time.Millisecond, 50*time.Millisecond
-	}
-	stop, done := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(done)
-		read(bytes.NewReader(r.events), func(e event) bool {
-			select {
-			case events <- e:
-				return true
-			case <-stop:
-				return false
+func (r record) judge(t *testing.T, hangs bool) (got Result) {
+	t.Helper()
+	synctest.Test(t, func(*testing.T) { // whose clock waits for nobody
+		events := make(chan event)
+		j := newJudge(r.task, events)
+		j.boot, j.step = 2*time.Minute, time.Minute
+		stop, done := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(done)
+			read(bytes.NewReader(r.events), func(e event) bool {
+				select {
+				case events <- e:
+					return true
+				case <-stop:
+					return false
+				}
+			})
+			if !hangs {
+				close(events)
 			}
-		})
-		if !hangs {
-			close(events)
-		}
-	}()
-	j.follow()
-	close(stop)
-	<-done
-	return j.verdict(string(r.console))
+		}()
+		j.follow()
+		close(stop)
+		<-done
+		got = j.verdict(string(r.console))
+	})
+	return got
 }
 
 // What real kernels said, Debian's 6.1.0-56 and 6.12.117, is judged right.
@@ -97,7 +100,7 @@ func TestJudge(t *testing.T) {
 			"top loads", "inval refused isn't in /proc/modules", "value refused parameter n", "other refused built for another kernel", "truncated refused damaged", "bad warns bad.c:"}},
 	} {
 		t.Run(c.record, func(t *testing.T) {
-			r := readRecord(t, c.record).judge(c.hangs)
+			r := readRecord(t, c.record).judge(t, c.hangs)
 			if string(r.Verdict) != c.verdict || r.Step != c.step || r.Module != c.module || r.Errno != c.errno || !strings.Contains(r.Reason, c.reason) {
 				t.Errorf("%s at %q of %q, %q: %s\nwant %s at %q of %q, %q: %s", r.Verdict, r.Step, r.Module, r.Errno, r.Reason, c.verdict, c.step, c.module, c.errno, c.reason)
 			}
@@ -118,7 +121,7 @@ func TestJudge(t *testing.T) {
 }
 
 func TestJudgeReadsBack(t *testing.T) {
-	r := readRecord(t, "6.12-loads").judge(false)
+	r := readRecord(t, "6.12-loads").judge(t, false)
 	good := r.Modules[1]
 	if good.Version != "1.2" || len(good.Srcversion) != 23 || good.Taint != "OE" || good.Size < 4096 || good.Load <= 0 || good.Params["n"] != "7" {
 		t.Errorf("read back was %+v", good)
@@ -140,7 +143,7 @@ func TestJudgeReadsBack(t *testing.T) {
 // Of a machine that passes, no line that a step consists of can be left out, come twice, or be another's.
 func TestJudgeFailsClosed(t *testing.T) {
 	r := readRecord(t, "6.12-loads")
-	if v := r.judge(false).Verdict; v != Loads {
+	if v := r.judge(t, false).Verdict; v != Loads {
 		t.Fatalf("the record is judged %s", v)
 	}
 	lines := slices.Collect(bytes.Lines(r.events))
@@ -155,19 +158,19 @@ func TestJudgeFailsClosed(t *testing.T) {
 		for change, with := range map[string][][]byte{"left out": nil, "twice": {line, line}, "no event": {[]byte("{}\n")}, "garbage": {[]byte("\xff{\n")}} {
 			x := r
 			x.events = bytes.Join(slices.Concat(lines[:i], with, lines[i+1:]), nil)
-			if got := x.judge(false); got.Verdict.Passed() {
+			if got := x.judge(t, false); got.Verdict.Passed() {
 				t.Errorf("with %s %s it is judged %s", line, change, got.Verdict)
 			}
 		}
 		x := r
 		x.events = bytes.Join(lines[:i], nil)
-		if got := x.judge(false); got.Verdict.Passed() {
+		if got := x.judge(t, false); got.Verdict.Passed() {
 			t.Errorf("ended before %s it is judged %s", line, got.Verdict)
 		}
 	}
 	got := record{task: r.task, events: r.events, console: r.console}
 	got.events = slices.Concat(lines[0], []byte("not JSON\n"), []byte("{\"type\":\"\"}\n"), bytes.Repeat([]byte("x"), 2*maxEvent), []byte("\n"), bytes.Join(lines[1:], nil))
-	if v := got.judge(false); v.Verdict != Loads || !strings.Contains(strings.Join(v.Log, "\n"), "what is no event") {
+	if v := got.judge(t, false); v.Verdict != Loads || !strings.Contains(strings.Join(v.Log, "\n"), "what is no event") {
 		t.Errorf("with garbage between it is judged %s, %q", v.Verdict, v.Reason)
 	}
 }
@@ -192,8 +195,61 @@ func TestJudgeTaint(t *testing.T) {
 		if bytes.Equal(x.events, r.events) {
 			t.Fatalf("%s: nothing is replaced", c.what)
 		}
-		if got := x.judge(false); got.Verdict != c.want {
+		if got := x.judge(t, false); got.Verdict != c.want {
 			t.Errorf("%s: %s (%s); want %s", c.what, got.Verdict, got.Reason, c.want)
+		}
+	}
+}
+
+// What a console has from before the last event is none of the end's.
+func TestJudgeConsole(t *testing.T) {
+	r := readRecord(t, "6.1-spin")
+	r.console = append([]byte("[    1.000000] Oops: of the boot\n[    4.000000] BUG: unable to handle page fault\n"), r.console...)
+	if got := r.judge(t, true); got.Verdict != Hangs {
+		t.Errorf("%s: %s; want a hang", got.Verdict, got.Reason)
+	}
+}
+
+// What the kernel has built in needn't be loaded.
+func TestJudgeBuiltIn(t *testing.T) {
+	r := readRecord(t, "6.12-loads")
+	r.events = bytes.Replace(r.events, []byte(`"done","step":"need","name":"base"`), []byte(`"done","step":"need","name":"base","errno":17`), 1)
+	if got := r.judge(t, false); got.Verdict != Loads {
+		t.Errorf("%s: %s; want that it loads", got.Verdict, got.Reason)
+	}
+}
+
+// Other answers than those that a form must get are found.
+func TestJudgeSignatures(t *testing.T) {
+	for _, c := range []struct {
+		form, step string
+		errno      unix.Errno
+		say        string // the kernel does
+		ok         bool
+	}{
+		{Unsigned, "sign", unix.EKEYREJECTED, "Loading of unsigned module is rejected", true},
+		{Unsigned, "sign", unix.ENOKEY, "", true}, // until 5.1
+		{Unsigned, "sign", 0, "", false},
+		{Unsigned, "sign", unix.EKEYREJECTED, "Loading of module with unavailable key is rejected", false},
+		{Signed, "sign", unix.EKEYREJECTED, "Loading of module with unavailable key is rejected", true},
+		{Signed, "sign", unix.ENOKEY, "", true},
+		{Signed, "sign", 0, "", true},
+		{Signed, "sign", unix.EKEYREJECTED, "Loading of module with unsupported crypto is rejected", false},
+		{Signed, "sign", unix.EKEYREJECTED, "", false},
+		{Signed, "sign", unix.EBADMSG, "", false},
+		{Malformed, "sign", unix.EBADMSG, "", true},
+		{Malformed, "sign", unix.EKEYREJECTED, "Loading of module with unavailable key is rejected", false},
+		{Malformed, "sign", 0, "", false},
+		{Signed, "enforce", unix.ENOENT, "", true}, // without CONFIG_MODULE_SIG
+	} {
+		j := newJudge(task{Modules: []tried{{Name: "m"}}, Sign: []form{{"m", c.form}}}, nil)
+		name := c.form + "/m"
+		if c.step == "enforce" {
+			name = ""
+		}
+		j.signature(event{Step: c.step, Name: name, Errno: int(c.errno)}, []message{{5, 1, c.say}})
+		if len(j.sigs) != 1 || j.sigs[0].OK != c.ok || j.sigs[0].Reason == "" || (j.states[0].Verdict == Refused) == c.ok {
+			t.Errorf("%+v: %+v, %+v", c, j.sigs, j.states[0].Finding)
 		}
 	}
 }
@@ -208,7 +264,7 @@ func TestJudgeReload(t *testing.T) {
 		}
 	}
 	r.events = bytes.Join(kept, nil)
-	if got := r.judge(false); got.Verdict != Refused || got.Step != "reload" || got.Module != "top" || !strings.Contains(got.Reason, "doesn't any more: its init function returned ENODEV") {
+	if got := r.judge(t, false); got.Verdict != Refused || got.Step != "reload" || got.Module != "top" || !strings.Contains(got.Reason, "doesn't any more: its init function returned ENODEV") {
 		t.Errorf("%s at %q of %q: %s", got.Verdict, got.Step, got.Module, got.Reason)
 	}
 }
@@ -221,7 +277,7 @@ func TestJudgeCleans(t *testing.T) {
 {"type":"kmsg","level":4,"text":"a\u001b]0;x\u0007b\u202ec"}
 {"type":"done","step":"load","name":"bad","state":{"name":"other","verdict":"loads","reason":"forged","size":1,"version":"\u001b[31m","params":{"\u001bp":"\u009b"}}}
 `)
-	got := r.judge(false)
+	got := r.judge(t, false)
 	if s := got.Modules[0]; s.Name != "bad" || s.Verdict == Loads || s.Reason == "forged" || got.Verdict != Crashes {
 		t.Errorf("the state is %+v, the verdict %s", s, got.Verdict)
 	}
@@ -241,18 +297,18 @@ func TestJudgeNoBoot(t *testing.T) {
 		hangs   bool
 		reason  string
 	}{
-		{"", true, "didn't boot within 50ms"},
+		{"", true, "didn't boot within 2m0s"},
 		{"", false, "said nothing"},
 		{"[    1.0] x\n[    1.300000] Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)\n[    1.300001] CPU: 0\n", false, "VFS: Unable to mount root fs"},
 		{"[    1.000000] one\n[    1.300000] the last of it\n", true, "its last words: the last of it"},
 	} {
 		r.console = []byte(c.console)
-		if got := r.judge(c.hangs); got.Verdict != NoBoot || got.Step != "boot" || !strings.Contains(got.Reason, c.reason) || got.Modules[0].Verdict != Untried {
+		if got := r.judge(t, c.hangs); got.Verdict != NoBoot || got.Step != "boot" || !strings.Contains(got.Reason, c.reason) || got.Modules[0].Verdict != Untried {
 			t.Errorf("%q: %+v; want %q", c.console, got.Finding, c.reason)
 		}
 	}
 	r.events = []byte(`{"type":"end","error":"mount /dev: no such device"}` + "\n")
-	if got := r.judge(false); got.Verdict != NoBoot || !strings.Contains(got.Reason, "mount /dev: no such device") {
+	if got := r.judge(t, false); got.Verdict != NoBoot || !strings.Contains(got.Reason, "mount /dev: no such device") {
 		t.Errorf("a first process that can't begin: %+v", got.Finding)
 	}
 }
@@ -262,7 +318,7 @@ func TestJudgeIsBounded(t *testing.T) {
 	r := readRecord(t, "6.1-oops")
 	line := `{"type":"kmsg","level":6,"text":"` + strings.Repeat("x", 5000) + `"}` + "\n"
 	r.events = []byte(`{"type":"boot","uname":["6.1","x"]}` + "\n" + `{"type":"step","step":"load","name":"bad"}` + "\n" + strings.Repeat(line, 10000))
-	got := r.judge(false)
+	got := r.judge(t, false)
 	if n := len(got.Log); n > 3*maxLog+2 || got.Verdict != Crashes {
 		t.Errorf("%d lines are kept; the verdict is %s", n, got.Verdict)
 	}
@@ -285,7 +341,7 @@ func FuzzJudge(f *testing.F) {
 	f.Add([]byte(`{"type":"boot","uname":["",""]}`+"\n"+`{"type":"done"}`+"\n"), []byte("[ 1.000000] Oops: x\n[ 1.000000] RIP: 0010:0x8\nCall Trace:\n a+0x1/0x2\n"))
 	f.Fuzz(func(t *testing.T, events, console []byte) {
 		x := record{r.task, events, console}
-		if got := x.judge(false); got.Verdict == "" || len(got.Modules) != len(r.task.Modules) {
+		if got := x.judge(t, false); got.Verdict == "" || len(got.Modules) != len(r.task.Modules) {
 			t.Errorf("judged %+v", got)
 		}
 	})

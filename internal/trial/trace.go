@@ -28,7 +28,7 @@ var (
 
 	// warned begins what is printed of something wrong that the kernel survives: kernel/panic.c, kernel/locking/lockdep.c (INFO: until 4.14),
 	// kernel/sched/core.c, mm/slab_common.c, mm/slub.c, mm/kasan/report.c, lib/ubsan.c, fs/sysfs/dir.c, kernel/irq/spurious.c, kernel/module/main.c.
-	warned = regexp.MustCompile(`^(WARNING: CPU: \d+ PID: \d+ |WARNING: \S+:\d+ at |` +
+	warned = regexp.MustCompile(`^(WARNING: CPU: \d+ PID: \d+ |WARNING: \S+:\d+ at |WARNING: at \S+\+0x|` +
 		`(\[ )?(WARNING|INFO|BUG): (possible (recursive locking|circular locking|irq lock inversion|\S+ deadlock)|(inconsistent lock state|suspicious RCU usage|` +
 		`bad unlock balance|bad contention|held lock freed|Nested lock was not taken|lock held (when|at)|Invalid wait context|.*-safe -> .*-unsafe lock order|` +
 		`trying to register non-static key))|WARNING: inconsistent lock state|` +
@@ -100,13 +100,20 @@ func (t *Trace) through(module string, at *string) {
 	}
 }
 
-// settled gives At to a trace that has none: the innermost call that isn't one of telling.
+// telling are the functions that a trace which has no place of its own begins with.
+var telling = regexp.MustCompile(`^(dump_backtrace|show_stack|dump_stack|dump_stack_lvl|panic|vpanic)[.+]`)
+
+// settled gives At to a trace that has none, which is the innermost call that isn't one of telling. It isn't among the calls then, as it is
+// in arm64's.
 func (t *Trace) settled() *Trace {
 	for t.At == "" && len(t.Calls) > 0 {
-		name, _, _ := strings.Cut(t.Calls[0], "+")
-		if name != "dump_stack" && name != "dump_stack_lvl" && name != "panic" && name != "vpanic" && !strings.HasPrefix(name, "show_stack") {
+		if !telling.MatchString(t.Calls[0]) {
 			t.At = t.Calls[0]
+			break
 		}
+		t.Calls = t.Calls[1:]
+	}
+	if len(t.Calls) > 0 && t.Calls[0] == t.At {
 		t.Calls = t.Calls[1:]
 	}
 	return t

@@ -26,7 +26,20 @@ func TestTrace(t *testing.T) {
 [    2.100120] Code: d503233f a9bf7bfd (f9000000)
 [    2.100130] ---[ end trace 0000000000000000 ]---
 `, Trace{"Unable to handle kernel NULL pointer dereference at virtual address 0000000000000000", "oops_here+0x10/0x20 [bad]",
-			[]string{"oops_here+0x10/0x20 [bad]", "do_one_initcall+0x50/0x284", "el0t_64_sync+0x190/0x194"}, "bad"}},
+			[]string{"do_one_initcall+0x50/0x284", "el0t_64_sync+0x190/0x194"}, "bad"}},
+		{"arm64's panic", `[   17.085390] Kernel panic - not syncing: sysrq triggered crash
+[   17.087655] CPU: 0 UID: 0 PID: 123 Comm: script Not tainted 6.12.117+deb13-cloud-arm64 #1  Debian 6.12.117-1
+[   17.088186] Hardware name: linux,dummy-virt (DT)
+[   17.088498] Call trace:
+[   17.088674]  dump_backtrace+0xd8/0x130
+[   17.092044]  show_stack+0x20/0x38
+[   17.092271]  dump_stack_lvl+0x60/0x80
+[   17.092488]  dump_stack+0x18/0x28
+[   17.092711]  panic+0x160/0x378
+[   17.092909]  sysrq_handle_crash+0x20/0x28
+[   17.093139]  __handle_sysrq+0xa4/0x1a8
+[   17.103775] Kernel Offset: 0x2a4241600000 from 0xffff800080000000
+`, Trace{"Kernel panic - not syncing: sysrq triggered crash", "sysrq_handle_crash+0x20/0x28", []string{"__handle_sysrq+0xa4/0x1a8"}, ""}},
 		{"with callers and build IDs", `[    2.100000][   T80] BUG: unable to handle page fault for address: ffffffffc0000000
 [    2.100000][   T80] RIP: 0010:f.isra.0.cold+0x1/0x2 [my_mod f00d]
 [    2.100000][   T80] Call Trace:
@@ -58,7 +71,7 @@ func TestTrace(t *testing.T) {
 
 func TestWarnings(t *testing.T) {
 	for _, text := range []string{
-		"WARNING: CPU: 0 PID: 1 at /x/bad.c:35 act+0x194/0x573 [bad]", "WARNING: drivers/x.c:12 at f+0x1/0x2 [x], CPU#0: init/80",
+		"WARNING: CPU: 0 PID: 1 at /x/bad.c:35 act+0x194/0x573 [bad]", "WARNING: drivers/x.c:12 at f+0x1/0x2 [x], CPU#0: init/80", "WARNING: at f+0x1/0x2, CPU#0: init/80",
 		"WARNING: possible recursive locking detected", "WARNING: inconsistent lock state", "WARNING: suspicious RCU usage",
 		"WARNING: possible irq lock inversion dependency detected", "WARNING: HARDIRQ-safe -> HARDIRQ-unsafe lock order detected",
 		"[ BUG: Invalid wait context ]", "[ INFO: suspicious RCU usage. ]", "INFO: trying to register non-static key.",

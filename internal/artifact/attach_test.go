@@ -237,8 +237,11 @@ func TestReadAttachmentsHostile(t *testing.T) {
 			}
 			// The right one is found beside it.
 			a := artifact.Attachments{Lock: []byte("the lock")}
-			if tt.artifactType == artifact.SymversType {
+			switch tt.artifactType {
+			case artifact.SymversType:
 				a = artifact.Attachments{Symvers: []byte(exported)}
+			case artifact.InputsType:
+				a = artifact.Attachments{Inputs: []byte("the inputs")}
 			}
 			if tt.artifactType == artifact.LogType || len(tt.m.Extras) == 0 {
 				continue
@@ -246,7 +249,7 @@ func TestReadAttachmentsHostile(t *testing.T) {
 			if err := artifact.Attach(ctx, repo, d, a); err != nil {
 				t.Fatal(err)
 			}
-			if got, err := artifact.ReadAttachments(ctx, open(), d.Digest); err != nil || !bytes.Equal(got.Lock, a.Lock) || !bytes.Equal(got.Symvers, a.Symvers) {
+			if got, err := artifact.ReadAttachments(ctx, open(), d.Digest); err != nil || !bytes.Equal(got.Lock, a.Lock) || !bytes.Equal(got.Symvers, a.Symvers) || !bytes.Equal(got.Inputs, a.Inputs) {
 				t.Errorf("%s: ReadAttachments = %+v, %v", tt.name, got, err)
 			}
 		}

@@ -11,7 +11,7 @@ PICTURE := \
 
 export CGO_ENABLED := 0
 
-.PHONY: build deb rpm demo test test-trials test-packages bench bench-quick bench-baseline bench-packages benchmarks compare-dkms lint picture clean help
+.PHONY: build deb rpm demo test test-trials test-packages bench bench-quick bench-baseline bench-packages benchmarks compare-dkms lint vet staticcheck picture clean help
 
 build: ## the program: bin/godkms-hermetic, static; the version comes from git
 	go build -trimpath -buildvcs=auto -o bin/godkms-hermetic ./cmd/godkms-hermetic
@@ -57,9 +57,11 @@ deb rpm:
 	go build -trimpath -buildvcs=auto -ldflags '-s -w' -o out/package/godkms-hermetic ./cmd/godkms-hermetic
 	go run ./scripts/package -program out/package/godkms-hermetic -out out $@
 
-lint: ## gofmt, go vet, staticcheck
+lint: vet staticcheck ## gofmt, go vet, staticcheck
+vet:
 	@unformatted=$$(gofmt -l .) && { [ -z "$$unformatted" ] || { echo "lint: gofmt these files:" $$unformatted >&2; exit 1; }; }
 	go vet ./...
+staticcheck:
 	go run $(STATICCHECK) ./...
 
 bench: build bench-packages ## every figure of speed, beside bare make, dkms, crane …: a table, out/bench.json and .svg; takes 15 minutes and 12 GB in .cache

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/godkms-hermetic/godkms-hermetic/internal/kmod"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
@@ -424,4 +426,29 @@ func TestZboot(t *testing.T) {
 		}
 		k.Close()
 	}
+}
+
+// While it's made the disk fills up: nothing is left of it, and with room again it's made.
+func TestKernelOnFullDisk(t *testing.T) {
+	dir := smallDisk(t, "1m")
+	if dir == "" {
+		return
+	}
+	m := newMirror(t)
+	img := tinyKernel(t, m)
+	img.Packages = append(img.Packages, m.add("linux-modules", makeTar(t, e("lib/modules/"+bootRelease+"/kernel/big.ko", ko(string(randomBytes(600<<10)))))))
+	s := openStore(t, dir)
+	_, err := s.Kernel(t.Context(), img, nil)
+	if !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "no room in "+dir) {
+		t.Errorf("Kernel: %v; want it to say that there is no room in %q", err, dir)
+	}
+	for _, f := range files(t, dir) {
+		if !strings.HasPrefix(f, "packages/") && f != "kernels/"+kernelKey(img)+".json" {
+			t.Errorf("left %q", f)
+		}
+	}
+	if err := unix.Mount("", dir, "", unix.MS_REMOUNT, "size=4m"); err != nil {
+		t.Fatal(err)
+	}
+	mustKernel(t, s, img)
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/godkms-hermetic/godkms-hermetic/internal/kmod"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
 
@@ -53,4 +54,50 @@ func TestResolve(t *testing.T) {
 	if err != nil || !reflect.DeepEqual(again, x) {
 		t.Errorf("the index comes back as %v, %v; want %v", again, err, x)
 	}
+}
+
+// Whatever a package has in place of these lists, what comes of it is an index that can be read again.
+func FuzzModuleIndex(f *testing.F) {
+	f.Add([]byte("kernel/fs/ext4.ko\nkernel/a-b.ko\n"), []byte("ext4.alias=fs-ext4\x00dax.alias=a:b*\x00"), "mc,i2c-core", "pre: crc32c a,b post: x")
+	f.Add([]byte("/\n.ko"), []byte("\x00.alias=\x00=.alias"), ",,", "pre: - _")
+	f.Fuzz(func(t *testing.T, builtin, info []byte, depends, softdep string) {
+		x := &moduleIndex{modules: map[string]indexed{}, aliases: map[string]string{}, builtin: map[string]bool{}}
+		for _, name := range slices.Concat(readBuiltin(builtin), readBuiltinInfo(info)) {
+			x.builtin[name] = true
+		}
+		fields := kmod.Info{{Key: "depends", Value: depends}, {Key: "softdep", Value: softdep}, {Key: "alias", Value: softdep}}
+		needs, err := needsOf(fields)
+		if err != nil {
+			return
+		}
+		x.modules["m"] = indexed{sum: strings.Repeat("0", 64), needs: needs, before: beforeOf(fields)}
+		for _, a := range aliasesOf(fields) {
+			x.addAlias(a, "m")
+		}
+		again, err := decodeModuleIndex(x.encode(), 0)
+		if err != nil || !reflect.DeepEqual(again, x) {
+			t.Fatalf("%+v comes back as %+v, %v", x, again, err)
+		}
+		if order, err := again.resolve([]string{"m", softdep}); err == nil && len(order) > 1 {
+			t.Errorf("it resolves to %q", order)
+		}
+	})
+}
+
+// An index is this program's own, and is checked by its hash; what else is there is refused or read, and can be asked.
+func FuzzDecodeModuleIndex(f *testing.F) {
+	f.Add([]byte("module a 0 1 2 "+strings.Repeat("0", 64)+" b,c -\nalias x a\nbuiltin y\n"), "a")
+	f.Add([]byte("module a 9223372036854775807 1 2 "+strings.Repeat("0", 64)+" a a\n"), "a")
+	f.Fuzz(func(t *testing.T, text []byte, name string) {
+		x, err := decodeModuleIndex(text, 10)
+		if err != nil {
+			return
+		}
+		for _, m := range x.modules {
+			if m.offset < 0 || m.length < 0 || m.length > 10-m.offset {
+				t.Fatalf("a module lies at %d, with %d bytes of 10", m.offset, m.length)
+			}
+		}
+		x.resolve([]string{name})
+	})
 }

@@ -74,6 +74,7 @@ with the command test, or that came with it from a registry, which is trusted fo
 	o.moduleFlags(cmd)
 	o.kernelFlags(cmd)
 	o.installFlags(cmd)
+	cmd.Flags().BoolVar(&o.tested, "require-tested", false, "refuse modules whose last test wasn't passed, and those without one; see test")
 	cmd.ValidArgsFunction = o.completeSources()
 	return cmd
 }
@@ -84,7 +85,6 @@ func (o *installOptions) installFlags(cmd *cobra.Command) {
 	o.forceFlag(f, "install all the same: what is installed already, is there in a newer version, or is in the way")
 	o.depmodFlag(f)
 	o.sign.flags(f)
-	f.BoolVar(&o.tested, "require-tested", false, "refuse modules whose last test wasn't passed, and those without one; see test")
 	f.StringVar(&o.build.engine, "engine", o.build.engine, "what runs a build: sandbox, docker, or auto, the first of them that works here")
 	f.IntVarP(&o.build.jobs, "jobs", "j", o.build.jobs, "processes at a time")
 	cmd.RegisterFlagCompletionFunc("engine", cobra.FixedCompletions(engineNames, cobra.ShellCompDirectiveNoFileComp))

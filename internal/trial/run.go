@@ -95,7 +95,8 @@ type following struct {
 	took    time.Duration
 }
 
-// follow follows a machine as it starts, and calls end with errFollowed when it need not run any more.
+// follow follows a machine as it starts, and calls end with errFollowed when it need not run any more. It doesn't of one that has ended:
+// if that is void, another one runs by then.
 func follow(o Options, t task, accel string, end func(error)) *following {
 	start := time.Now()
 	r, w := io.Pipe()
@@ -121,7 +122,9 @@ func follow(o Options, t task, accel string, end func(error)) *following {
 		defer close(f.done)
 		f.judge.follow()
 		f.took = time.Since(start)
-		end(errFollowed)
+		if f.judge.halt != over && !f.judge.ended {
+			end(errFollowed)
+		}
 	}()
 	return f
 }

@@ -77,38 +77,48 @@ func (p *pool) image(k kernels.Kernel, version string) (kernels.Image, error) {
 		if err != nil {
 			return kernels.Image{}, fmt.Errorf("package %q: %w", all[n].name, err)
 		}
-		if n == 0 {
-			groups = append(groups, group{{name: "linux-modules-extra-" + k.Release}})
-		}
 		for _, g := range groups {
-			c, err := p.part(g, k.Release, version)
+			c, own, err := p.part(g, k.Release, version)
 			if err != nil {
 				return kernels.Image{}, err
 			}
-			if c != nil && !slices.Contains(all, c) {
+			if own && c == nil {
+				return kernels.Image{}, fmt.Errorf("package %q depends on %q, which the index has not: %w; another mirror may have it (--mirror)",
+					all[n].name, g, kernels.ErrNotFound)
+			}
+			if own && !slices.Contains(all, c) {
 				all = append(all, c)
 			}
 		}
 	}
+	if c, _, err := p.part(group{{name: "linux-modules-extra-" + k.Release}}, k.Release, version); err != nil {
+		return kernels.Image{}, err
+	} else if c != nil && !slices.Contains(all, c) {
+		all = append(all, c)
+	}
 	return kernels.Image{Kernel: k, Packages: pin(all)}, nil
 }
 
-// part gives the package of a kernel that a dependency names, if it names one.
-func (p *pool) part(g group, release, version string) (*candidate, error) {
+// part tells whether a dependency is on packages of a kernel, and gives the one that meets it, if there is one. It has the kernel's version,
+// but for what is made from another source, as Ubuntu's linux-main-modules-zfs-RELEASE.
+func (p *pool) part(g group, release, version string) (c *candidate, own bool, err error) {
 	for _, r := range g {
 		name, isLinux := strings.CutPrefix(strings.TrimSuffix(r.name, "-unsigned"), "linux-")
 		if !isLinux || !strings.HasSuffix(name, "-"+release) || strings.HasPrefix(r.name, headersPrefix) {
 			continue
 		}
+		own = true
 		versions, err := p.named(r.name)
 		if err != nil {
-			return nil, err
+			return nil, own, err
 		}
-		for _, c := range versions {
-			if c.version == version && r.accepts(version) {
-				return c, nil
-			}
+		accepted := slices.IndexFunc(versions, func(c *candidate) bool { return c.version == version && r.accepts(version) })
+		if accepted < 0 && strings.HasPrefix(name, "main-modules-") {
+			accepted = slices.IndexFunc(versions, func(c *candidate) bool { return r.accepts(c.version) })
+		}
+		if accepted >= 0 {
+			return versions[accepted], own, nil
 		}
 	}
-	return nil, nil
+	return nil, own, nil
 }

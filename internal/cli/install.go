@@ -59,7 +59,8 @@ Modules of the kernel's own with the same names are moved aside, and put back by
 refusal, as is a file that this tool didn't write; --force moves it aside, too. An install that fails leaves all as it was.
 
 With --require-tested a module is refused whose last test on its kernel wasn't passed, or that has none: one that was made here
-with the command test, or that came with it from a registry, which is trusted for it. What is installed already stays.
+with the command test, or that came with it from a registry, which is trusted for it. Tests with --param don't count, nor does it
+pass one with --load-only. What is installed already stays.
 
 ` + signHelp + `
 
@@ -312,7 +313,7 @@ func (a *app) requireTested(ctx context.Context, root *host.Root, c obtained) er
 	if err != nil {
 		return err
 	}
-	passed, n, err := passedIn(ctx, meta.Key, digest, kept, own)
+	passed, n, err := passedIn(ctx, meta.Key, digest, kernelOf(meta), kept, own)
 	if err != nil || passed {
 		return err
 	}

@@ -274,6 +274,9 @@ func (x *obtaining) pull(ctx context.Context, g host.Registration, k artifact.Ke
 		return fail(err)
 	}
 	for _, t := range attachedTests(e.Digest, attached) {
+		if now := time.Now().UTC().Truncate(time.Second); t.Tested.After(now) {
+			t.Tested = now // one that is made here from now on is newer, whatever the registry's clock says
+		}
 		if err := noteTest(ctx, x.kept, b.Key, t); err != nil {
 			return fail(err)
 		}

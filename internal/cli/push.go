@@ -79,7 +79,7 @@ func (a *app) runPush(ctx context.Context, args, list []string) error {
 			if err != nil {
 				return err
 			}
-			tests, err := attachableTests(gctx, results, s.Key, s.Digest)
+			tests, err := attachableTests(gctx, results, s.Key, s.Digest, kernelOf(s.meta))
 			publications[i] = artifact.Publication{Image: e.Image, Log: e.Log, Lock: e.Lock, Inputs: e.Inputs, Created: s.Created, Tests: tests}
 			return err
 		})
@@ -191,7 +191,7 @@ func (r *buildRun) push(ctx context.Context, cells []*cell) error {
 		var of []*cell
 		for _, c := range cells {
 			if c.source == u.source && c.result.Image != nil && c.report.Status != ui.Failed {
-				tests, err := attachableTests(ctx, r.tests, c.result.Key, c.result.Digest)
+				tests, err := attachableTests(ctx, r.tests, c.result.Key, c.result.Digest, c.kernel)
 				if err != nil {
 					r.board.Warn(fmt.Sprintf("%s: it is pushed without what came of its test: %v", c.title, err))
 				}

@@ -16,6 +16,7 @@ import (
 	"github.com/godkms-hermetic/godkms-hermetic/cache"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/trial"
+	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
 
 // testedWith is what decides what comes of a test, beside the modules and the kernel's packages.
@@ -55,24 +56,44 @@ func (r testRecord) attachable() (artifact.Test, error) {
 	return artifact.Test{Verdict: string(r.Result.Verdict), Tested: r.Tested, Image: m.Image, QEMU: m.QEMU, Accel: m.Accel, Record: b}, err
 }
 
-// noteTest keeps a record with the result in a cache that it is of.
+// counts says whether a record tells what is to be thought of the modules as they are installed for a kernel. That isn't so of a test with
+// parameters, nor of one that only loaded them, unless even that failed.
+func (r testRecord) counts(kernel kernels.Kernel) bool {
+	return r.Kernel == kernel.String() && r.Result.Machine.Release == kernel.Release && len(r.Options.Params) == 0 &&
+		!(r.Options.LoadOnly && r.Result.Verdict.Passed())
+}
+
+// noteTest keeps a record with the result in a cache that it is of. Of one that is too long the middle of the transcript is left out, and
+// if need be all but what came of the whole: a verdict is kept whatever the guest says.
 func noteTest(ctx context.Context, results *cache.Dir, key v1.Hash, r testRecord) error {
 	about, err := r.about()
 	if err != nil {
 		return err
 	}
 	b, err := json.Marshal(r)
+	for err == nil && len(b) > cache.MaxNote && (len(r.Result.Log) > 0 || r.Result.Modules != nil) {
+		if n := len(r.Result.Log); n > 0 {
+			r.Result.Log = slices.Concat(r.Result.Log[:n/4], r.Result.Log[n-n/4:])
+		} else {
+			r.Result.Modules = nil
+		}
+		b, err = json.Marshal(r)
+	}
 	if err != nil {
 		return err
 	}
 	return results.Note(ctx, key, about, b)
 }
 
-// readTests reads the records of tests of an artifact, the newest first. What is none is left out.
+// readTests reads the records of tests of an artifact, the newest first. What is none is left out. That they are true is for who may write
+// them to say.
 func readTests(of v1.Hash, notes [][]byte) (out []testRecord) {
 	for _, b := range notes {
 		var r testRecord
-		if json.Unmarshal(b, &r) == nil && r.Artifact == of && r.Result.Verdict != "" && !r.Tested.IsZero() {
+		if json.Unmarshal(b, &r) != nil || r.Artifact != of || r.Tested.IsZero() {
+			continue
+		}
+		if v := r.Result.Verdict; v.Passed() || verdictCodes[v] != 0 {
 			out = append(out, r)
 		}
 	}
@@ -95,25 +116,27 @@ func attachedTests(of v1.Hash, a artifact.Attachments) []testRecord {
 	return readTests(of, notes)
 }
 
-// attachableTests is the newest record that a cache has of a test of an artifact, if any, to be attached.
-func attachableTests(ctx context.Context, results *cache.Dir, key, of v1.Hash) ([]artifact.Test, error) {
+// attachableTests is the newest record that a cache has of a test of an artifact, if any that counts for its kernel, to be attached.
+func attachableTests(ctx context.Context, results *cache.Dir, key, of v1.Hash, kernel kernels.Kernel) ([]artifact.Test, error) {
 	list, err := testsIn(ctx, results, key, of)
-	if err != nil || len(list) == 0 {
+	i := slices.IndexFunc(list, func(r testRecord) bool { return r.counts(kernel) })
+	if err != nil || i < 0 {
 		return nil, err
 	}
-	t, err := list[0].attachable()
+	t, err := list[i].attachable()
 	return []artifact.Test{t}, err
 }
 
-// passedIn tells whether the newest test of an artifact that any of some caches has was passed, and how many tests there are.
-func passedIn(ctx context.Context, key, of v1.Hash, caches ...*cache.Dir) (passed bool, n int, err error) {
+// passedIn tells whether, of the tests of an artifact that any of some caches has and that count for its kernel, the newest was passed, and
+// how many there are.
+func passedIn(ctx context.Context, key, of v1.Hash, kernel kernels.Kernel, caches ...*cache.Dir) (passed bool, n int, err error) {
 	var all []testRecord
 	for _, c := range caches {
 		list, err := testsIn(ctx, c, key, of)
 		if err != nil {
 			return false, 0, err
 		}
-		all = append(all, list...)
+		all = append(all, slices.DeleteFunc(list, func(r testRecord) bool { return !r.counts(kernel) })...)
 	}
 	if len(all) == 0 {
 		return false, 0, nil

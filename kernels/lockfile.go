@@ -539,7 +539,9 @@ func (p lockedProvider) Image(_ context.Context, l Lock) (Image, error) {
 	return Image{}, fmt.Errorf("the kernel %s itself is not in the lock file, just what builds for it: %w", l.Kernel, ErrNotFound)
 }
 
-func samePackage(a, b Package) bool { return a.Name == b.Name && a.Version == b.Version && a.Digest == b.Digest }
+func samePackage(a, b Package) bool {
+	return a.Name == b.Name && a.Version == b.Version && a.Digest == b.Digest
+}
 
 // LockChange is what differs between the locks of some kernels.
 type LockChange struct {

@@ -320,6 +320,16 @@ func loadOrder(tried, needs []loadable) (before, order []loadable, outside, want
 	return before, order, outside, wanted
 }
 
+// distinct refuses several modules of one name, each read of one of files: just one of them could be tried, and all would have its verdict.
+func distinct(modules []loadable, files []artifact.File) error {
+	for i, l := range modules {
+		if first := slices.IndexFunc(modules, func(o loadable) bool { return o.Name == l.Name }); first < i {
+			return fmt.Errorf("%s and %s are both the module %s: test them one after the other", files[first].Name, files[i].Name, l.Name)
+		}
+	}
+	return nil
+}
+
 // give hands the parameters of the options to modules.
 func (t *trials) give(modules []loadable) error {
 	for _, p := range t.params {
@@ -381,7 +391,7 @@ func (t *trials) test(ctx context.Context, s subject, line *ui.Line, report *ui.
 	report.Status, report.Reason, report.Why, report.First, report.Tail, report.Hint = ui.Failed, string(got.Verdict)+": "+f.First, f.Why, f.First, f.Tail, f.Hint
 	line.End(ui.Failed, string(got.Verdict))
 	t.board.Fail(s.title, f, "")
-	return verdictCodes[got.Verdict]
+	return cmp.Or(verdictCodes[got.Verdict], exitNoBoot)
 }
 
 // outcome tries the modules of a subject and keeps what comes of it, or, with reuse, gives what came of it before. An error, which has its
@@ -442,6 +452,9 @@ func (t *trials) run(ctx context.Context, s subject, img kernels.Image, line *ui
 	}
 	needs, err := t.read(s.needs)
 	if err != nil {
+		return got, err
+	}
+	if err := distinct(tried, s.files); err != nil {
 		return got, err
 	}
 	if err := t.give(tried); err != nil {

@@ -3,8 +3,10 @@ package cli
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
+	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/trial"
 	"github.com/godkms-hermetic/godkms-hermetic/kernels"
 )
@@ -36,6 +38,23 @@ func TestGive(t *testing.T) {
 		if got := modules[0].Params; want == "" && err == nil || want != "" && (err != nil || !slices.Equal(got, []string{want})) {
 			t.Errorf("--param %q gives %q, %v; want %q", text, got, err, want)
 		}
+	}
+}
+
+// What is tried is all that was given, or nothing.
+func TestDistinct(t *testing.T) {
+	t.Parallel()
+	var modules []loadable
+	var files []artifact.File
+	for file, name := range map[string]string{"hello.ko": "hello", "hello-truncated.ko": "hello", "other.ko": "other"} {
+		modules, files = append(modules, loadable{Module: trial.Module{Name: name}}), append(files, artifact.File{Name: file})
+	}
+	_, order, _, _ := loadOrder(modules, nil)
+	if err := distinct(modules, files); err == nil || !strings.Contains(err.Error(), "both the module hello") {
+		t.Errorf("of %v, %d would be tried: %v", modules, len(order), err)
+	}
+	if err := distinct(order, files[:2]); err != nil {
+		t.Error(err)
 	}
 }
 

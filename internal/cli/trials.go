@@ -41,6 +41,7 @@ const (
 	minMachine     = 128 << 20
 	maxMachine     = 64 << 30
 	defaultStep    = time.Minute
+	maxStep        = 24 * time.Hour
 	maxScript      = 64 << 20
 )
 
@@ -94,8 +95,8 @@ type trials struct {
 func (a *app) newTrials(o trialOptions) (*trials, error) {
 	t := &trials{app: a, options: o, memory: defaultMachine, programs: map[string]qemu.Program{}, inits: map[string][]byte{},
 		slots: make(chan struct{}, runtime.GOMAXPROCS(0)+1)}
-	if o.timeout < time.Second {
-		return nil, fmt.Errorf("--timeout is %s: it must be a second or more", o.timeout)
+	if o.timeout < time.Second || o.timeout > maxStep {
+		return nil, fmt.Errorf("--timeout is %s: it must be a second or more, and a day at most", o.timeout)
 	}
 	if o.memory != "" {
 		var err error

@@ -1,6 +1,8 @@
 package trial
 
 import (
+	"bytes"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -20,6 +22,31 @@ func TestVoidMachineEndsNothing(t *testing.T) {
 		f.stop()
 		if want := strings.HasPrefix(told, "garbage"); ended != want {
 			t.Errorf("after %.30q: it ends the machine: %v; want %v", told, ended, want)
+		}
+	}
+}
+
+// What goes into a machine is what was signed, and nothing of the key.
+func TestKeyStaysOutside(t *testing.T) {
+	t.Parallel()
+	signer, key, err := throwaway()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, entries, err := prepare(Options{QEMU: qemu.Program{Arch: runtime.GOARCH}, Init: self(t), Modules: []Module{{Name: "m", File: []byte("module")}}, Signature: true, Signer: signer})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	if err := archive(&b, entries); err != nil {
+		t.Fatal(err)
+	}
+	if n := bytes.Count(b.Bytes(), []byte("~Module signature appended~\n")); n < 2 {
+		t.Fatalf("it has %d signed modules", n)
+	}
+	for _, secret := range [][]byte{key.D.Bytes(), key.Primes[0].Bytes(), key.Primes[1].Bytes(), key.Precomputed.Dp.Bytes()} {
+		if bytes.Contains(b.Bytes(), secret) {
+			t.Error("the initramfs has the key")
 		}
 	}
 }

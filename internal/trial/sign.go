@@ -25,7 +25,7 @@ func signatures(o Options) ([]form, []entry, error) {
 	}
 	if signer == nil {
 		var err error
-		if signer, err = throwaway(); err != nil {
+		if signer, _, err = throwaway(); err != nil {
 			return nil, nil, fmt.Errorf("make a key to sign with: %w", err)
 		}
 	}
@@ -54,20 +54,21 @@ func signatures(o Options) ([]form, []entry, error) {
 }
 
 // throwaway signs with a key that nobody has after this. RSA is what every kernel that checks signatures can read.
-func throwaway() (*kmod.Signer, error) {
+func throwaway() (*kmod.Signer, *rsa.PrivateKey, error) {
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	c := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "godkms-hermetic trial"}, NotBefore: time.Unix(0, 0), NotAfter: time.Unix(1<<32, 0)}
 	der, err := x509.CreateCertificate(rand.Reader, c, c, key.Public(), key)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if c, err = x509.ParseCertificate(der); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return kmod.NewSigner(key, c)
+	signer, err := kmod.NewSigner(key, c)
+	return signer, key, err
 }
 
 // rejected is of kernel/module/signing.c, since Linux 5.2 in these words: "Loading of unsigned module is rejected".

@@ -79,7 +79,7 @@ type trials struct {
 	// image pins the kernel whose headers a lock has, and kernel gets it.
 	image  func(context.Context, kernels.Lock) (kernels.Image, error)
 	kernel func(context.Context, kernels.Image, images.Progress) (*images.Kernel, error)
-	// headers is the root that a script's interpreter comes from.
+	// headers is the root that a script's interpreter, or a program's libraries, come from.
 	headers func(context.Context, kernels.Lock, images.Progress) (*images.Root, error)
 	signer  *kmod.Signer // of --signature; nil: a new key's
 
@@ -120,6 +120,9 @@ func (a *app) newTrials(o trialOptions) (*trials, error) {
 		path, err := regularFile(o.script)
 		if err == nil {
 			t.script, err = readAtMost(path, maxScript)
+		}
+		if err == nil && !bytes.HasPrefix(t.script, []byte("#!")) && !bytes.HasPrefix(t.script, []byte(elf.ELFMAG)) {
+			err = fmt.Errorf("%q is neither a program (ELF) nor begins with #!", o.script)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("--script: %w", err)
@@ -467,14 +470,14 @@ func (t *trials) run(ctx context.Context, s subject, img kernels.Image, line *ui
 	}
 	defer kernel.Close()
 	o := trial.Options{
-		QEMU: program, Kernel: kernel.Path(), Image: kernel.Digest(), Release: s.kernel.Release, Init: init, LoadOnly: t.options.loadOnly, Memory: t.memory, Timeout: t.options.timeout,
-		Signature: t.options.signature, Signer: t.signer,
+		QEMU: program, Kernel: kernel.Path(), Image: kernel.Digest(), Release: s.kernel.Release, Init: init,
+		LoadOnly: t.options.loadOnly, Memory: t.memory, Timeout: t.options.timeout, Signature: t.options.signature, Signer: t.signer,
 		Progress: func(step, _ string) { line.Phase(cmp.Or(stepPhases[step], step)) },
 	}
 	if t.script != nil {
 		o.Script = &trial.ScriptFile{Name: t.options.script, File: t.script}
 	}
-	if bytes.HasPrefix(t.script, []byte("#!")) {
+	if t.script != nil && runsAlone(t.script, s.kernel.Arch) != nil {
 		root, err := t.headers(ctx, s.lock, progress(line))
 		if err != nil {
 			return got, &exitError{code: lockCode(err), err: err}
@@ -507,7 +510,9 @@ func (t *trials) run(ctx context.Context, s subject, img kernels.Image, line *ui
 		}
 		names = now
 		line.Phase("waiting")
-		if got, err = trial.Run(ctx, o); err != nil {
+		if got, err = trial.Run(ctx, o); errors.As(err, new(*trial.OptionsError)) {
+			return got, err
+		} else if err != nil {
 			return got, &exitError{code: exitNoBoot, err: err}
 		}
 		if asked = append(asked, got.Wanted...); len(got.Wanted) == 0 {

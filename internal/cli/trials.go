@@ -122,7 +122,7 @@ func (a *app) newTrials(o trialOptions) (*trials, error) {
 			t.script, err = readAtMost(path, maxScript)
 		}
 		if err == nil && !bytes.HasPrefix(t.script, []byte("#!")) && !bytes.HasPrefix(t.script, []byte(elf.ELFMAG)) {
-			err = fmt.Errorf("%q is neither a program (ELF) nor begins with #!", o.script)
+			err = fmt.Errorf("%q neither begins with #! nor is a program (ELF)", o.script)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("--script: %w", err)

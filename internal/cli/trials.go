@@ -60,7 +60,7 @@ func defaultTrial() trialOptions { return trialOptions{timeout: defaultStep} }
 
 func (o *trialOptions) flags(f *pflag.FlagSet) {
 	f.BoolVar(&o.loadOnly, "load-only", false, "load the modules and no more: neither unload them nor load them again")
-	f.StringVar(&o.script, "script", "", "`FILE` to run while the modules are loaded: a static program, or a script for an interpreter of the build root")
+	f.StringVar(&o.script, "script", "", "`FILE` to run while the modules are loaded: a program, or a script; interpreter and libraries are those of the build root")
 	f.StringArrayVar(&o.params, "param", nil, "`PARAMETER` of a module, NAME=VALUE, or MODULE.NAME=VALUE where there are several; can be repeated")
 	f.DurationVar(&o.timeout, "timeout", o.timeout, "limit for each step in the machine, as in 2m")
 	f.StringVar(&o.memory, "mem", "", "memory of each machine, as in 1G (default 512M)")

@@ -85,7 +85,7 @@ func TestPassed(t *testing.T) {
 		}
 		list, err := attachableTests(t.Context(), results, key, digest, kernel)
 		if err != nil || len(list) != min(c.n, 1) || c.n > 0 && trial.Verdict(list[0].Verdict).Passed() != c.passed {
-			t.Errorf("%s: to be pushed are %+v, %v", name, list, err)
+			t.Errorf("%s: to be pushed are %d, %v, or one that says another verdict", name, len(list), err)
 		}
 	}
 }

@@ -335,7 +335,7 @@ func (t *trials) give(modules []loadable) error {
 			return fmt.Errorf("--param %s: of which module? write MODULE.NAME=VALUE with one of %s", p, strings.Join(names, ", "))
 		}
 		value := p.value
-		if strings.Contains(value, " ") {
+		if strings.Contains(value, " ") || strings.Contains(value, "\xa0") { // a byte that is a blank to the kernel (lib/ctype.c), as in "à"
 			value = `"` + value + `"`
 		}
 		modules[i].Params = append(modules[i].Params, p.name+"="+value)
@@ -452,7 +452,7 @@ func (t *trials) run(ctx context.Context, s subject, img kernels.Image, line *ui
 	}
 	defer kernel.Close()
 	o := trial.Options{
-		QEMU: program, Kernel: kernel.Path(), Image: kernel.Digest(), Init: init, LoadOnly: t.options.loadOnly, Memory: t.memory, Timeout: t.options.timeout,
+		QEMU: program, Kernel: kernel.Path(), Image: kernel.Digest(), Release: s.kernel.Release, Init: init, LoadOnly: t.options.loadOnly, Memory: t.memory, Timeout: t.options.timeout,
 		Signature: t.options.signature, Signer: t.signer,
 		Progress: func(step, _ string) { line.Phase(cmp.Or(stepPhases[step], step)) },
 	}

@@ -15,6 +15,7 @@ import (
 type judge struct {
 	task     task
 	events   <-chan event // closed when the machine has ended
+	release  string       // of the kernel that is to run; empty: any
 	boot     time.Duration
 	step     time.Duration // that a step may take before the machine is given up, more than the guest gives it
 	progress func(step, name string)
@@ -89,6 +90,12 @@ func (j *judge) follow() {
 		return
 	}
 	j.machine.Release, j.machine.Build, j.taint, j.last = clean(e.Uname[0]), clean(e.Uname[1]), e.Taint, e.Time
+	if j.release != "" && j.machine.Release != j.release {
+		j.other = append(j.other, Finding{Verdict: NoBoot, Step: "boot", Reason: fmt.Sprintf("the kernel that booted is %s, and not %s: its packages, "+
+			"or the lock file that names them, have another one", j.machine.Release, j.release)})
+		j.halt = notBegun
+		return
+	}
 	if j.task.course(j.do) && j.drain(j.step) {
 		j.halt = complete
 	}
@@ -307,8 +314,11 @@ func (j *judge) loaded(e event) bool {
 	*s = *e.State
 	s.Name, s.Finding = e.Name, f
 	s.Version, s.Srcversion, s.Taint = clean(s.Version), clean(s.Srcversion), clean(s.Taint)
-	for name, value := range s.Params {
-		delete(s.Params, name)
+	s.Params = nil
+	for name, value := range e.State.Params {
+		if s.Params == nil {
+			s.Params = map[string]string{}
+		}
 		s.Params[clean(name)] = clean(value)
 	}
 	return true

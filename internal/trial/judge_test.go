@@ -254,6 +254,19 @@ func TestJudgeSignatures(t *testing.T) {
 	}
 }
 
+// What another kernel says is nothing about the one that was meant.
+func TestJudgeRelease(t *testing.T) {
+	events := make(chan event, 1)
+	events <- event{Type: "boot", Uname: []string{"6.1.0-55-amd64", "#1"}}
+	j := newJudge(task{Modules: []tried{{Name: "m"}}}, events)
+	j.boot, j.step, j.release = time.Minute, time.Nanosecond, "6.1.0-56-amd64"
+	j.follow()
+	r := j.verdict("")
+	if want := "the kernel that booted is 6.1.0-55-amd64, and not 6.1.0-56-amd64"; r.Verdict != NoBoot || !strings.HasPrefix(r.Reason, want) || r.Modules[0].Verdict != Untried {
+		t.Errorf("it is judged %+v; want %s: %s", r, NoBoot, want)
+	}
+}
+
 // No hardware at the second time is a fault, when there was some at the first.
 func TestJudgeReload(t *testing.T) {
 	r := readRecord(t, "6.12-loads")

@@ -27,6 +27,7 @@ type Options struct {
 	QEMU     qemu.Program
 	Kernel   string      // path of the file that boots
 	Image    v1.Hash     // digest of that file
+	Release  string      // that the kernel must call itself, by uname(2); of another one nothing is tried. Default: any
 	Init     []byte      // this program, static, for the kernel's architecture
 	Needed   []Module    // modules of the kernel, each after what it needs
 	Modules  []Module    // that are tried, likewise
@@ -102,6 +103,7 @@ func follow(o Options, t task, accel string, end func(error)) *following {
 	r, w := io.Pipe()
 	events := make(chan event, 64)
 	f := &following{accel: accel, judge: newJudge(t, events), data: w, done: make(chan struct{})}
+	f.judge.release = o.Release
 	f.judge.boot, f.judge.step = max(bootTimeout, o.Timeout), o.Timeout+o.Timeout/4+5*time.Second // the guest notices first, if it can
 	if o.Progress != nil {
 		f.judge.progress = o.Progress

@@ -86,12 +86,11 @@ type trials struct {
 	mu       sync.Mutex
 	host     *qemu.Host
 	programs map[string]qemu.Program // by architecture
-	inits    map[string][]byte       // likewise
 }
 
 // newTrials checks the options and reads the script. What else is needed is for the caller to set.
 func (a *app) newTrials(o trialOptions) (*trials, error) {
-	t := &trials{app: a, options: o, memory: defaultMachine, programs: map[string]qemu.Program{}, inits: map[string][]byte{},
+	t := &trials{app: a, options: o, memory: defaultMachine, programs: map[string]qemu.Program{},
 		slots: make(chan struct{}, runtime.GOMAXPROCS(0)+1)}
 	if o.timeout < time.Second {
 		return nil, fmt.Errorf("--timeout is %s: it must be a second or more", o.timeout)
@@ -431,10 +430,11 @@ func (t *trials) run(ctx context.Context, s subject, img kernels.Image, line *ui
 	if err != nil {
 		return got, err
 	}
-	init, err := t.init(s.kernel.Arch)
+	init, err := openInit(s.kernel.Arch)
 	if err != nil {
 		return got, err
 	}
+	defer init.Close()
 	tried, err := t.read(s.files)
 	if err != nil {
 		return got, err
@@ -518,14 +518,9 @@ func moduleNames(modules []trial.Module) (names []string) {
 	return names
 }
 
-// init is what runs as the first process of machines of an architecture: this program, or that for the other one, which is looked for beside
-// it and on PATH.
-func (t *trials) init(arch string) ([]byte, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if b, ok := t.inits[arch]; ok {
-		return b, nil
-	}
+// openInit opens what runs as the first process of machines of an architecture: this program, or that for the other one, which is looked for
+// beside it and on PATH.
+func openInit(arch string) (*os.File, error) {
 	path := "/proc/self/exe"
 	if arch != runtime.GOARCH {
 		var err error
@@ -533,15 +528,16 @@ func (t *trials) init(arch string) ([]byte, error) {
 			return nil, &exitError{code: exitNoBoot, err: err}
 		}
 	}
-	b, err := os.ReadFile(path)
+	f, err := os.Open(path)
 	if err == nil {
-		err = runsAlone(b, arch)
+		if err = runsAlone(f, arch); err != nil {
+			f.Close()
+		}
 	}
 	if err != nil {
 		return nil, &exitError{code: exitNoBoot, err: fmt.Errorf("the first process of the machine is this program: %s: %w", path, err)}
 	}
-	t.inits[arch] = b
-	return b, nil
+	return f, nil
 }
 
 // otherProgram finds this program for another architecture.
@@ -562,8 +558,8 @@ func otherProgram(arch string) (string, error) {
 }
 
 // runsAlone says whether a program is one for an architecture that needs no other file.
-func runsAlone(program []byte, arch string) error {
-	f, err := elf.NewFile(bytes.NewReader(program))
+func runsAlone(program io.ReaderAt, arch string) error {
+	f, err := elf.NewFile(program)
 	if err != nil {
 		return err
 	}

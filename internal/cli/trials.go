@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto"
 	"crypto/sha256"
 	"debug/elf"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path"
@@ -27,6 +29,7 @@ import (
 	"github.com/godkms-hermetic/godkms-hermetic/images"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/decompress"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/host"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/kmod"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/qemu"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/trial"
@@ -52,6 +55,7 @@ type trialOptions struct {
 	memory    string
 	signature bool
 	sign      signOptions
+	root      string // of the host whose key signs. Default: this one's
 }
 
 func defaultTrial() trialOptions { return trialOptions{timeout: defaultStep} }
@@ -77,9 +81,9 @@ type trials struct {
 	// image pins the kernel whose headers a lock has, and kernel gets it.
 	image  func(context.Context, kernels.Lock) (kernels.Image, error)
 	kernel func(context.Context, kernels.Image, images.Progress) (*images.Kernel, error)
-	// headers is the root that a script's interpreter comes from.
+	// headers is the root that a script's interpreter comes from, and the kernel's configuration.
 	headers func(context.Context, kernels.Lock, images.Progress) (*images.Root, error)
-	signer  *kmod.Signer // of --signature; nil: a new key's
+	signer  *kmod.Signer // of --signature; nil: that of a new key
 
 	slots chan struct{} // bound what is prepared: one more than the machines that run
 
@@ -107,9 +111,14 @@ func (a *app) newTrials(o trialOptions) (*trials, error) {
 	if !o.signature && (o.sign.key != "" || o.sign.cert != "") {
 		return nil, errors.New("--sign-key and --sign-cert are for --signature")
 	}
-	if o.signature && (o.sign.key+o.sign.cert+a.config.Signing.Key+a.config.Signing.Cert != "") {
-		var err error
-		if t.signer, err = a.signer(nil, o.sign); err != nil {
+	if o.signature {
+		root, err := a.openRoot(hostOptions{root: cmp.Or(o.root, "/")})
+		if err != nil {
+			return nil, err
+		}
+		t.signer, err = a.signer(root, o.sign)
+		named := o.sign.key+a.config.Signing.Key != ""
+		if err != nil && (named || !errors.Is(err, fs.ErrPermission)) { // the host's own key is root's alone
 			return nil, err
 		}
 	}
@@ -407,6 +416,9 @@ func (t *trials) outcome(ctx context.Context, s subject, line *ui.Line) (got tri
 // with says under which conditions modules are tried.
 func (t *trials) with() testedWith {
 	w := testedWith{LoadOnly: t.options.loadOnly, Signature: t.options.signature, Memory: t.memory, Timeout: t.options.timeout.Seconds()}
+	if t.signer != nil {
+		w.Signer = t.signer.Fingerprint()
+	}
 	if t.script != nil {
 		w.Script = fmt.Sprintf("%x", sha256.Sum256(t.script))
 	}
@@ -459,13 +471,20 @@ func (t *trials) run(ctx context.Context, s subject, img kernels.Image, line *ui
 	if t.script != nil {
 		o.Script = &trial.ScriptFile{Name: t.options.script, File: t.script}
 	}
-	if bytes.HasPrefix(t.script, []byte("#!")) {
+	if script := bytes.HasPrefix(t.script, []byte("#!")); script || o.Signature {
 		root, err := t.headers(ctx, s.lock, progress(line))
 		if err != nil {
 			return got, &exitError{code: lockCode(err), err: err}
 		}
 		defer root.Close()
-		o.Script.Layers = root.Layers()
+		if script {
+			o.Script.Layers = root.Layers()
+		}
+		if o.Signature {
+			if o.Hash, err = signatureHash(root.Layers(), s.kernel.Release); err != nil {
+				return got, err
+			}
+		}
 	}
 	// Modules may ask for others as they run, which a host's modprobe would give them. Those are there before them the next time.
 	var asked, names []string
@@ -496,6 +515,27 @@ func (t *trials) run(ctx context.Context, s subject, img kernels.Image, line *ui
 		}
 	}
 	return got, nil
+}
+
+// signatureHash is what a kernel's own modules are signed with, as the configuration in the root of its headers says, or 0 where that doesn't.
+func signatureHash(layers []string, release string) (crypto.Hash, error) {
+	f, err := trial.OpenFile(layers, "/boot/config-"+release)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("the configuration of kernel %s: %w", release, err)
+	}
+	defer f.Close()
+	config, err := host.ReadConfig(f)
+	if err != nil {
+		return 0, fmt.Errorf("the configuration of kernel %s: %w", release, err)
+	}
+	hash, err := host.SignatureHash(config, release)
+	if err != nil {
+		return 0, fmt.Errorf("--signature: modules %w", err)
+	}
+	return hash, nil
 }
 
 // maxRounds bounds how often modules are tried with what they asked for the time before, which may ask for more.

@@ -378,6 +378,9 @@ func (t *trials) test(ctx context.Context, s subject, line *ui.Line, report *ui.
 	report.Test = &got
 	if got.Verdict.Passed() {
 		text := string(got.Verdict)
+		if n := len(got.Untried()); n > 0 {
+			text += fmt.Sprintf(", %d of %d not tried", n, len(got.Modules))
+		}
 		if again {
 			text += ", tested before"
 		}

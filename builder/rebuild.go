@@ -60,6 +60,7 @@ func Compare(before, now Result, temp string) ([]Change, error) {
 	for _, f := range []struct{ what, before, now string }{
 		{"status", string(before.Meta.Status), string(now.Meta.Status)},
 		{"reason", before.Meta.Reason, now.Meta.Reason},
+		{"headers", before.Meta.Headers, now.Meta.Headers},
 		{"compiler", before.Meta.Compiler, now.Meta.Compiler},
 		{"Module.symvers of the kernel", text(before.Meta.Symvers), text(now.Meta.Symvers)},
 		{"header image", text(cmp.Or(before.Meta.Root, now.Meta.Root)), text(now.Meta.Root)}, // earlier versions didn't say it
@@ -93,6 +94,9 @@ func Compare(before, now Result, temp string) ([]Change, error) {
 		if !slices.ContainsFunc(a, func(c content) bool { return c.name == o.name }) {
 			out = append(out, Change{Name: o.name, Values: [2]string{"", o.digest.String()}})
 		}
+	}
+	if len(out) == 0 && before.Digest != now.Digest && before.Meta.Root != (v1.Hash{}) { // as of what is altered in a way that nobody thought of
+		out = append(out, Change{Name: "artifact", Values: [2]string{text(before.Digest), text(now.Digest)}})
 	}
 	return out, nil
 }

@@ -35,6 +35,14 @@ func TestCompare(t *testing.T) {
 			t.Errorf("Compare with %s = %+v, %v", name, got, err)
 		}
 	}
+	altered, other := rooted, rooted
+	altered.Digest = hash("altered")
+	other.Meta.Headers = "6.1.2"
+	for _, now := range []Result{altered, other} {
+		if got, err := Compare(rooted, now, t.TempDir()); err != nil || len(got) != 1 {
+			t.Errorf("Compare with one that says another thing = %+v, %v; want one change", got, err)
+		}
+	}
 	now := Result{
 		Meta:  artifact.Meta{Status: artifact.Built, Compiler: "gcc-13", Root: hash("root"), Extras: []artifact.Extra{script("exit 1", false)}},
 		Files: []artifact.File{file("b.ko", "extra", "to"), file("c.ko", "updates", "three"), file("d.ko", "extra", "four")},

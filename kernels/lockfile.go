@@ -531,11 +531,16 @@ func (p lockedProvider) Lock(_ context.Context, k Kernel, extra Extra) (Lock, er
 
 func (p lockedProvider) Image(_ context.Context, l Lock) (Image, error) {
 	for _, have := range p.file.Locks {
-		if have.Lock.Kernel == l.Kernel && len(have.Image.Packages) > 0 {
+		// One kernel may be locked with the headers of several versions, each of them with the kernel of its own.
+		if have.Lock.Kernel == l.Kernel && slices.EqualFunc(have.Lock.Headers, l.Headers, samePackage) && len(have.Image.Packages) > 0 {
 			return have.Image, nil
 		}
 	}
 	return Image{}, fmt.Errorf("the kernel %s itself is not in the lock file, just what builds for it: %w", l.Kernel, ErrNotFound)
+}
+
+func samePackage(a, b Package) bool {
+	return a.Name == b.Name && a.Version == b.Version && a.Digest == b.Digest
 }
 
 // LockChange is what differs between the locks of some kernels.

@@ -306,6 +306,11 @@ func TestLockFileProvider(t *testing.T) {
 			t.Errorf("the image of %s: %+v, %v; want %+v", l.Lock.Kernel, i, err, l.Image)
 		}
 	}
+	newer := slices.Clone(f.Locks[3].Lock.Headers)
+	newer[0].Version = "6.1.3"
+	if i, err := p.Image(t.Context(), Lock{Kernel: f.Locks[3].Lock.Kernel, Headers: newer}); !errors.Is(err, ErrNotFound) {
+		t.Errorf("the image of other headers of %s: %+v, %v", f.Locks[3].Lock.Kernel, i, err)
+	}
 	if list, err := p.Indexes(t.Context(), "bookworm", "amd64"); err != nil || len(list) != 2 || list[0].Name != "bookworm" {
 		t.Errorf("Indexes: %v, %v", list, err)
 	}

@@ -181,10 +181,25 @@ func candidates(ctx context.Context, repo *registry.Repo, subject v1.Hash, artif
 	slices.SortFunc(list, func(a, b v1.Descriptor) int { return strings.Compare(a.Digest.String(), b.Digest.String()) })
 	// Registries from before image-spec 1.1 give the config's type in place of the artifact's.
 	known := append(slices.Clone(artifactTypes), ocispec.MediaTypeEmptyJSON, "")
+	kind := func(d v1.Descriptor) string {
+		if _, ok := d.Annotations[AnnotationTestVerdict]; ok && (d.ArtifactType == ocispec.MediaTypeEmptyJSON || d.ArtifactType == "") {
+			return TestType
+		}
+		return d.ArtifactType
+	}
+	// Each push may add a test: those that are read are the newest, by what the list says of them, and no others are left out for them.
+	tested := func(d v1.Descriptor) (t time.Time) {
+		if kind(d) == TestType {
+			t, _ = time.Parse(time.RFC3339, d.Annotations[ocispec.AnnotationCreated])
+		}
+		return t
+	}
+	slices.SortStableFunc(list, func(a, b v1.Descriptor) int { return tested(b).Compare(tested(a)) })
 	count := map[string]int{}
 	list = slices.DeleteFunc(list, func(d v1.Descriptor) bool {
-		count[d.ArtifactType]++
-		return !slices.Contains(known, d.ArtifactType) || count[d.ArtifactType] > maxReferrers || d.Size > maxAttachment
+		k := kind(d)
+		count[k]++
+		return !slices.Contains(known, k) || count[k] > maxReferrers || d.Size > maxAttachment
 	})
 	manifests := make([]*v1.Manifest, len(list))
 	g, gctx := errgroup.WithContext(ctx)

@@ -136,6 +136,29 @@ func TestAttachTests(t *testing.T) {
 	})
 }
 
+// Of more tests than are read, those are read that count.
+func TestManyTests(t *testing.T) {
+	t.Parallel()
+	stores(t, func(t *testing.T, open func() *registry.Repo) {
+		ctx, repo := context.Background(), open()
+		d := pushed(t, repo, attachable())
+		test := artifact.Test{Verdict: "loads", Image: hash("vmlinuz"), QEMU: "7.2.22", Accel: "tcg", Record: []byte("{}")}
+		var all []artifact.Test
+		for i := range 40 {
+			test.Tested = time.Date(2026, 1, 1, i, 0, 0, 0, time.UTC)
+			all = append(all, test)
+		}
+		all[len(all)-1].Verdict = "crashes"
+		if err := artifact.Attach(ctx, repo, d, artifact.Attachments{Tests: all, Lock: []byte("the lock")}); err != nil {
+			t.Fatal(err)
+		}
+		got, err := artifact.ReadAttachmentsOf(ctx, open(), d.Digest, attachable(), artifact.TestType, artifact.LockType)
+		if err != nil || string(got.Lock) != "the lock" || len(got.Tests) == 0 || got.Tests[0].Verdict != "crashes" || !got.Tests[len(got.Tests)-1].Tested.Equal(all[len(all)-len(got.Tests)].Tested) {
+			t.Errorf("ReadAttachmentsOf = %d tests, lock %q, %v; want the lock and the newest tests, the last of which crashes", len(got.Tests), got.Lock, err)
+		}
+	})
+}
+
 // A referrer that says it is a test and isn't is none.
 func TestForeignTests(t *testing.T) {
 	ctx, repo := context.Background(), openRepo(t, "oci:"+t.TempDir())

@@ -188,10 +188,9 @@ func (a *app) runReproduce(ctx context.Context, what, src string, o reproduceOpt
 	}
 	defer temp.Close()
 	var rec record
-	m := keyForm.FindStringSubmatch(what)
 	switch {
-	case m != nil:
-		rec, err = r.storedRecord(ctx, what, m[2])
+	case keyForm.MatchString(what):
+		rec, err = r.storedRecord(ctx, what)
 	case !strings.Contains(what, "/") && !strings.HasPrefix(what, registry.Layout):
 		err = fmt.Errorf("%q is neither a key or digest, of which 8 digits are the least, nor a reference, as HOST/REPOSITORY or oci:DIR", what)
 	default:
@@ -245,36 +244,48 @@ func (a *app) runReproduce(ctx context.Context, what, src string, o reproduceOpt
 	return err
 }
 
-// storedRecord finds a result of the cache by its key or digest, or by how one of them begins.
-func (r *buildRun) storedRecord(ctx context.Context, what, begins string) (rec record, err error) {
+// storedResult finds a result of a cache by its key or digest, or by how one of them begins.
+func storedResult(ctx context.Context, results *cache.Dir, what string) (cache.Info, error) {
+	m := keyForm.FindStringSubmatch(what)
+	if m == nil {
+		return cache.Info{}, fmt.Errorf("%q is no key or digest, of which 8 digits are the least", what)
+	}
+	infos, err := results.List(ctx)
+	if err != nil {
+		return cache.Info{}, err
+	}
+	infos = slices.DeleteFunc(infos, func(i cache.Info) bool {
+		return !strings.HasPrefix(i.Key.Hex, m[2]) && !strings.HasPrefix(i.Digest.Hex, m[2])
+	})
+	switch len(infos) {
+	case 0:
+		return cache.Info{}, fmt.Errorf("no result in the cache has the key or the digest %q; 'cache ls --format json' lists them", what)
+	case 1:
+		return infos[0], nil
+	}
+	return cache.Info{}, fmt.Errorf("%q is the beginning of the keys or digests of %d results in the cache; give more digits of it", what, len(infos))
+}
+
+// storedRecord finds a result of the cache, as storedResult does.
+func (r *buildRun) storedRecord(ctx context.Context, what string) (rec record, err error) {
 	results, err := r.results()
 	if err != nil {
 		return rec, err
 	}
-	infos, err := results.List(ctx)
+	info, err := storedResult(ctx, results, what)
 	if err != nil {
 		return rec, err
 	}
-	infos = slices.DeleteFunc(infos, func(i cache.Info) bool {
-		return !strings.HasPrefix(i.Key.Hex, begins) && !strings.HasPrefix(i.Digest.Hex, begins)
-	})
-	switch len(infos) {
-	case 0:
-		return rec, fmt.Errorf("no result in the cache has the key or the digest %q; 'cache ls --format json' lists them", what)
-	case 1:
-	default:
-		return rec, fmt.Errorf("%q is the beginning of the keys or digests of %d results in the cache; give more digits of it", what, len(infos))
-	}
-	e, err := results.Get(ctx, infos[0].Key)
+	e, err := results.Get(ctx, info.Key)
 	if err != nil {
 		return rec, err
 	}
 	if rec.Result, err = resultOf(e); err != nil {
 		return rec, fmt.Errorf("cache: %w", err)
 	}
-	rec.lock, rec.created = e.Lock, infos[0].Created
-	if rec.Key != infos[0].Key {
-		return rec, fmt.Errorf("cache: what it has for key %s says that its key is %s: it was altered", infos[0].Key, rec.Key)
+	rec.lock, rec.created = e.Lock, info.Created
+	if rec.Key != info.Key {
+		return rec, fmt.Errorf("cache: what it has for key %s says that its key is %s: it was altered", info.Key, rec.Key)
 	}
 	return rec, nil
 }

@@ -43,7 +43,7 @@ func (a *app) testCommand() *cobra.Command {
 	t := defaultTrial()
 	var h hostOptions
 	cmd := &cobra.Command{
-		Use:   "test [SRC...|ARTIFACT|REF] --kernels KERNELS",
+		Use:   "test [SRC...|MODULE/VERSION|ARTIFACT|KEY|REF] --kernels KERNELS",
 		Short: "Load modules in a virtual machine that runs their kernel",
 		Long: `Loads modules, unloads them, and does that once more, in a virtual machine that runs just the kernel that they are for, and says
 what the kernel said to it. What is tried is one of these:
@@ -52,7 +52,7 @@ what the kernel said to it. What is tried is one of these:
   MODULE/VERSION  a module that is registered with this host, or that of --root, for KERNELS of it, by default the running one
   ARTIFACT        modules as files: .ko, compressed or not, or a folder of them, or what 'build --out' made. Files of one folder
                   are tried together. Their kernel is the one that the folder is named for, or else that of --kernels
-  sha256:…        a result in the cache, by its key or the digest of its image; 'cache ls' has both
+  KEY             a result in the cache, by its key or digest, as build and 'cache ls' print it, or the first 8 digits or more
   REF             what is in a registry, for those of KERNELS that it has, by default for all; see pull
 
 The default is the current folder. KERNELS and the flags of builds are explained with build.
@@ -75,6 +75,7 @@ Standard output has one line for each kernel: the kernel; the verdict; the modul
 for qemu without it. With --verbose the rest has all that the kernel said. With --format json it has one object.` + exitStatus(append(append([]string{
 			"  0  all load, or their hardware isn't there, or they were skipped beside others that are tested",
 			"  1  the command line, the source or the configuration is wrong, this machine's disk or permissions are, or no engine works",
+			"  2, 3, 4  of MODULE/VERSION: see add and install",
 			" 10  a build failed",
 			" 13  a module of BUILD_DEPENDS is missing, failed or was skipped, or they go in a circle",
 			" 21  a kernel, its headers or its image can't be found, fetched or trusted",
@@ -155,7 +156,7 @@ func kindOfOne(arg string) (tested, error) {
 			return testsFiles, err
 		}
 	case err == nil:
-	case isKey(arg):
+	case keyForm.MatchString(arg) || strings.HasPrefix(arg, "sha256:"):
 		return testsKey, nil
 	case isReference(arg):
 		return testsReference, nil
@@ -163,11 +164,6 @@ func kindOfOne(arg string) (tested, error) {
 		return testsHost, nil
 	}
 	return testsSources, nil // which says what is wrong with it
-}
-
-func isKey(arg string) bool {
-	h, err := v1.NewHash(arg)
-	return err == nil && h.Algorithm == "sha256"
 }
 
 func (a *app) runTest(ctx context.Context, kind tested, o buildOptions, h hostOptions, args []string) error {
@@ -294,15 +290,11 @@ func (r *buildRun) ofKey(ctx context.Context, name string) ([]candidate, error) 
 	if err != nil {
 		return nil, err
 	}
-	infos, err := results.List(ctx)
+	info, err := storedResult(ctx, results, name)
 	if err != nil {
 		return nil, err
 	}
-	i := slices.IndexFunc(infos, func(i cache.Info) bool { return i.Key.String() == name || i.Digest.String() == name })
-	if i < 0 {
-		return nil, fmt.Errorf("no result in the cache has the key or the digest %s; 'cache ls --format json' shows them", name)
-	}
-	c, err := candidateIn(ctx, results, infos[i].Key, ui.Cached)
+	c, err := candidateIn(ctx, results, info.Key, ui.Cached)
 	return []candidate{c}, err
 }
 

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path"
@@ -81,7 +82,7 @@ type trials struct {
 	// image pins the kernel whose headers a lock has, and kernel gets it.
 	image  func(context.Context, kernels.Lock) (kernels.Image, error)
 	kernel func(context.Context, kernels.Image, images.Progress) (*images.Kernel, error)
-	// headers is the root that a script's interpreter comes from, and the kernel's configuration.
+	// headers is the root that a script's interpreter, or a program's libraries, come from, and the kernel's configuration.
 	headers func(context.Context, kernels.Lock, images.Progress) (*images.Root, error)
 	signer  *kmod.Signer // of --signature; nil: that of a new key
 
@@ -126,6 +127,9 @@ func (a *app) newTrials(o trialOptions) (*trials, error) {
 		path, err := regularFile(o.script)
 		if err == nil {
 			t.script, err = readAtMost(path, maxScript)
+		}
+		if err == nil && !bytes.HasPrefix(t.script, []byte("#!")) && !bytes.HasPrefix(t.script, []byte(elf.ELFMAG)) {
+			err = fmt.Errorf("%q is neither a program (ELF) nor begins with #!", o.script)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("--script: %w", err)
@@ -327,6 +331,16 @@ func loadOrder(tried, needs []loadable) (before, order []loadable, outside, want
 	return before, order, outside, wanted
 }
 
+// distinct refuses several modules of one name, each read of one of files: just one of them could be tried, and all would have its verdict.
+func distinct(modules []loadable, files []artifact.File) error {
+	for i, l := range modules {
+		if first := slices.IndexFunc(modules, func(o loadable) bool { return o.Name == l.Name }); first < i {
+			return fmt.Errorf("%s and %s are both the module %s: test them one after the other", files[first].Name, files[i].Name, l.Name)
+		}
+	}
+	return nil
+}
+
 // give hands the parameters of the options to modules.
 func (t *trials) give(modules []loadable) error {
 	for _, p := range t.params {
@@ -391,7 +405,7 @@ func (t *trials) test(ctx context.Context, s subject, line *ui.Line, report *ui.
 	report.Status, report.Reason, report.Why, report.First, report.Tail, report.Hint = ui.Failed, string(got.Verdict)+": "+f.First, f.Why, f.First, f.Tail, f.Hint
 	line.End(ui.Failed, string(got.Verdict))
 	t.board.Fail(s.title, f, "")
-	return verdictCodes[got.Verdict]
+	return cmp.Or(verdictCodes[got.Verdict], exitNoBoot)
 }
 
 // outcome tries the modules of a subject and keeps what comes of it, or, with reuse, gives what came of it before. An error, which has its
@@ -458,6 +472,9 @@ func (t *trials) run(ctx context.Context, s subject, img kernels.Image, line *ui
 	if err != nil {
 		return got, err
 	}
+	if err := distinct(tried, s.files); err != nil {
+		return got, err
+	}
 	if err := t.give(tried); err != nil {
 		return got, err
 	}
@@ -467,14 +484,14 @@ func (t *trials) run(ctx context.Context, s subject, img kernels.Image, line *ui
 	}
 	defer kernel.Close()
 	o := trial.Options{
-		QEMU: program, Kernel: kernel.Path(), Image: kernel.Digest(), Release: s.kernel.Release, Init: init, LoadOnly: t.options.loadOnly, Memory: t.memory, Timeout: t.options.timeout,
-		Signature: t.options.signature, Signer: t.signer,
+		QEMU: program, Kernel: kernel.Path(), Image: kernel.Digest(), Release: s.kernel.Release, Init: init,
+		LoadOnly: t.options.loadOnly, Memory: t.memory, Timeout: t.options.timeout, Signature: t.options.signature, Signer: t.signer,
 		Progress: func(step, _ string) { line.Phase(cmp.Or(stepPhases[step], step)) },
 	}
 	if t.script != nil {
 		o.Script = &trial.ScriptFile{Name: t.options.script, File: t.script}
 	}
-	if script := bytes.HasPrefix(t.script, []byte("#!")); script || o.Signature {
+	if script := t.script != nil && runsAlone(bytes.NewReader(t.script), s.kernel.Arch) != nil; script || o.Signature {
 		root, err := t.headers(ctx, s.lock, progress(line))
 		if err != nil {
 			return got, &exitError{code: lockCode(err), err: err}
@@ -494,7 +511,11 @@ func (t *trials) run(ctx context.Context, s subject, img kernels.Image, line *ui
 	for range maxRounds {
 		slices.SortStableFunc(tried, func(a, b loadable) int { return cmp.Compare(a.answers(asked), b.answers(asked)) })
 		before, order, outside, wanted := loadOrder(tried, needs)
-		if o.Needed, err = t.needed(kernel, outside, append(wanted, asked...)); err != nil {
+		own := make([]string, 0, len(before)+len(order))
+		for _, l := range slices.Concat(before, order) {
+			own = append(own, l.Name)
+		}
+		if o.Needed, err = t.needed(kernel, outside, append(wanted, asked...), own); err != nil {
 			return got, err
 		}
 		o.Modules = nil
@@ -510,7 +531,9 @@ func (t *trials) run(ctx context.Context, s subject, img kernels.Image, line *ui
 		}
 		names = now
 		line.Phase("waiting")
-		if got, err = trial.Run(ctx, o); err != nil {
+		if got, err = trial.Run(ctx, o); errors.As(err, new(*trial.OptionsError)) {
+			return got, err
+		} else if err != nil {
 			return got, &exitError{code: exitNoBoot, err: err}
 		}
 		if asked = append(asked, got.Wanted...); len(got.Wanted) == 0 {
@@ -633,26 +656,56 @@ func (t *trials) read(files []artifact.File) ([]loadable, error) {
 	return out, nil
 }
 
-// needed reads the kernel's own modules that others need. What the kernel hasn't got is left away: it says itself what is missing then.
-func (t *trials) needed(kernel *images.Kernel, depends, wants []string) ([]trial.Module, error) {
+// kernelModules are those of an images.Kernel.
+type kernelModules interface {
+	Resolve(names []string) ([]string, error)
+	Read(name string) ([]byte, error)
+}
+
+// needed reads the kernel's own modules that others need, and those that may be of use to them. What the kernel hasn't got is left away: it says
+// itself what is missing then. So is what own stands in for, and what is just of use where it would take more than a quarter of the
+// machine's memory: what modules ask for is theirs to say.
+func (t *trials) needed(kernel kernelModules, depends, wants, own []string) ([]trial.Module, error) {
 	var names []string
-	for _, name := range slices.Concat(depends, wants) {
-		more, err := kernel.Resolve(append(slices.Clone(names), name))
+	files := map[string][]byte{}
+	left := t.memory / 4
+	for i, name := range slices.Concat(depends, wants) {
+		all, err := kernel.Resolve(append(slices.Clone(names), name))
 		if errors.Is(err, kernels.ErrNotFound) {
 			continue
 		}
 		if err != nil {
 			return nil, err
 		}
-		names = more
+		must := i < len(depends)
+		if !must && slices.ContainsFunc(all, func(n string) bool { return !slices.Contains(names, n) && slices.Contains(own, n) }) {
+			continue
+		}
+		more, size := map[string][]byte{}, int64(0)
+		for _, n := range all {
+			if files[n] != nil || slices.Contains(own, n) {
+				continue
+			}
+			if more[n], err = kernel.Read(n); err != nil {
+				return nil, err
+			}
+			size += int64(len(more[n]))
+		}
+		if size > left {
+			if !must {
+				continue
+			}
+			return nil, fmt.Errorf("the kernel's own modules that are needed are too much for the machine's memory; give it more with --mem")
+		}
+		left -= size
+		names = all
+		maps.Copy(files, more)
 	}
 	var out []trial.Module
 	for _, name := range names {
-		b, err := kernel.Read(name)
-		if err != nil {
-			return nil, err
+		if !slices.Contains(own, name) {
+			out = append(out, trial.Module{Name: name, File: files[name]})
 		}
-		out = append(out, trial.Module{Name: name, File: b})
 	}
 	return out, nil
 }

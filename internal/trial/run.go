@@ -48,7 +48,13 @@ const (
 	bootTimeout    = 2 * time.Minute // at least: under emulation, on a busy machine
 )
 
-// Run makes a trial. What the modules do is in the result; an error means that none could be made: the options are wrong, qemu failed,
+// OptionsError means that options are wrong: nothing was started.
+type OptionsError struct{ Err error }
+
+func (e *OptionsError) Error() string { return e.Err.Error() }
+func (e *OptionsError) Unwrap() error { return e.Err }
+
+// Run makes a trial. What the modules do is in the result; an error means that none could be made: an [*OptionsError], or qemu failed,
 // or ctx ended. Several can run at a time.
 func Run(ctx context.Context, o Options) (Result, error) {
 	if o.Timeout == 0 {
@@ -56,7 +62,7 @@ func Run(ctx context.Context, o Options) (Result, error) {
 	}
 	t, entries, err := prepare(o)
 	if err != nil {
-		return Result{}, err
+		return Result{}, &OptionsError{err}
 	}
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)

@@ -64,8 +64,9 @@ needed: where KVM doesn't work, qemu does without. What runs is qemu-system-x86_
 
 Parameters are given with --param. With --script a program runs while the modules are loaded; it fails the test unless it exits
 with 0. With --signature the kernel must also refuse, under module.sig_enforce=1, the modules without a signature and with one
-by a key that it doesn't know, for just these reasons: that shows that what the key of --sign-key, of the configuration, or else
-a new one makes is a signature in the kernel's form. With --load-only the test ends when the modules are loaded.
+by a key that it doesn't know, for just these reasons: that shows that what the key of --sign-key, else of the configuration, else
+the host's own, or where there is none a new one makes is a signature in the kernel's form. With --load-only the test ends when
+the modules are loaded.
 
 A driver whose hardware isn't in the machine may say so (ENODEV): its verdict is no-hardware, which is no failure. The verdict
 is kept with what was built, and goes to a registry with it; see push, list and 'install --require-tested'.
@@ -102,6 +103,7 @@ for qemu without it. With --verbose the rest has all that the kernel said. With 
 			if kind != testsHost && cmd.Flags().Changed("root") {
 				return errors.New("--root is for the modules of a host: name one as MODULE/VERSION")
 			}
+			t.root = h.root
 			o.trial, h.kernels, h.arch = &t, o.kernels, kernels.HostArch()
 			return a.runTest(cmd.Context(), kind, o, h, args)
 		},

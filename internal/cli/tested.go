@@ -25,8 +25,9 @@ type testedWith struct {
 	Script    string   `json:"script,omitempty"` // SHA-256 of the file
 	Params    []string `json:"params,omitempty"`
 	Signature bool     `json:"signature,omitempty"`
-	Memory    int64    `json:"memory"`  // bytes
-	Timeout   float64  `json:"timeout"` // seconds
+	Signer    string   `json:"signer,omitempty"` // fingerprint of the certificate, if it's not of a key made for the test
+	Memory    int64    `json:"memory"`           // bytes
+	Timeout   float64  `json:"timeout"`          // seconds
 }
 
 // testRecord is what is kept of a test, as JSON: docs/artifact.md has its form.

@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto"
 	"crypto/sha256"
 	"debug/elf"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
 	"os/exec"
@@ -28,6 +30,7 @@ import (
 	"github.com/godkms-hermetic/godkms-hermetic/images"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/artifact"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/decompress"
+	"github.com/godkms-hermetic/godkms-hermetic/internal/host"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/kmod"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/qemu"
 	"github.com/godkms-hermetic/godkms-hermetic/internal/trial"
@@ -54,13 +57,14 @@ type trialOptions struct {
 	memory    string
 	signature bool
 	sign      signOptions
+	root      string // of the host whose key signs. Default: this one's
 }
 
 func defaultTrial() trialOptions { return trialOptions{timeout: defaultStep} }
 
 func (o *trialOptions) flags(f *pflag.FlagSet) {
 	f.BoolVar(&o.loadOnly, "load-only", false, "load the modules and no more: neither unload them nor load them again")
-	f.StringVar(&o.script, "script", "", "`FILE` to run while the modules are loaded: a static program, or a script for an interpreter of the build root")
+	f.StringVar(&o.script, "script", "", "`FILE` to run while the modules are loaded: a program, or a script; interpreter and libraries are those of the build root")
 	f.StringArrayVar(&o.params, "param", nil, "`PARAMETER` of a module, NAME=VALUE, or MODULE.NAME=VALUE where there are several; can be repeated")
 	f.DurationVar(&o.timeout, "timeout", o.timeout, "limit for each step in the machine, as in 2m")
 	f.StringVar(&o.memory, "mem", "", "memory of each machine, as in 1G (default 512M)")
@@ -79,21 +83,20 @@ type trials struct {
 	// image pins the kernel whose headers a lock has, and kernel gets it.
 	image  func(context.Context, kernels.Lock) (kernels.Image, error)
 	kernel func(context.Context, kernels.Image, images.Progress) (*images.Kernel, error)
-	// headers is the root that a script's interpreter, or a program's libraries, come from.
+	// headers is the root that a script's interpreter, or a program's libraries, come from, and the kernel's configuration.
 	headers func(context.Context, kernels.Lock, images.Progress) (*images.Root, error)
-	signer  *kmod.Signer // of --signature; nil: a new key's
+	signer  *kmod.Signer // of --signature; nil: that of a new key
 
 	slots chan struct{} // bound what is prepared: one more than the machines that run
 
 	mu       sync.Mutex
 	host     *qemu.Host
 	programs map[string]qemu.Program // by architecture
-	inits    map[string][]byte       // likewise
 }
 
 // newTrials checks the options and reads the script. What else is needed is for the caller to set.
 func (a *app) newTrials(o trialOptions) (*trials, error) {
-	t := &trials{app: a, options: o, memory: defaultMachine, programs: map[string]qemu.Program{}, inits: map[string][]byte{},
+	t := &trials{app: a, options: o, memory: defaultMachine, programs: map[string]qemu.Program{},
 		slots: make(chan struct{}, runtime.GOMAXPROCS(0)+1)}
 	if o.timeout < time.Second || o.timeout > maxStep {
 		return nil, fmt.Errorf("--timeout is %s: it must be a second or more, and a day at most", o.timeout)
@@ -110,9 +113,14 @@ func (a *app) newTrials(o trialOptions) (*trials, error) {
 	if !o.signature && (o.sign.key != "" || o.sign.cert != "") {
 		return nil, errors.New("--sign-key and --sign-cert are for --signature")
 	}
-	if o.signature && (o.sign.key+o.sign.cert+a.config.Signing.Key+a.config.Signing.Cert != "") {
-		var err error
-		if t.signer, err = a.signer(nil, o.sign); err != nil {
+	if o.signature {
+		root, err := a.openRoot(hostOptions{root: cmp.Or(o.root, "/")})
+		if err != nil {
+			return nil, err
+		}
+		t.signer, err = a.signer(root, o.sign)
+		named := o.sign.key+a.config.Signing.Key != ""
+		if err != nil && (named || !errors.Is(err, fs.ErrPermission)) { // the host's own key is root's alone
 			return nil, err
 		}
 	}
@@ -385,6 +393,9 @@ func (t *trials) test(ctx context.Context, s subject, line *ui.Line, report *ui.
 	report.Test = &got
 	if got.Verdict.Passed() {
 		text := string(got.Verdict)
+		if n := len(got.Untried()); n > 0 {
+			text += fmt.Sprintf(", %d of %d not tried", n, len(got.Modules))
+		}
 		if again {
 			text += ", tested before"
 		}
@@ -423,6 +434,9 @@ func (t *trials) outcome(ctx context.Context, s subject, line *ui.Line) (got tri
 // with says under which conditions modules are tried.
 func (t *trials) with() testedWith {
 	w := testedWith{LoadOnly: t.options.loadOnly, Signature: t.options.signature, Memory: t.memory, Timeout: t.options.timeout.Seconds()}
+	if t.signer != nil {
+		w.Signer = t.signer.Fingerprint()
+	}
 	if t.script != nil {
 		w.Script = fmt.Sprintf("%x", sha256.Sum256(t.script))
 	}
@@ -446,10 +460,11 @@ func (t *trials) run(ctx context.Context, s subject, img kernels.Image, line *ui
 	if err != nil {
 		return got, err
 	}
-	init, err := t.init(s.kernel.Arch)
+	init, err := openInit(s.kernel.Arch)
 	if err != nil {
 		return got, err
 	}
+	defer init.Close()
 	tried, err := t.read(s.files)
 	if err != nil {
 		return got, err
@@ -477,13 +492,20 @@ func (t *trials) run(ctx context.Context, s subject, img kernels.Image, line *ui
 	if t.script != nil {
 		o.Script = &trial.ScriptFile{Name: t.options.script, File: t.script}
 	}
-	if t.script != nil && runsAlone(t.script, s.kernel.Arch) != nil {
+	if script := t.script != nil && runsAlone(bytes.NewReader(t.script), s.kernel.Arch) != nil; script || o.Signature {
 		root, err := t.headers(ctx, s.lock, progress(line))
 		if err != nil {
 			return got, &exitError{code: lockCode(err), err: err}
 		}
 		defer root.Close()
-		o.Script.Layers = root.Layers()
+		if script {
+			o.Script.Layers = root.Layers()
+		}
+		if o.Signature {
+			if o.Hash, err = signatureHash(root.Layers(), s.kernel.Release); err != nil {
+				return got, err
+			}
+		}
 	}
 	// Modules may ask for others as they run, which a host's modprobe would give them. Those are there before them the next time.
 	var asked, names []string
@@ -522,6 +544,27 @@ func (t *trials) run(ctx context.Context, s subject, img kernels.Image, line *ui
 	return got, nil
 }
 
+// signatureHash is what a kernel's own modules are signed with, as the configuration in the root of its headers says, or 0 where that doesn't.
+func signatureHash(layers []string, release string) (crypto.Hash, error) {
+	f, err := trial.OpenFile(layers, "/boot/config-"+release)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("the configuration of kernel %s: %w", release, err)
+	}
+	defer f.Close()
+	config, err := host.ReadConfig(f)
+	if err != nil {
+		return 0, fmt.Errorf("the configuration of kernel %s: %w", release, err)
+	}
+	hash, err := host.SignatureHash(config, release)
+	if err != nil {
+		return 0, fmt.Errorf("--signature: modules %w", err)
+	}
+	return hash, nil
+}
+
 // maxRounds bounds how often modules are tried with what they asked for the time before, which may ask for more.
 const maxRounds = 3
 
@@ -542,14 +585,9 @@ func moduleNames(modules []trial.Module) (names []string) {
 	return names
 }
 
-// init is what runs as the first process of machines of an architecture: this program, or that for the other one, which is looked for beside
-// it and on PATH.
-func (t *trials) init(arch string) ([]byte, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if b, ok := t.inits[arch]; ok {
-		return b, nil
-	}
+// openInit opens what runs as the first process of machines of an architecture: this program, or that for the other one, which is looked for
+// beside it and on PATH.
+func openInit(arch string) (*os.File, error) {
 	path := "/proc/self/exe"
 	if arch != runtime.GOARCH {
 		var err error
@@ -557,15 +595,16 @@ func (t *trials) init(arch string) ([]byte, error) {
 			return nil, &exitError{code: exitNoBoot, err: err}
 		}
 	}
-	b, err := os.ReadFile(path)
+	f, err := os.Open(path)
 	if err == nil {
-		err = runsAlone(b, arch)
+		if err = runsAlone(f, arch); err != nil {
+			f.Close()
+		}
 	}
 	if err != nil {
 		return nil, &exitError{code: exitNoBoot, err: fmt.Errorf("the first process of the machine is this program: %s: %w", path, err)}
 	}
-	t.inits[arch] = b
-	return b, nil
+	return f, nil
 }
 
 // otherProgram finds this program for another architecture.
@@ -586,8 +625,8 @@ func otherProgram(arch string) (string, error) {
 }
 
 // runsAlone says whether a program is one for an architecture that needs no other file.
-func runsAlone(program []byte, arch string) error {
-	f, err := elf.NewFile(bytes.NewReader(program))
+func runsAlone(program io.ReaderAt, arch string) error {
+	f, err := elf.NewFile(program)
 	if err != nil {
 		return err
 	}

@@ -74,17 +74,27 @@ func (r *Root) signatureHash(release string, native func() *kmod.Module) (crypto
 	if err != nil {
 		return 0, err
 	}
-	if name := strings.Trim(config["CONFIG_MODULE_SIG_HASH"], `"`); name != "" {
-		hash, err := kmod.HashByName(name)
-		if err != nil {
-			return 0, fmt.Errorf("%w as the kernel %s wants it: %w", ErrSigning, release, err)
-		}
-		return hash, nil
+	if hash, err := SignatureHash(config, release); hash != 0 || err != nil {
+		return hash, err
 	}
 	if m := native(); m != nil && m.Signature.Hash != 0 {
 		return m.Signature.Hash, nil
 	}
 	return crypto.SHA256, nil
+}
+
+// SignatureHash is CONFIG_MODULE_SIG_HASH of a kernel's configuration, or 0 if that has none. It wraps ErrSigning for a hash that isn't
+// signed with.
+func SignatureHash(config map[string]string, release string) (crypto.Hash, error) {
+	name := strings.Trim(config["CONFIG_MODULE_SIG_HASH"], `"`)
+	if name == "" {
+		return 0, nil
+	}
+	hash, err := kmod.HashByName(name)
+	if err != nil {
+		return 0, fmt.Errorf("%w as the kernel %s wants it: %w", ErrSigning, release, err)
+	}
+	return hash, nil
 }
 
 // maxConfig is for a kernel's configuration, in bytes. Debian's has 280 kB.
@@ -108,19 +118,25 @@ func (r *Root) kernelConfig(release string) (map[string]string, error) {
 			return nil, fmt.Errorf("the configuration of kernel %s: %w", release, err)
 		}
 		defer f.Close()
-		config := map[string]string{}
-		s := bufio.NewScanner(io.LimitReader(f, maxConfig))
-		for s.Scan() {
-			if key, value, ok := strings.Cut(s.Text(), "="); ok && strings.HasPrefix(key, "CONFIG_") {
-				config[key] = value
-			}
-		}
-		if err := s.Err(); err != nil {
+		config, err := ReadConfig(f)
+		if err != nil {
 			return nil, fmt.Errorf("the configuration of kernel %s: %s: %w", release, path, err)
 		}
 		return config, nil
 	}
 	return nil, nil
+}
+
+// ReadConfig reads the options that a kernel's configuration sets, with their values as they are there.
+func ReadConfig(r io.Reader) (map[string]string, error) {
+	config := map[string]string{}
+	s := bufio.NewScanner(io.LimitReader(r, maxConfig))
+	for s.Scan() {
+		if key, value, ok := strings.Cut(s.Text(), "="); ok && strings.HasPrefix(key, "CONFIG_") {
+			config[key] = value
+		}
+	}
+	return config, s.Err()
 }
 
 // readRegular is openRegular that reads the file, or as much of it as limit says, in bytes.

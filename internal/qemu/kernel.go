@@ -2,9 +2,13 @@ package qemu
 
 import (
 	"bytes"
+	"cmp"
 	"debug/elf"
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"io"
+	"os"
 
 	"github.com/godkms-hermetic/godkms-hermetic/internal/decompress"
 )
@@ -12,48 +16,70 @@ import (
 // maxKernel bounds what is unpacked of a kernel, in bytes. Debian's 6.1 has 66 MB.
 const maxKernel = 512 << 20
 
-// payload gives the kernel proper of a file that boots on amd64: the ELF file that the boot loader's part of it would unpack
-// (Documentation/arch/x86/boot.rst, payload_offset). Under TCG it takes that part 2.5 s, here it takes a fifth of it. What is left out
-// besides is the choice of random addresses. It's nil where the file is of another form or compressed in a way that isn't known, or
-// where the kernel can't be entered directly, which takes a PVH entry: then the file has to do it itself.
-func payload(file []byte) []byte {
-	le := binary.LittleEndian
-	if len(file) < 0x250 || string(file[0x202:0x206]) != "HdrS" || le.Uint16(file[0x206:]) < 0x208 {
-		return nil
-	}
-	setup := max(int64(file[0x1f1]), 1)
-	if file[0x1f1] == 0 {
-		setup = 4
-	}
-	from := (setup+1)*512 + int64(le.Uint32(file[0x248:]))
-	to := from + int64(le.Uint32(file[0x24c:]))
-	if from+4 > to || to > int64(len(file)) {
-		return nil
-	}
-	size := int64(le.Uint32(file[to-4:])) // which kbuild, or gzip, put behind it
-	if size > maxKernel {
-		return nil
-	}
-	r, err := decompress.NewReader(bytes.NewReader(file[from:to]))
+// maxNotes bounds a segment of notes, in bytes. Debian's 6.1 has 504.
+const maxNotes = 1 << 20
+
+// kernel is a file without a name, with what is booted of a kernel's file: on amd64 the kernel proper, which the boot loader's part of the
+// file would unpack. Under TCG that takes 2.5 s, here it takes a fifth of it. What is left out besides is the choice of random addresses.
+// Where the file is of another form or compressed in a way that isn't known, or where the kernel can't be entered directly, which takes a
+// PVH entry, it's the file as it is: then that has to do it itself.
+func (p Program) kernel(path string) (*os.File, error) {
+	file, err := os.Open(path)
 	if err != nil {
-		return nil
+		return nil, err
+	}
+	defer file.Close()
+	if p.Arch == "amd64" {
+		if proper, err := memory("kernel", func(w io.Writer) error { return unpack(w, file) }); err == nil {
+			if entersByPVH(proper) {
+				return proper, nil
+			}
+			proper.Close()
+		}
+	}
+	return memory("kernel", func(w io.Writer) error {
+		_, err := io.Copy(w, file)
+		return err
+	})
+}
+
+// unpack writes the payload of a file that boots on amd64 (Documentation/arch/x86/boot.rst, payload_offset).
+func unpack(w io.Writer, file io.ReaderAt) error {
+	le := binary.LittleEndian
+	head := make([]byte, 0x250)
+	if _, err := file.ReadAt(head, 0); err != nil {
+		return err
+	}
+	if string(head[0x202:0x206]) != "HdrS" || le.Uint16(head[0x206:]) < 0x208 {
+		return errors.New("it has no header of a kernel with a payload")
+	}
+	setup := int64(cmp.Or(head[0x1f1], 4))
+	from, length := (setup+1)*512+int64(le.Uint32(head[0x248:])), int64(le.Uint32(head[0x24c:]))
+	last := make([]byte, 4) // the size, which kbuild, or gzip, put behind it
+	if _, err := file.ReadAt(last, from+length-4); err != nil {
+		return err
+	}
+	size := int64(le.Uint32(last))
+	if size > maxKernel {
+		return fmt.Errorf("its payload has %d bytes: it is to have at most %d", size, maxKernel)
+	}
+	r, err := decompress.NewReader(io.NewSectionReader(file, from, length))
+	if err != nil {
+		return err
 	}
 	defer r.Close()
-	kernel := make([]byte, size)
-	if _, err := io.ReadFull(r, kernel); err != nil || !entersByPVH(kernel) {
-		return nil
-	}
-	return kernel
+	_, err = io.CopyN(w, r, size)
+	return err
 }
 
 // entersByPVH says whether a kernel has the note of an entry for virtual machines, XEN_ELFNOTE_PHYS32_ENTRY (include/xen/interface/elfnote.h).
-func entersByPVH(kernel []byte) bool {
-	f, err := elf.NewFile(bytes.NewReader(kernel))
+func entersByPVH(kernel io.ReaderAt) bool {
+	f, err := elf.NewFile(kernel)
 	if err != nil || f.Class != elf.ELFCLASS64 || f.Machine != elf.EM_X86_64 {
 		return false
 	}
 	for _, p := range f.Progs {
-		if p.Type != elf.PT_NOTE || p.Filesz > maxKernel {
+		if p.Type != elf.PT_NOTE || p.Filesz > maxNotes {
 			continue
 		}
 		notes := make([]byte, p.Filesz)

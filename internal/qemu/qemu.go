@@ -129,19 +129,7 @@ func (p Program) Run(ctx context.Context, m Machine) error {
 		return err
 	}
 	defer done()
-	kernel, err := memory("kernel", func(w io.Writer) error {
-		b, err := os.ReadFile(m.Kernel)
-		if err != nil {
-			return err
-		}
-		if p.Arch == "amd64" {
-			if k := payload(b); k != nil {
-				b = k
-			}
-		}
-		_, err = w.Write(b)
-		return err
-	})
+	kernel, err := p.kernel(m.Kernel)
 	if err != nil {
 		return fmt.Errorf("read the kernel: %w", err)
 	}

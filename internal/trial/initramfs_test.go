@@ -3,6 +3,7 @@ package trial
 import (
 	"bytes"
 	"debug/elf"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,7 +22,7 @@ func TestArchive(t *testing.T) {
 	long := strings.Repeat("n", 200)
 	entries := []entry{
 		{name: "dev/"}, {name: "init", mode: 0o755, data: []byte("#!")}, {name: "modules/a", mode: 0o644, data: bytes.Repeat([]byte{7}, 70001)},
-		{name: "lib", link: "usr/lib"}, {name: "usr/lib/deep/" + long, mode: 0o600, data: []byte("x")}, {name: "empty", mode: 0o644},
+		{name: "lib", link: "usr/lib"}, {name: "usr/lib/deep/" + long, mode: 0o600, data: []byte("x")}, {name: "empty", mode: 0o644}, {name: "part", mode: 0o644, from: io.NewSectionReader(strings.NewReader("a part"), 2, 4)},
 	}
 	var b bytes.Buffer
 	if err := archive(&b, entries); err != nil {
@@ -34,7 +35,7 @@ func TestArchive(t *testing.T) {
 	if err != nil {
 		t.Fatalf("cpio: %v: %s", err, out)
 	}
-	want := "dev\ninit\nmodules\nmodules/a\nlib\nusr\nusr/lib\nusr/lib/deep\nusr/lib/deep/" + long + "\nempty\n"
+	want := "dev\ninit\nmodules\nmodules/a\nlib\nusr\nusr/lib\nusr/lib/deep\nusr/lib/deep/" + long + "\nempty\npart\n"
 	if string(out) != want {
 		t.Errorf("cpio lists %q; want %q", out, want)
 	}
@@ -46,6 +47,9 @@ func TestArchive(t *testing.T) {
 		}
 		if link, _ := os.Readlink(name); link != e.link {
 			t.Errorf("%s is a link to %q; want %q", e.name, link, e.link)
+		}
+		if e.from != nil {
+			e.data = []byte("part")
 		}
 		if got, _ := os.ReadFile(name); info.Mode().IsRegular() && (!bytes.Equal(got, e.data) || uint32(info.Mode().Perm()) != e.mode) {
 			t.Errorf("%s has %d bytes and mode %v; want %d and %o", e.name, len(got), info.Mode(), len(e.data), e.mode)
@@ -78,24 +82,28 @@ func TestInitramfsIsDeterministic(t *testing.T) {
 	}
 }
 
-func self(t *testing.T) []byte {
+func self(t *testing.T) *io.SectionReader {
 	t.Helper()
 	b, err := os.ReadFile("/proc/self/exe")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return b
+	return section(b)
 }
 
 // The part of a program that is loaded runs as the whole does.
 func TestLoaded(t *testing.T) {
 	whole := self(t)
 	part, err := loaded(whole, machines[runtime.GOARCH])
-	if err != nil || len(part) >= len(whole) {
-		t.Fatalf("loaded() = %d bytes of %d, %v", len(part), len(whole), err)
+	if err != nil || part.Size() >= whole.Size() {
+		t.Fatalf("loaded() = %v of %d bytes, %v", part, whole.Size(), err)
+	}
+	b, err := io.ReadAll(part)
+	if err != nil {
+		t.Fatal(err)
 	}
 	program := filepath.Join(t.TempDir(), "part")
-	if err := os.WriteFile(program, part, 0o755); err != nil {
+	if err := os.WriteFile(program, b, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	if out, err := exec.Command(program, "-test.list", "TestLoaded").CombinedOutput(); err != nil || string(out) != "TestLoaded\n" {
@@ -105,10 +113,10 @@ func TestLoaded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for what, f := range map[string]func() ([]byte, error){
-		"static":            func() ([]byte, error) { return loaded(dynamic, machines[runtime.GOARCH]) },
-		"another processor": func() ([]byte, error) { return loaded(whole, elf.EM_MIPS) },
-		"first process":     func() ([]byte, error) { return loaded(slices.Clone(part)[:len(part)-1], machines[runtime.GOARCH]) },
+	for what, f := range map[string]func() (*io.SectionReader, error){
+		"static":            func() (*io.SectionReader, error) { return loaded(section(dynamic), machines[runtime.GOARCH]) },
+		"another processor": func() (*io.SectionReader, error) { return loaded(whole, elf.EM_MIPS) },
+		"first process":     func() (*io.SectionReader, error) { return loaded(section(b[:len(b)-1]), machines[runtime.GOARCH]) },
 	} {
 		if _, err := f(); err == nil || !strings.Contains(err.Error(), what) {
 			t.Errorf("%v; want an error with %q", err, what)

@@ -234,6 +234,9 @@ func (j *judge) done(e event) bool {
 		if e.failed() && e.Errno != eexist && j.task.depended(e.Name) {
 			f.Verdict, f.Reason = refusal(e, log)
 			j.blocked[e.Name] = e.Name + " can't be loaded"
+			if f.Verdict == NoHardware {
+				j.blocked[e.Name] = "that finds no hardware"
+			}
 			j.find(e.Name, f)
 		}
 	case "load", "reload":
@@ -351,6 +354,9 @@ func (j *judge) verdict(console string) Result {
 	}
 	for _, f := range j.other {
 		worst(f, "")
+	}
+	if names := r.Untried(); r.Verdict == NoHardware && len(names) > 0 {
+		r.Reason = "not tried for it: " + list(names) + "; " + r.Reason
 	}
 	if r.Verdict == Loads && len(r.Modules) > 1 {
 		r.Module, r.Finding = "", Finding{Verdict: Loads}

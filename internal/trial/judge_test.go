@@ -90,8 +90,8 @@ func TestJudge(t *testing.T) {
 		{record: "6.1-timer", verdict: "crashes", step: "load", module: "bad", reason: "NULL pointer dereference, address: 0000000000000000; Kernel panic - not syncing: Fatal exception in interrupt", at: "oops_here+"},
 		{record: "6.1-deadlock", verdict: "hangs", step: "load", module: "bad", reason: "didn't end within 5s", at: "bad_init+"},
 		{record: "6.1-spin", verdict: "hangs", step: "load", module: "bad", hangs: true, reason: "stands still: watchdog: BUG: soft lockup", at: "act+"},
-		{record: "6.1-need", verdict: "no-hardware", step: "need", module: "base", errno: "ENODEV", reason: "the kernel's own module base, which is needed (it is no fault of those tried): its init function returned ENODEV",
-			modules: []string{"top untried it needs base", "good loads"}},
+		{record: "6.1-need", verdict: "no-hardware", step: "need", module: "base", errno: "ENODEV", reason: "not tried for it: top; the kernel's own module base, which is needed (it is no fault of those tried): its init function returned ENODEV",
+			modules: []string{"top untried it needs base: that finds no hardware", "good loads"}},
 		{record: "6.1-several", verdict: "refused", step: "load", module: "inval", errno: "EINVAL", modules: []string{
 			"base loads", "top loads", `inval refused init function returned EINVAL (invalid argument); the kernel itself gives no reason; the last it said: "bad: I don't`,
 			"nodev no-hardware its init function returned ENODEV", "perm loads it can't be unloaded", `good refused it has no parameter "nosuch": the kernel ignores it; it has b, n, s`,

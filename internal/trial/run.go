@@ -28,7 +28,7 @@ type Options struct {
 	Kernel   string      // path of the file that boots
 	Image    v1.Hash     // digest of that file
 	Release  string      // that the kernel must call itself, by uname(2); of another one nothing is tried. Default: any
-	Init     []byte      // this program, static, for the kernel's architecture
+	Init     io.ReaderAt // this program, static, for the kernel's architecture
 	Needed   []Module    // modules of the kernel, each after what it needs
 	Modules  []Module    // that are tried, likewise
 	LoadOnly bool        // don't unload them, nor load them again
@@ -161,7 +161,7 @@ func prepare(o Options) (task, []entry, error) {
 	if err != nil {
 		return t, nil, err
 	}
-	entries := []entry{{name: "dev/"}, {name: "proc/"}, {name: "sys/"}, {name: "tmp/"}, {name: "init", mode: 0o755, data: init}}
+	entries := []entry{{name: "dev/"}, {name: "proc/"}, {name: "sys/"}, {name: "tmp/"}, {name: "init", mode: 0o755, from: init}}
 	var names []string
 	add := func(m Module) (tried, error) {
 		if !nameForm.MatchString(m.Name) || m.Name == "." || m.Name == ".." || slices.Contains(names, m.Name) {

@@ -37,15 +37,12 @@ var usual = strings.Fields("[ awk basename bash cat chmod chown cmp cp cut date 
 
 // entries are the script at /script and all that it needs.
 func (s *ScriptFile) entries(machine elf.Machine) ([]entry, error) {
-	r := &scriptRoot{machine: machine, entries: map[string]entry{}}
-	defer r.close()
-	for _, dir := range slices.Backward(s.Layers) {
-		layer, err := os.OpenRoot(dir)
-		if err != nil {
-			return nil, err
-		}
-		r.layers = append(r.layers, layer)
+	r, err := openRoot(s.Layers)
+	if err != nil {
+		return nil, err
 	}
+	defer r.close()
+	r.machine = machine
 	fail := func(err error) error { return fmt.Errorf("the script %q: %w", s.Name, err) }
 	rest, isScript := bytes.CutPrefix(s.File, []byte("#!"))
 	if !isScript {
@@ -84,6 +81,34 @@ type scriptRoot struct {
 	machine elf.Machine
 	entries map[string]entry
 	size    int64
+}
+
+func openRoot(layers []string) (*scriptRoot, error) {
+	r := &scriptRoot{entries: map[string]entry{}}
+	for _, dir := range slices.Backward(layers) {
+		layer, err := os.OpenRoot(dir)
+		if err != nil {
+			r.close()
+			return nil, err
+		}
+		r.layers = append(r.layers, layer)
+	}
+	return r, nil
+}
+
+// OpenFile opens a file of a root that is made of folders, the lowest first, such as those of images.Root. Links lead to where they would in the
+// root. If it isn't there, the error wraps fs.ErrNotExist.
+func OpenFile(layers []string, name string) (*os.File, error) {
+	r, err := openRoot(layers)
+	if err != nil {
+		return nil, err
+	}
+	defer r.close()
+	real, layer, err := r.resolve(name, map[string]entry{})
+	if err != nil {
+		return nil, err
+	}
+	return layer.Open(real)
 }
 
 func (r *scriptRoot) close() {

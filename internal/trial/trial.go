@@ -21,7 +21,7 @@ type Verdict string
 
 const (
 	Loads      Verdict = "loads"       // and unloads, twice, unless that wasn't asked for or the kernel has no unloading of it
-	NoHardware Verdict = "no-hardware" // its init says ENODEV or ENXIO: what it drives isn't in the machine, which is no failure
+	NoHardware Verdict = "no-hardware" // its init, or that of a module that it needs, says ENODEV or ENXIO: what that drives isn't in the machine, which is no failure
 	Refused    Verdict = "refused"     // the kernel, or the module's own init, refuses to load it
 	Crashes    Verdict = "crashes"     // the kernel oopsed, hit a BUG or panicked
 	Hangs      Verdict = "hangs"       // a step didn't end in time, or the machine says nothing any more
@@ -64,6 +64,16 @@ type Result struct {
 	Machine   MachineInfo   `json:"machine"`
 	Took      time.Duration `json:"took"`       // from the start of the machine to its end, in nanoseconds
 	Log       []string      `json:"transcript"` // the steps, and what the kernel and the script said from the first one on; bounded
+}
+
+// Untried are the names of the modules that weren't tried, of which a trial that was passed says nothing.
+func (r Result) Untried() (names []string) {
+	for _, m := range r.Modules {
+		if m.Verdict == Untried {
+			names = append(names, m.Name)
+		}
+	}
+	return names
 }
 
 // State is what came of a module, and how it was once it had been loaded.

@@ -58,10 +58,10 @@ func (r testRecord) attachable() (artifact.Test, error) {
 }
 
 // counts says whether a record tells what is to be thought of the modules as they are installed for a kernel. That isn't so of a test with
-// parameters, nor of one that only loaded them, unless even that failed.
+// parameters, nor of one that only loaded them or left one untried, unless even that failed.
 func (r testRecord) counts(kernel kernels.Kernel) bool {
 	return r.Kernel == kernel.String() && r.Result.Machine.Release == kernel.Release && len(r.Options.Params) == 0 &&
-		!(r.Options.LoadOnly && r.Result.Verdict.Passed())
+		!((r.Options.LoadOnly || len(r.Result.Untried()) > 0) && r.Result.Verdict.Passed())
 }
 
 // noteTest keeps a record with the result in a cache that it is of. Of one that is too long the middle of the transcript is left out, and

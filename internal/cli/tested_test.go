@@ -57,9 +57,12 @@ func TestPassed(t *testing.T) {
 		passed  bool
 		n       int
 	}{
-		"none":                          {},
-		"passed":                        {[]func(testRecord) testRecord{record(pass, whole)}, true, 1},
-		"passed, no hardware":           {[]func(testRecord) testRecord{record(trial.NoHardware, whole)}, true, 1},
+		"none":                {},
+		"passed":              {[]func(testRecord) testRecord{record(pass, whole)}, true, 1},
+		"passed, no hardware": {[]func(testRecord) testRecord{record(trial.NoHardware, whole)}, true, 1},
+		"one wasn't tried": {[]func(testRecord) testRecord{altered(func(r *testRecord) {
+			r.Result.Verdict, r.Result.Modules = trial.NoHardware, []trial.State{{Finding: trial.Finding{Verdict: trial.Untried}}}
+		})}, false, 0},
 		"failed":                        {[]func(testRecord) testRecord{record(fail, whole)}, false, 1},
 		"passed with a script":          {[]func(testRecord) testRecord{record(pass, script)}, true, 1},
 		"only loaded":                   {[]func(testRecord) testRecord{record(pass, loadOnly)}, false, 0},

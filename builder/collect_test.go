@@ -172,7 +172,7 @@ func testOutput(t *testing.T, e builder.Engine, contents bool) {
 			t.Run(name, func(t *testing.T) {
 				begin := time.Now()
 				r := b.build(t, "m", "", script, later)
-				if d := time.Since(begin); d > 5*time.Second {
+				if d := time.Since(begin); d > 10*time.Second {
 					t.Errorf("it took %v", d)
 				}
 				if r.Status != builder.Failed || r.Err == nil || !strings.Contains(r.Reason, want) {
@@ -207,7 +207,7 @@ func testOutputSymvers(t *testing.T, e builder.Engine) {
 		t.Run(test.name, func(t *testing.T) {
 			begin := time.Now()
 			r := b.build(t, "m", "", "echo x >m.ko\n"+test.script, test.post)
-			if d := time.Since(begin); d > 5*time.Second {
+			if d := time.Since(begin); d > 10*time.Second {
 				t.Errorf("it took %v", d)
 			}
 			if r.Status != builder.Failed || !strings.Contains(r.Reason, test.want) {

@@ -364,7 +364,7 @@ func (l *outgoingLayer) Compressed() (io.ReadCloser, error) {
 	}{&exact{r: l.p.watch(r), d: l.d, sum: sha256.New()}, r}, nil
 }
 
-// exact fails before EOF when the bytes are not those of a descriptor.
+// exact fails before it gives the last byte when the bytes are not those of a descriptor: who knows their number need not ask for more.
 type exact struct {
 	r   io.Reader
 	d   v1.Descriptor
@@ -376,6 +376,12 @@ func (e *exact) Read(b []byte) (int, error) {
 	n, err := e.r.Read(b)
 	e.n += int64(n)
 	e.sum.Write(b[:n])
+	for e.n == e.d.Size && err == nil {
+		var more [1]byte
+		var m int
+		m, err = e.r.Read(more[:])
+		e.n += int64(m)
+	}
 	if e.n > e.d.Size || err == io.EOF && (e.n != e.d.Size || hex.EncodeToString(e.sum.Sum(nil)) != e.d.Digest.Hex) {
 		return 0, fmt.Errorf("layer %s: its bytes are others", e.d.Digest)
 	}

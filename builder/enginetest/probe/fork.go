@@ -44,7 +44,9 @@ func fork(number, seconds string, churn bool) error {
 	line = append(strconv.AppendInt(line, int64(made), 10), why...)
 	unix.RawSyscall(unix.SYS_WRITE, 1, ptr(&line[0]), uintptr(len(line)))
 	nap := unix.Timespec{Sec: int64(life)}
-	unix.RawSyscall(unix.SYS_NANOSLEEP, ptr(&nap), 0, 0)
+	for errno := unix.EINTR; errno == unix.EINTR; { // by a signal of Go's own
+		_, _, errno = unix.RawSyscall(unix.SYS_NANOSLEEP, ptr(&nap), ptr(&nap), 0)
+	}
 	unix.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
 	return nil
 }

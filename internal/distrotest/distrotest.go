@@ -80,6 +80,10 @@ func (f Files) With(more ...Files) Files {
 	return out
 }
 
+// few files are copied. Of more, links are made, which change the originals' ctime: tar fails if it's just then reading one for another
+// package.
+const few = 100
+
 // write puts the files into a folder.
 func (f Files) write(dir string) error {
 	for _, name := range slices.Sorted(maps.Keys(f)) {
@@ -93,6 +97,11 @@ func (f Files) write(dir string) error {
 			err = os.Symlink(file.Link, at)
 		case file.From == "":
 			err = errors.Join(os.WriteFile(at, []byte(file.Text), mode), os.Chtimes(at, epoch, epoch))
+		case len(f) < few:
+			var b []byte
+			if b, err = os.ReadFile(file.From); err == nil {
+				err = errors.Join(os.WriteFile(at, b, mode), os.Chtimes(at, epoch, epoch))
+			}
 		default:
 			err = os.Link(file.From, at) // of the same mode and time
 		}

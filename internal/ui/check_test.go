@@ -35,7 +35,13 @@ func TestPrintChecks(t *testing.T) {
 			return ""
 		})
 		buf := make([]byte, 4096)
-		n, rerr := master.Read(buf)
+		n := 0
+		var rerr error
+		for rerr == nil && bytes.Count(buf[:n], []byte("\n")) < len(checks) { // a terminal gives what it has by now
+			var more int
+			more, rerr = master.Read(buf[n:])
+			n += more
+		}
 		slave.Close()
 		master.Close()
 		if err != nil || rerr != nil {
